@@ -106,10 +106,20 @@ def move_values(old: dict, new: dict) -> dict:
     return old
 
 
-def compare(seed: int, op: str, kind: str, number: int) -> str | None:
-    """Return how a call with plans differs from the call without, or None."""
+def compare(seed: int, op: str, kind: str, number: int, served: bool = False) -> str | None:
+    """Return how a call with plans differs from the call without, or None.
+
+    Args:
+        seed: seed of the campaign.
+        op: name of the op.
+        kind: kind of the arguments, one of KINDS.
+        number: number of the call in the campaign.
+        served: make the call directly and mostly without gradients, as plans serve it.
+    """
     case, random = case_of(seed, op, kind, number), Random(f"{seed} {op} {number}")
-    usual, in_place, arguments = random.choice(FREQUENT), random.random() < 0.5, None
+    if served:
+        case = dataclasses.replace(case, way="plain")
+    usual, in_place, arguments = random.choice(FREQUENT[1:3] if served else FREQUENT), random.random() < 0.5, None
     for repeat in range(REPEATS):
         changed = dataclasses.replace(case, seed=case.seed + repeat) if kind != "invalid" else case
         drawn = draw_arguments(changed, kind)
@@ -148,6 +158,9 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ops", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES), metavar="OP")
+    parser.add_argument(
+        "--served", action="store_true", help="direct calls without gradients, which run plans most often"
+    )
     parser.add_argument("--forks", action="store_true", help="make every call in a forked child, with one thread")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -155,7 +168,10 @@ def main() -> int:
     for number in range(options.calls):
         op, kind = random.choice(options.ops), random.choice(list(KINDS))
         before = plans.count_runs()
-        fault = (compare_in_fork if options.forks else compare)(options.seed, op, kind, number)
+        if options.forks:
+            fault = compare_in_fork(options.seed, op, kind, number)
+        else:
+            fault = compare(options.seed, op, kind, number, options.served)
         made[op, "planned" if plans.count_runs() > before else "not planned"] += 1
         if fault is not None:
             faults.append(fault)
