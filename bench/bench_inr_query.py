@@ -7,6 +7,7 @@ rows.
 """
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -54,7 +55,7 @@ class Case:
         """
         if decoder == "liif":
             widths = (9 * CHANNELS + 4, HIDDEN, HIDDEN, HIDDEN, HIDDEN, OUTPUTS)
-            return self.grid.count * 4 * 2 * sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+            return self.grid.count * 4 * 2 * sum(a * b for a, b in itertools.pairwise(widths))
         return self.grid.count * 2 * (3 * 128 * 128 + 128 * OUTPUTS)
 
 
@@ -73,7 +74,7 @@ def draw_normal(*shape, scale=1.0, seed=7):
 def make_liif_layers():
     """Return the weights and biases of the MLP of LIIF."""
     widths = (9 * CHANNELS + 4, HIDDEN, HIDDEN, HIDDEN, HIDDEN, OUTPUTS)
-    pairs = zip(widths[:-1], widths[1:], strict=True)
+    pairs = itertools.pairwise(widths)
     return [
         (draw_normal(b, a, scale=a**-0.5, seed=i), draw_normal(b, scale=0.1, seed=50 + i))
         for i, (a, b) in enumerate(pairs)

@@ -18,11 +18,11 @@ import torch
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))  # for `import bench` in fresh processes
 
-from bench.machine import describe_cpu_run, measure_copy_rate, measure_matmul_rate  # noqa: E402
-from bench.memory import measure_peak_growth  # noqa: E402
-from bench.subprocess_runner import SubprocessRunner  # noqa: E402
-from fastds import memory  # noqa: E402
-from fastds.ops.core import native  # noqa: E402
+from bench.machine import describe_cpu_run, measure_copy_rate, measure_matmul_rate
+from bench.memory import measure_peak_growth
+from bench.subprocess_runner import SubprocessRunner
+from fastds import memory
+from fastds.ops.core import native
 
 # Otherwise rows with large outputs measure page faults. Peak memory is measured in processes that return freed memory.
 KEEPS_FREED_MEMORY = memory.get_unsupported_reason() is None

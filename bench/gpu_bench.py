@@ -26,11 +26,11 @@ import torch
 
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 
-from bench import gpu_rows  # noqa: E402
-from bench.gpu_rows import Row, get_dtype_name  # noqa: E402
-from bench.machine import describe_run  # noqa: E402
-from bench.report import make_ceiling_row  # noqa: E402
-from bench.result_files import save_rows, write_rows  # noqa: E402
+from bench import gpu_rows
+from bench.gpu_rows import Row, get_dtype_name
+from bench.machine import describe_run
+from bench.report import make_ceiling_row
+from bench.result_files import save_rows, write_rows
 
 ROUNDS = 40
 FIRST_ROUNDS = 3  # the first rows of every module; with the rows of tile sizes they are the part "first"

@@ -15,6 +15,7 @@ onnxruntime, a peer of deform_conv2d.
 """
 
 import argparse
+import itertools
 import math
 import os
 import random
@@ -298,10 +299,10 @@ def draw_inr_query(rng: random.Random) -> Case:
     source, scale = (draw_log_uniform(rng, 5, 100), draw_log_uniform(rng, 5, 100)), rng.uniform(1.2, 8)
     target = tuple(round(scale * n) for n in source)
     widths = (9 * inputs + 4, *[hidden] * rng.randint(1, 4), outputs)
-    products = sum(a * b for a, b in zip(widths[:-1], widths[1:], strict=True))
+    products = sum(a * b for a, b in itertools.pairwise(widths))
     queries = target[0] * target[1]
     check_size(min(queries, 30_000) * max(widths), 8.0 * queries * products)
-    layers = [(draw_normal(b, a) / a**0.5, draw_normal(b)) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    layers = [(draw_normal(b, a) / a**0.5, draw_normal(b)) for a, b in itertools.pairwise(widths)]
     coord, cell, grid = (
         make_coordinates(target),
         torch.tensor([[2 / scale, 2 / scale]]),

@@ -4,6 +4,7 @@
 Both combine the four nearest pixels.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ class Trunk(nn.ModuleList):
     """
 
     def __init__(self, widths: Sequence[int]):
-        super().__init__(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        super().__init__(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def get_layers(self, gain: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """Return (weight, bias) of each layer; gain (O,) multiplies the outputs of the last layer."""

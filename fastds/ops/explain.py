@@ -67,7 +67,7 @@ def _can_bind(function: Callable, args: tuple, kwargs: dict) -> bool:
     return True
 
 
-class _OpCall(Exception):
+class _OpCallError(Exception):
     """Exception that carries the first registered op called by a function, and its arguments, out of that function."""
 
     def __init__(self, op: Op, args: tuple):
@@ -83,12 +83,12 @@ class _ForceDispatch(TorchDispatchMode):
 
 
 class _StopAtOp(TorchFunctionMode):
-    """Function mode that raises _OpCall at the first call of a registered op."""
+    """Function mode that raises _OpCallError at the first call of a registered op."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "namespace", None) == "fastds":
             op = OPS[function._opname]
-            raise _OpCall(op, op.bind(args, kwargs or {}))
+            raise _OpCallError(op, op.bind(args, kwargs or {}))
         return function(*args, **(kwargs or {}))
 
 
@@ -99,6 +99,6 @@ def _find_first_op_call(function: Callable, args: tuple, kwargs: dict) -> tuple[
     try:
         with _ForceDispatch(), _StopAtOp():
             function(*args, **kwargs)
-    except _OpCall as called:
+    except _OpCallError as called:
         return called.op, called.args_of_op
     raise RuntimeError(f"explain: {function.__name__} calls no registered op for these arguments")

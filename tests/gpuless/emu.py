@@ -202,7 +202,6 @@ class Emulator:
 @pytest.fixture
 def emulated(monkeypatch):
     """Return emulated("op", ...), which makes CPU tensors use the CUDA kernels of these ops during the test."""
-
     used = []
 
     def use(*ops, seed=0):

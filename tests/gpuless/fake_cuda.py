@@ -86,12 +86,12 @@ def on_cuda(name, **options):
     return model
 
 
-class HostWork(AssertionError):
+class HostWorkError(AssertionError):
     """Error for an operation that copies between host and device or waits for values on the device."""
 
 
 class Watched(TorchDispatchMode):
-    """Raises HostWork for operations that a CUDA graph cannot capture.
+    """Raises HostWorkError for operations that a CUDA graph cannot capture.
 
     Attributes:
         calls: a list of (operation, input tensors, output tensors).
@@ -105,7 +105,7 @@ class Watched(TorchDispatchMode):
         given = _tensors((args, kwargs or {}))
         if func is not torch.ops.prim.device.default and any(map(_on_device, given)):
             if func is torch.ops.aten._local_scalar_dense.default:
-                raise HostWork(f"{func} waits for a value of the device")
+                raise HostWorkError(f"{func} waits for a value of the device")
             _check_index(func, args)
         result = func(*args, **(kwargs or {}))
         made = _tensors(result)
@@ -123,17 +123,17 @@ def _on_device(z):
 
 
 def _check_index(func, args):
-    """Raise HostWork for boolean indices, whose number the host must read, and for indices on the host."""
+    """Raise HostWorkError for boolean indices, whose number the host must read, and for indices on the host."""
     if func._overloadpacket not in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_):
         return
     if any(z.dtype == torch.bool or not _on_device(z) for z in _tensors(args[1:])):
-        raise HostWork(f"{func} by a mask or by tensors of the host waits for the device")
+        raise HostWorkError(f"{func} by a mask or by tensors of the host waits for the device")
 
 
 def _check_devices(func, given, made):
-    """Raise HostWork for an operation with tensors of the host and of the device; scalars as arguments are allowed."""
+    """Raise HostWorkError for an operation with tensors of host and device. Scalars as arguments are allowed."""
     on_host = [z for z in given if not _on_device(z)]
     copies = func._overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
     scalars = all(z.dim() == 0 for z in on_host) and not copies and all(map(_on_device, made))
     if len({*map(_on_device, given), *map(_on_device, made)}) > 1 and given and not scalars:
-        raise HostWork(f"{func} copies between host and device")
+        raise HostWorkError(f"{func} copies between host and device")

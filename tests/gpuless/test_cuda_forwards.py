@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 import torch
-from gpuless.fake_cuda import HostWork, Watched, on_cuda
+from gpuless.fake_cuda import HostWorkError, Watched, on_cuda
 from torch.utils._pytree import tree_leaves
 
 from fastds import models
@@ -89,7 +89,7 @@ ALLOWED = {
 
 @pytest.mark.parametrize("what", PLANTED)
 def test_planted_device_errors_are_detected(what, fake_cuda):
-    with pytest.raises(HostWork), Watched():
+    with pytest.raises(HostWorkError), Watched():
         PLANTED[what](torch.rand(2, 3, device="cuda"))
 
 
@@ -102,7 +102,7 @@ def test_capturable_forwards_pass(what, fake_cuda):
 def test_host_work_in_a_network_is_detected(fake_cuda, monkeypatch):
     model = on_cuda("srcnn")
     model.convs[0].register_forward_hook(lambda module, inputs, y: y * torch.tensor([2.0], device=y.device))
-    with pytest.raises(HostWork, match="copies between host and device"), Watched():
+    with pytest.raises(HostWorkError, match="copies between host and device"), Watched():
         model(torch.rand(1, 1, 8, 8, device="cuda"))
 
 

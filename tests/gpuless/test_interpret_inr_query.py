@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the interpreted fused Triton kernel of inr_query, against float64."""
 
+import itertools
+
 import pytest
 import torch
 from fastds.kernels import inr_query as kernels
@@ -31,7 +33,7 @@ def case(ensemble, dtype, hidden=2, outputs=3, depth=64):
     heads, dk = (4, 8) if ensemble == "early_attn" else (1, 0)
     maps = normal(2, depth + 2 * heads * dk, *SOURCE).to(dtype)
     widths = [depth] * (hidden + 1) + [outputs]
-    trunk = [(normal(b, a) / a**0.5, normal(b)) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    trunk = [(normal(b, a) / a**0.5, normal(b)) for a, b in itertools.pairwise(widths)]
     keywords = {
         "rho_w": normal(depth, 2),
         "cell_w": normal(depth, 2),

@@ -2,6 +2,7 @@
 """Tests of downscaling with FC-ZSM-D, -S and -DS, which use further variables and static maps."""
 
 import contextlib
+import itertools
 import shutil
 
 import numpy as np
@@ -123,7 +124,7 @@ def by_hand(model, x, tile=None, height=None):
 
     tile = tile or SIZE
     pairs = []
-    for pair in zip(x, x[1:], strict=False):
+    for pair in itertools.pairwise(x):
         out = torch.full((3, 2 * SIZE, 2 * SIZE), torch.nan)
         for i in range(0, SIZE, tile):
             for j in range(0, SIZE, tile):

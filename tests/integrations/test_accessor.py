@@ -40,7 +40,7 @@ def test_deferred_work_runs_after_import(tmp_path, monkeypatch):
     with pytest.raises(ModuleNotFoundError):
         import late_module
     monkeypatch.syspath_prepend(tmp_path)
-    import late_module  # noqa: F811
+    import late_module
 
     assert seen == [late_module.value] == [3]
     run_after_import("late_module", lambda module: seen.append(-module.value))

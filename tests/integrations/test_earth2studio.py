@@ -11,12 +11,12 @@ import xarray as xr
 import fastds
 
 pytest.importorskip("earth2studio", reason="earth2studio is not installed (optional peer)")
-from earth2studio import run  # noqa: E402
-from earth2studio.io import XarrayBackend  # noqa: E402
-from earth2studio.models.dx.base import DiagnosticModel  # noqa: E402
-from earth2studio.models.px import Persistence  # noqa: E402
+from earth2studio import run
+from earth2studio.io import XarrayBackend
+from earth2studio.models.dx.base import DiagnosticModel
+from earth2studio.models.px import Persistence
 
-from fastds.tasks.fields.earth2studio import Downscaling  # noqa: E402
+from fastds.tasks.fields.earth2studio import Downscaling
 
 NAMES = ["r", "t", "u", "z"]
 UNITS = ["%", "K", "m s-1", "m2 s-2"]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests that converted LIIF, LTE and MetaSR weights give the results of the published formulas."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ def published(decoder):
     shapes |= {f"encoder.body.{i}.body.{k}": (C, C, 3, 3) for i in range(BLOCKS) for k in (0, 2)}
     widths = [9 * C + 4 if decoder == "liif" else WIDTH, *4 * [WIDTH], 3]
     widths = {"liif": widths, "lte": widths[1:], "metasr": [3, WIDTH, C * 9 * 3]}[decoder]
-    shapes |= {f"imnet.layers.{2 * i}": (b, a) for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))}
+    shapes |= {f"imnet.layers.{2 * i}": (b, a) for i, (a, b) in enumerate(itertools.pairwise(widths))}
     if decoder == "lte":
         shapes |= {"coef": (WIDTH, C, 3, 3), "freq": (WIDTH, C, 3, 3)}
     state = {}

@@ -35,7 +35,7 @@ VERBS = {
         lambda **options: fastds.nowcast("extrapolation", TRUTH, **options),
         [*get_annotations(Options), "missing", "units", "stop"],
     ),
-    "query": (lambda points=[(1, 2)], **options: fastds.query("inr-any", COARSE, points, **options),  # noqa: B006
+    "query": (lambda points=[(1, 2)], **options: fastds.query("inr-any", COARSE, points, **options),
               ["points", *keywords("fields", "query")]),
     "evaluate": (lambda **options: fastds.evaluate(TRUTH, TRUTH, **options), ["input", *keywords("radar", "evaluate")]),
     "data": (lambda model="fczsm-small", data=COARSE: fastds.downscale(model, data), ["model", "data"]),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the native kernel of inr_query against the reference, and with torch."""
 
+import itertools
 import math
 
 import pytest
@@ -158,7 +159,7 @@ def test_a_missing_value_stays_in_its_queries(depth, native):
     maps = torch.randn(1, depth, 20, 20).bfloat16()
     maps[:, :, 1] = math.nan
     widths = (depth, 8, 40, 3)
-    layers = [(torch.randn(b, a), torch.randn(b)) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    layers = [(torch.randn(b, a), torch.randn(b)) for a, b in itertools.pairwise(widths)]
     with torch.no_grad():
         results = []
         for backend in ("native", "reference"):

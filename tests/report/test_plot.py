@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of figures: colours, positions of cells, labels and global matplotlib state."""
 
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -26,7 +28,7 @@ from tests.support import forked
 @pytest.mark.parametrize("scale", REFLECTIVITY_LEVELS)
 def test_each_class_has_its_own_colour(scale):
     colour_map, norm, levels = reflectivity_style(scale)
-    middles = [(a + b) / 2 for a, b in zip(levels, levels[1:], strict=False)]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(levels)]
     colours = colour_map(norm(middles))
     assert len(np.unique(colours, axis=0)) == len(levels) - 1
     # A value on an edge belongs to the class above it.

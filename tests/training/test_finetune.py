@@ -134,7 +134,6 @@ def test_user_weights_are_finetuned_by_their_model_card(card, inputs):
 
 def test_user_weights_are_not_trained_by_paper_configurations():
     """Networks of a user are trained with the default options of the task, not with those of a paper."""
-
     card = models.ModelCard(name="ms-convlstm-mine", input_steps=5)
     config = make_config("w.safetensors", card, "mine", "out", 7.0, 1e-4)
     assert (config.data.crop, config.optimizer, config.loss.kind, config.max_epochs) == (96, "adamw", "rain", None)

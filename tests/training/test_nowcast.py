@@ -303,17 +303,17 @@ def test_resume_is_exact(event, tmp_path):
     )  # fmt: skip
     train(config)
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def die(module, *arguments):
         if module.global_step == 6:
-            raise Killed
+            raise KilledError
 
     halves = dataclasses.replace(config, output=str(tmp_path / "halves"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NowcastModule, "on_train_batch_start", die)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(halves)
     assert torch.load(tmp_path / "halves/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
     train(halves)

@@ -5,6 +5,7 @@ If the lengths or the order of the sections are wrong, ecCodes writes outside it
 The sections are therefore checked before ecCodes reads a file.
 """
 
+import itertools
 import mmap
 import os
 
@@ -83,7 +84,7 @@ def _check_message(data: mmap.mmap, at: int, name: str) -> int:
 def _list_following_sections(flags: int) -> dict[int, tuple[int, ...]]:
     """Return {section: (next section,)} of a message of edition 1, given the flags of its section 1."""
     order = [1, *([2] if flags & _GRID else []), *([3] if flags & _BITMAP else []), 4, 0]
-    return {one: (other,) for one, other in zip(order[:-1], order[1:], strict=True)}
+    return {one: (other,) for one, other in itertools.pairwise(order)}
 
 
 def _read_integer(data: mmap.mmap, at: int, size: int) -> int:

@@ -2,6 +2,7 @@
 """Times of a dataset: sequences of frames, gaps, refinement, accumulation intervals and encoding."""
 
 import datetime
+import itertools
 import re
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -263,7 +264,7 @@ def find_regular_segments(times: np.ndarray) -> tuple[tuple[slice, ...], float, 
             f"{format_time(times[first + 1])}, the most frequent step is {cadence:g} s"
         )
     edges = [0, *(np.flatnonzero(gaps) + 1).tolist(), len(times)]
-    segments = tuple(slice(a, b) for a, b in zip(edges, edges[1:], strict=False))
+    segments = tuple(slice(a, b) for a, b in itertools.pairwise(edges))
     notes = [
         f"no frame is interpolated across the gap from {format_time(times[i])} to {format_time(times[i + 1])}"
         for i in np.flatnonzero(gaps)
@@ -410,7 +411,7 @@ def split_intervals(bounds: np.ndarray, factor: int = 2) -> np.ndarray:
     """Split each interval (T, 2) into `factor` equal ones, (factor T, 2)."""
     start, length = bounds[:, 0], bounds[:, 1] - bounds[:, 0]
     edges = [start + length * part // factor for part in range(factor + 1)]
-    return np.stack([np.stack(pair, axis=1) for pair in zip(edges, edges[1:], strict=False)], axis=1).reshape(-1, 2)
+    return np.stack([np.stack(pair, axis=1) for pair in itertools.pairwise(edges)], axis=1).reshape(-1, 2)
 
 
 def _read_bounds(dataset: xr.Dataset, field: xr.DataArray) -> np.ndarray | None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Selection of variables by their attributes, and units of rain."""
 
+import itertools
 import re
 from collections.abc import Hashable, Iterable
 
@@ -291,7 +292,7 @@ def classify_rain(variable: xr.DataArray, named: bool = False) -> str | None:
 def get_time_method(variable: xr.DataArray) -> str | None:
     """Return the CF cell method over time ("sum", "mean", "point", ...), or None."""
     words = str(variable.attrs.get("cell_methods", "")).split()
-    for word, following in zip(words, words[1:], strict=False):
+    for word, following in itertools.pairwise(words):
         if word in ("time:", "valid_time:", "t:"):
             return following
     return None

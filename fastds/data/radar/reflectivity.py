@@ -2,6 +2,7 @@
 """Radar input of a dataset as reflectivity: choice of the variable, no-echo codes, and Z-R conversion of rain."""
 
 import dataclasses
+import itertools
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -52,7 +53,7 @@ def split_amount(amount: np.ndarray, rates: Sequence[np.ndarray], hours: float, 
     mean_rate = refine_mask(amount / hours, factor)
     edges = [np.where(np.isnan(rate), mean_rate, rate) for rate in rates]
     step = hours / (len(edges) - 1)
-    short = np.stack([(first + second) * (0.5 * step) for first, second in zip(edges, edges[1:], strict=False)])
+    short = np.stack([(first + second) * (0.5 * step) for first, second in itertools.pairwise(edges)])
     total = coarsen(short.sum(axis=0), factor)
     enough = total > _MIN_SHARE * amount
     with np.errstate(divide="ignore", invalid="ignore"):

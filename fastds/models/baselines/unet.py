@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """U-Nets that refine interpolated frames, as peers of FC-ZSM: UNet in the plane, UNet3D in space and time."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -87,7 +88,7 @@ class UNet(_RefinementNetwork):
         config = {"in_channels": in_channels, "out_channels": out_channels, "width": width, "scale": scale}
         super().__init__("unet", config)
         widths = [width << k for k in range(self.levels + 1)]
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(itertools.pairwise(widths))
         self.down = nn.ModuleList([_DoubleConv(_FRAMES * in_channels, width), *(_DoubleConv(a, b) for a, b in pairs)])
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in pairs)
         self.merge = nn.ModuleList(_DoubleConv(2 * a, a) for a, _ in pairs)
@@ -131,7 +132,7 @@ class UNet3D(_RefinementNetwork):
         if kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, got {kernel}")
         widths, sides = [width << k for k in range(self.levels + 1)], [kernel, 3, 3]
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(itertools.pairwise(widths))
         first = _DoubleConv3D(in_channels, width, kernel, times=kernel)
         self.down = nn.ModuleList([first, *(_DoubleConv3D(a, b, 3) for a, b in pairs)])
         self.up = nn.ModuleList(_conv3d(b, a, k) for (a, b), k in zip(pairs, sides, strict=True))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decoders of arbitrary-scale networks, and decoding of large grids in bands of rows."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -238,7 +239,7 @@ def _apply_tail(layers: nn.Sequential, hidden: Tensor) -> Tensor:
 def build_perceptron(widths: Sequence[int]) -> nn.Sequential:
     """Build linear layers of the given widths with ReLU between them."""
     layers = []
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
+    for a, b in itertools.pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

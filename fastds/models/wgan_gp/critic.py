@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Critic of the humidity WGAN-GP: from a day of fine fields to one score."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,7 +68,7 @@ class HumidityCritic(nn.Module):
         }
         self.stem = MixedConv(in_channels + (coarse_channels if conditional else 0), width, mixing=mixing)
         widths = [width * 2**k for k in range(down_blocks + 1)]
-        pairs = zip(widths, widths[1:], strict=False)
+        pairs = itertools.pairwise(widths)
         self.down = nn.Sequential(*(ResidualAttentionBlock(a, b, stride=2, **block) for a, b in pairs))
         recurrent = recurrent_width or widths[-1]
         self.gru = ConvGRU(widths[-1], recurrent)

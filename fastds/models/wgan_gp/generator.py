@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generator of the humidity WGAN-GP: fine fields from coarse fields and noise."""
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -123,7 +124,7 @@ class HumidityGenerator(DownscaleMixin, nn.Module):
         self.pre = nn.Sequential(*(ResidualAttentionBlock(width, width, **block) for _ in range(pre_blocks)))
         self.gru = ConvGRU(width, width)
         widths = [width] + post_blocks * [post_width]
-        blocks = (ResidualAttentionBlock(a, b, **block) for a, b in zip(widths, widths[1:], strict=False))
+        blocks = (ResidualAttentionBlock(a, b, **block) for a, b in itertools.pairwise(widths))
         self.post = nn.Sequential(*blocks)
         self.upsampler = Upsampler(widths[-1], scale, upsampling == "narrow")
         self.head = Conv1x1(self.upsampler.out_channels, out_channels)

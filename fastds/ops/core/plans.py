@@ -11,6 +11,7 @@ The environment variable FASTDS_PLANS=0 switches plans off.
 """
 
 import functools
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -275,7 +276,7 @@ def _is_expanded(tensor: Tensor) -> bool:
 def _overlap(tensors: list[Tensor]) -> bool:
     """Return whether two of the tensors share memory."""
     extents = sorted(_extent(t) for t in tensors if t.numel())
-    return any(first[1] > second[0] for first, second in zip(extents, extents[1:], strict=False))
+    return any(first[1] > second[0] for first, second in itertools.pairwise(extents))
 
 
 class _Describer:

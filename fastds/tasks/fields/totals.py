@@ -7,6 +7,7 @@ times. Instead, the increments, which are not negative, are downscaled and accum
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Hashable
 
@@ -42,7 +43,7 @@ def find_running_axis(field: xr.DataArray, lead: list[Hashable]) -> Hashable | N
     along.sort(key=lambda d: field[d].dtype.kind != "m")
     for dim in along:
         labels = field[dim].values
-        if len(labels) < 2 or not all(a < b for a, b in zip(labels, labels[1:], strict=False)):
+        if len(labels) < 2 or not all(a < b for a, b in itertools.pairwise(labels)):
             continue
         sample = field.isel({d: 0 for d in lead if d != dim} | {dim: slice(0, _MAX_TIMES)}).transpose(dim, ...)
         if _is_running_total(np.asarray(sample.values, np.float32), 1 if is_named else 2):
@@ -57,8 +58,8 @@ def _is_named_total(field: xr.DataArray) -> bool:
 
 def _is_running_total(values: np.ndarray, min_growing: int) -> bool:
     """Return whether fields (times, ...) are a running total that grows in at least `min_growing` steps."""
-    kinds = [_classify_step(before, after) for before, after in zip(values, values[1:], strict=False)]
-    twice = any(a == b == "reset" for a, b in zip(kinds, kinds[1:], strict=False))
+    kinds = [_classify_step(before, after) for before, after in itertools.pairwise(values)]
+    twice = any(a == b == "reset" for a, b in itertools.pairwise(kinds))
     return "other" not in kinds and not twice and kinds.count("grows") >= min_growing
 
 

@@ -180,7 +180,7 @@ def _check_dynamics(given: Dynamics | None) -> dict[str, str | Sequence[float]]:
         isinstance(given_names, Mapping)
         and len(given_names)
         and all(
-            isinstance(name, str) and name and (isinstance(value, str) and value or _is_pair(value))
+            isinstance(name, str) and name and ((isinstance(value, str) and value) or _is_pair(value))
             for name, value in given_names.items()
         )
     )
