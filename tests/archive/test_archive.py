@@ -29,6 +29,7 @@ from tests.support.small_models import HUMIDITY, TEMPERATURE, field_model, gener
 
 zarr = pytest.importorskip("zarr", reason="archives need the package zarr")
 dask = pytest.importorskip("dask", reason="archives need the package dask")
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 def test_archive_equals_a_single_run(files, event):

@@ -8,6 +8,8 @@ from fastds.archive import workers
 from fastds.data import save_dataset
 from tests.support.archives import archive, same, stored
 
+pytestmark = pytest.mark.usefixtures("small_chunks")
+
 
 def test_archive_skips_late_files(files, event):
     names = [f"{number}.nc" for number in range(6)]

@@ -13,7 +13,10 @@ from tests.support.archives import same, stored
 dask = pytest.importorskip("dask", reason="archives need the package dask")
 distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals of POSIX")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="signals of POSIX"),
+    pytest.mark.usefixtures("small_chunks"),
+]
 
 # What a worker does before it computes; FOLDER holds the ids of all.
 PRELOAD = """
