@@ -131,7 +131,9 @@ def _adapt_samples(config: TrainingConfig) -> None:
         for name, expected in (("scales", [factor, factor]), ("test_scales", [factor])):
             given = getattr(data, name)
             if given not in (getattr(default, name), expected):
-                raise ValueError(f"data.{name} must be {expected}, the one factor of {c.start or c.name}, got {given}")
+                raise OptionError(
+                    f"data.{name}", f"must be {expected}, the one factor of {c.start or c.name}, got {given}"
+                )
             setattr(data, name, expected)
     if options.get("contrast_window") and data.variables == default.variables and not data.each:
         config.data = dataclasses.replace(data, each=["*"])
