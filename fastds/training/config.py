@@ -193,4 +193,4 @@ def check_radar_samples(data) -> None:
         raise OptionError("data.minimum_echo", f"must lie in [0, 1], got {data.minimum_echo}")
     for name in ("scales", "intervals"):
         if min(values := getattr(data, name), default=0) < 1:
-            raise ValueError(f"data.{name} must be one whole number or more, each at least 1, got {values}")
+            raise OptionError(f"data.{name}", f"must be one whole number or more, each at least 1, got {values}")

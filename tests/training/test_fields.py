@@ -226,7 +226,7 @@ def test_failed_start_leaves_no_files(path, tmp_path, capsys):
     assert main(["fields", *arguments, "--data.path=none.nc", f"--output={tmp_path}/old"]) == 2
     assert (tmp_path / "old" / "config.yaml").read_text() == "seed: 3"
     capsys.readouterr()
-    for wrong, sentence in (("--rate=1", "unknown option --rate"), ("--learning-rate=fast", "learning_rate")):
+    for wrong, sentence in (("--rate=1", "unknown option --rate"), ("--learning-rate=fast", "--learning-rate")):
         assert main(["fields", *arguments, wrong]) == 2
         error = capsys.readouterr().err
         assert sentence in error and error.startswith("fastds train: ") and error.count("\n") == 1
