@@ -50,8 +50,8 @@ FASTDS_HD void compute_gradient(const ShuffleLayout<T>& layout, const T* grad_y,
     }
 }
 
-// Converts each(k), vectors of compute values from element k on, to N stored values and returns their bits. The values stay in
-// registers, because a load that two stores fill has to wait for both.
+// Returns the bits of the N elements from k on, converted to the storage type T. each(k) returns a vector of the elements from k
+// on in the compute type. The result is built in registers, because a load that covers two earlier stores waits for both.
 template <int N, class T, class Each>
 FASTDS_HD Vec<bits_t<T>, N> convert_to_bits(const Each& each, int k = 0) {
     constexpr int L = kLanes<compute_t<T>>;

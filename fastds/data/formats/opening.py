@@ -45,8 +45,8 @@ def open_dataset(path: InputPaths, *, start: str | None = None, stop: str | None
     no_echo_value is the value of no echo. encoding["format"] is the name of the format, encoding["files"] the number of
     files and encoding["path"] a description of the input.
 
-    Warns (UserWarning) if forecasts among observations are left out, if all fields are forecasts, and if files of a
-    folder hold no fields.
+    Warnings (UserWarning) report, among others, fields or files that are left out, fields that are forecasts, and invalid
+    metadata.
 
     Args:
         path: A file, a Zarr store, a folder of files, a pattern such as "RAW/*.h5", or a list of files. Several files
@@ -63,6 +63,7 @@ def open_dataset(path: InputPaths, *, start: str | None = None, stop: str | None
         ImportError: The package for a format is not installed.
         ValueError: A file has an unknown format, is empty, truncated or damaged; files do not go together; `start` or
             `stop` is not a date or leaves no time.
+        OSError: The operating system cannot open or read a file.
     """
     files = list_files(path)
     probes = [FileProbe(file) for file in files]

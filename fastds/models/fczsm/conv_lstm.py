@@ -72,7 +72,9 @@ class StateAligner(nn.Module):
         return len(self.state_way.levels)
 
     def precompute(self, x: Tensor, static: list[Tensor] | None) -> PrecomputedInput:
-        """Compute the part that depends on x alone, for all frames at once.
+        """Compute the feature pyramid of x and its contributions to the guides, for all frames at once.
+
+        The contributions include those of the static features.
 
         Args:
             x: (T*B, n, h, w).
