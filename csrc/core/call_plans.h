@@ -397,7 +397,7 @@ struct Run {
         if (plan.scratch_bytes > table.scratch_bytes) {
             std::free(table.scratch);
             table.scratch_bytes = 0;
-            // Much larger than needed: a block that is often replaced by a slightly larger one fragments the heap.
+            // Allocates twice the needed size, because frequent replacement by slightly larger blocks fragments the heap.
             const int64_t bytes = (2 * plan.scratch_bytes + kScratchUnit - 1) / kScratchUnit * kScratchUnit;
             table.scratch = static_cast<char*>(std::aligned_alloc(kAlignment, bytes));
             if (table.scratch == nullptr) throw std::bad_alloc();

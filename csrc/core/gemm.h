@@ -133,7 +133,8 @@ FASTDS_HD void for_column_blocks(int64_t columns, const F& f, int64_t most = kTi
     for_column_blocks<A>(columns, {0, column_blocks<A>(columns, most).blocks}, f, most);
 }
 
-// Layout of packed B: for products of vectors or, if `tiles` is true, for bfloat16 products with AMX tiles (core/amx.h).
+// Layout of the packed matrix B of a product: that for vector instructions or, if `tiles` is true, that for AMX tiles with
+// bfloat16 values (core/amx.h).
 struct Blocking {
     bool tiles = false;
     int64_t vectors() const { return tiles ? 2 : kTileVectors; }  // maximum number of vectors in a block of columns

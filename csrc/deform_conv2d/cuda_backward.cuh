@@ -160,7 +160,7 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
     FASTDS_SHARED(Pixel<A>, pixels, [kM]);
     auto* const slab_y = reinterpret_cast<A(*)[Product::kRowA]>(memory);                              // [kStep]
     auto* const slab_w = reinterpret_cast<A(*)[Product::kRowB]>(memory + kStep * Product::kRowA);     // [kStep]
-    // The gradients of the columns, [kN]. They reuse the memory of the slabs.
+    // Gradients of the sampled values (columns), [kN]. They reuse the memory of the slabs.
     auto* const column_grads = reinterpret_cast<A(*)[Product::kRowA]>(memory);
 
     const Groups size(d);

@@ -134,7 +134,7 @@ struct GradientSource {
             return grad;
         });
     }
-    // Two tensors with r rows of sub-pixels each are more streams than the hardware prefetcher follows.
+    // Software prefetches, because the r rows of sub-pixels of two tensors are more streams than the hardware prefetcher follows.
     FASTDS_HD void prefetch(int64_t k) const {
         __builtin_prefetch(grad_y + k);
         __builtin_prefetch(y + k);

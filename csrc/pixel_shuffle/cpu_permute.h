@@ -97,9 +97,8 @@ FASTDS_HD void dispatch_factor(int r, const Use& use) {
     }
 }
 
-// True if values of a type are permuted in registers: 16- and 32-bit values in AVX2 and AVX-512 builds. Values of type double,
-// which only checks use, are gathered one by one. AVX2 needs several instructions to permute 16-bit lanes, which is still
-// faster than gathering single values.
+// True if values of a type are permuted in registers: 16- and 32-bit values in AVX2 and AVX-512 builds. Values of other types
+// are gathered one by one.
 #if defined(__AVX2__)
 template <class T>
 constexpr bool kHasLanes = sizeof(T) <= 4;
@@ -159,7 +158,7 @@ FASTDS_HD void join_odd(V (&v)[R], LaneList<J...>, LaneList<I...> lanes) {
 template <class V, int... I>
 FASTDS_HD auto concatenate(const V& a, const V& b, LaneList<I...>) {
 #if defined(__AVX512F__)
-    // For 16-bit lanes, GCC 12 generates a slow general permutation.
+    // Inserts b as the upper half, because GCC 12 translates the shuffle of 16-bit lanes to a slow general permutation.
     if constexpr (sizeof(V) == 32)
         return (decltype(__builtin_shufflevector(a, b, I...)))_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)a), (__m256i)b, 1);
     else
@@ -250,8 +249,8 @@ FASTDS_HD void interleave(V (&v)[R]) {
 // Permutation of blocks of channels of one coarse pixel in registers: coarse order (c, i, j) to the fine order, r rows i of (j,
 // c), and back. The source of the elements (cpu_fused.h) applies bias, activation or their gradients while it reads.
 
-// Some channels of one pixel: their position in the coarse tensor and in the sub-pixels, the first channel, and the number of
-// leading channels that another block has already processed.
+// A block of channels of one pixel: its position in the coarse tensor and in the sub-pixels, its first channel, and the number of
+// its leading channels that another block has already processed.
 struct Place {
     int64_t coarse, fine, c, again;
 };

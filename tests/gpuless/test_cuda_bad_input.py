@@ -21,7 +21,7 @@ def cuda_build(monkeypatch):
 
 @pytest.fixture
 def fake():
-    """Yield a function that makes fake CUDA tensors; meta tensors are unchanged."""
+    """Yield a function that converts a tensor to a fake CUDA tensor. It returns other objects and meta tensors unchanged."""
     with FakeTensorMode(allow_non_fake_inputs=True):
 
         def move(tensor, device="cuda:0"):

@@ -113,7 +113,7 @@ class Reconstruction(nn.Module):
         return self.last(self.hidden(self.up(z), activation="leaky_relu"))
 
     def run_head_in_bands(self, z: Tensor) -> Tensor:
-        """Apply the head to one frame in bands of rows, so that no full feature map exists at the fine resolution."""
+        """Apply the final layers to one frame in bands of rows, so that no whole feature map of fine pixels exists."""
         r = self.up.upscale_factor
         widest = max(r * r * self.hidden.in_channels, z.shape[1])
         out = []

@@ -88,7 +88,7 @@ class Options(NamedTuple):
     algorithm: str
 
     def get_variant(self) -> tuple[str, float, float]:
-        """Return suffix, option and slope for the formulas of csrc/gates."""
+        """Return the suffix of the formula's name, GatesParams.option and the slope, for the formulas of csrc/gates."""
         return GRU_UPDATE.spec.variant(self.keep, self.act, self.negative_slope)
 
 

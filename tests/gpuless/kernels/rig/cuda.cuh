@@ -9,7 +9,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// (rows, columns) -> (columns, rows); kSync false leaves the barrier out.
+// Transposes x, (rows, columns), to y. If kSync is false, the barrier after the writes to shared memory is left out.
 template <class T, int kTile, bool kSync>
 __global__ void transpose_kernel(const T* x, T* y, int rows, int columns) {
     FASTDS_SHARED(T, tile, [kTile][kTile + 1]);
