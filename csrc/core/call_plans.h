@@ -487,6 +487,7 @@ inline PyObject* find_plan(PyObject*, PyObject* const* args, Py_ssize_t n) {
 }
 
 inline Argument read_argument(py::handle node) {
+    // The node is one of
     // ("constant", value) | ("input" | "output" | "temporary" | "packed", index, offset) | ("workspace", 0, 0)
     // | ("sequence", value, [items])
     const auto tuple = node.cast<py::tuple>();

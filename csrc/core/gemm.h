@@ -31,7 +31,8 @@ struct FmaStep {
     static FASTDS_HD Vec<A> apply(Vec<A> acc, Unit a, Vec<A> b) { return acc + a * b; }
 };
 #if defined(__AVX512BF16__)
-// Dot products of two bfloat16 values, summed in float32. B holds the two values of a column next to each other.
+// Multiplies pairs of bfloat16 values and adds the two products to a float32 sum. In packed B the two values of a pair are
+// adjacent.
 struct Bf16DotStep {
     using Stored = BFloat16;
     using Unit = uint32_t;

@@ -440,8 +440,8 @@ constexpr bool has_runs(int r) { return r == 2 || r == 4 || r == 8; }
 template <int R, class U>
 constexpr int kRunLanes = kHasLanes<U> && has_runs(R) ? kWhole<U> : 0;
 
-// Calls block(w, again) for the pixels w, w + 1, ..., w + together - 1. Another block has already processed the first `again`
-// of them.
+// Calls block(w, again) for blocks of `together` pixels, which begin at pixel w. The last block may overlap the block before,
+// which has then processed its first `again` pixels.
 template <class Block>
 FASTDS_HD void for_pixels(int64_t pixels, int64_t together, const Block& block) {
     const int64_t whole = pixels - pixels % together;

@@ -197,8 +197,8 @@ def make_config(
 ) -> RunConfig:
     """Return the configuration of a fine-tuning.
 
-    It consists of the shipped configuration that trained the weights, the user's data, and the input range and coarsening
-    in the weights' card.
+    It consists of the shipped configuration that trained the weights, the user's data, and the input range and
+    coarsening in the weights' card.
     """
     # The name of weights begins with the name of the configuration that trained them. For example, the configuration
     # wgan-gp-small trained wgan-gp-small-x2. Fine-tuning appends "-finetuned".

@@ -45,8 +45,8 @@ def open_dataset(path: InputPaths, *, start: str | None = None, stop: str | None
     no_echo_value is the value of no echo. encoding["format"] is the name of the format, encoding["files"] the number of
     files and encoding["path"] a description of the input.
 
-    Warnings (UserWarning) report, among others, fields or files that are left out, fields that are forecasts, and invalid
-    metadata.
+    Warnings (UserWarning) report, among others, fields and files that are left out, fields that are forecasts, and
+    invalid metadata.
 
     Args:
         path: A file, a Zarr store, a folder of files, a pattern such as "RAW/*.h5", or a list of files. Several files
@@ -238,7 +238,7 @@ def _get_calendar(dataset: xr.Dataset) -> str:
 def _expand_varying_scalars(parts: list[xr.Dataset]) -> list[xr.Dataset]:
     """Expand scalar coordinates that differ between the files, such as a lead time, along time.
 
-    A scalar coordinate that some files lack is dropped.
+    A coordinate that is not a scalar in every file is dropped.
     """
     names = {name for part in parts for name, c in part.coords.items() if c.ndim == 0}
     for name in sorted(names, key=str):

@@ -176,9 +176,9 @@ def iter_humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Ca
 def iter_field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
     """Yield cases of an arbitrary-scale network.
 
-    The ratio of a case is the squared error of the network divided by that of bicubic interpolation. For a network of r,
-    t, u and z, it is the geometric mean of the ratios of the four variables. A network for any variable is evaluated on
-    each of the four separately.
+    The ratio of a case is the squared error of the network divided by that of bicubic interpolation. For a network of
+    r, t, u and z, it is the geometric mean of the ratios of the four variables. A network for any variable is evaluated
+    on each of the four separately.
     """
     names = [variable["name"] for variable in network.card.input_variables]
     for label, whole in _read_four_variables(folder):

@@ -52,7 +52,8 @@ from fastds.tasks.fields.variables import Fields, list_grid_variables, select_fi
 class FieldsPipeline:
     """Interpolation or downscaling of the fields of a dataset, in chunks.
 
-    The class implements the protocol fastds.inference.chunking.Pipeline. The arguments are those of fastds.tasks.fields.run.downscale.
+    The class implements the protocol fastds.inference.chunking.Pipeline. The arguments are those of
+    fastds.tasks.fields.run.downscale.
     """
 
     step_multiple = 1

@@ -49,7 +49,8 @@ SEQUENCE = 8  # number of steps that the recurrence processes together; the last
 class HumidityPipeline:
     """Downscaling of a humidity field by a generator, in chunks.
 
-    The class implements the protocol fastds.inference.chunking.Pipeline. The arguments are those of fastds.tasks.humidity.run.downscale.
+    The class implements the protocol fastds.inference.chunking.Pipeline. The arguments are those of
+    fastds.tasks.humidity.run.downscale.
     """
 
     step_multiple = SEQUENCE

@@ -261,7 +261,7 @@ def _differentiable_gates(grad_reset, grads: Results, saved: SavedTensors, optio
 
 
 def _differentiable_convolution(*args):
-    """Compute `convolution` of BackwardImplementation by differentiable operations."""
+    """Implement BackwardImplementation.convolution by differentiable operations."""
     *args, add_x, add_x2 = args
     found = list(compute_differentiable_gradients(*args))
     for k, addend in ((0, add_x), (3, add_x2)):

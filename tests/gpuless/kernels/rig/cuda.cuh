@@ -20,7 +20,7 @@ __global__ void transpose_kernel(const T* x, T* y, int rows, int columns) {
     if (row < columns && column < rows) y[row * rows + column] = tile[threadIdx.x][threadIdx.y];
 }
 
-// y[block] += sum of row `block`: dynamic shared memory, a warp reduction and an atomic addition.
+// Adds the sum of row `block` of x to y[block]. The kernel uses dynamic shared memory, a warp reduction and an atomic addition.
 template <class T>
 __global__ void row_sum_kernel(const T* x, float* y, int n) {
     FASTDS_DYNAMIC_SHARED(float, of_warp);
