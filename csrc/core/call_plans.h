@@ -167,8 +167,8 @@ struct Key {
 
 enum Tag : int64_t { kNone = 1, kBool, kInt, kFloat, kObject, kTuple, kList, kTensor };
 
-// Returns 1 if the values of a tensor are stored negated (torch.Tensor.is_neg), else 0; -1 with a Python error set. Tensors that
-// are stored negated are views of complex memory, so that all their strides are even.
+// Returns 1 if the values of a tensor are stored negated (torch.Tensor.is_neg), 0 if they are not, or -1 with a Python error
+// set. In torch only views of complex memory are stored negated, and their strides are even.
 inline int is_negated(PyObject* object, const dlpack::Tensor& t) {
     for (int k = 0; k < t.ndim; ++k)
         if (t.shape[k] > 1 && t.strides[k] % 2 != 0) return 0;

@@ -36,7 +36,8 @@ struct PairTiles {
     int64_t tiles;
 };
 
-// Accumulation of grad_x with floating-point atomics: contiguous NHWC in the compute type, initially zero.
+// Buffer in which grad_x is accumulated with floating-point atomics. It is contiguous NHWC in the compute type and initially
+// zero.
 template <class A>
 struct Unordered {
     A* sum;

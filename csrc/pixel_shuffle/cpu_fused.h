@@ -246,7 +246,7 @@ class ToFine {
     const Buffer<int32_t> places_;
 };
 
-// The inverse permutation. `fine_row` is the number of elements between rows of sub-pixels.
+// Permutation of sub-pixels to coarse pixels. `fine_row` is the number of elements between rows of sub-pixels.
 template <class U>
 class ToCoarse {
   public:

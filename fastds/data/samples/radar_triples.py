@@ -321,7 +321,7 @@ class RadarTriples(torch.utils.data.Dataset):
         return best[1]
 
     def echo(self, z: np.ndarray) -> float:
-        """Return the fraction of echo of a crop (3, H, W); negative if too many pixels are missing."""
+        """Return the fraction of pixels of a crop (3, H, W) with echo, or a negative number if too many are missing."""
         covered = np.isfinite(z).mean()
         return preparation.echo_fraction(z, self.floor) if covered >= self.minimum_valid else -1.0 + covered
 

@@ -72,10 +72,10 @@ class Interpolation(nn.Module):
             maps += [z for pyramid in compute_interpolation_offsets(flow, count) for z in pyramid]
 
         def interpolate_pairs(*maps: Tensor) -> Tensor:
-            """Interpolate some pairs.
+            """Compute the intermediate feature maps of some pairs of frames.
 
-            The arguments are the levels of the earlier frames, of the later frames, of the static features, and of the
-            base offsets.
+            The arguments are the levels of the earlier frames, of the later frames, of the static features if there are
+            any, and of the base offsets if there are any.
             """
             groups = [list(maps[k : k + count]) for k in range(0, len(maps), count)]
             earlier, later, rest = groups[0], groups[1], groups[2:]

@@ -105,7 +105,10 @@ def align_dimensions(
 
 
 def _adopt_times(field: xr.DataArray, like: xr.DataArray, lead: list[Hashable]) -> xr.DataArray:
-    """Replace times that differ from those of another field by at most 10 % of the time step, due to their encoding."""
+    """Replace times by those of another field where they differ by at most 10 % of the time step.
+
+    Such differences are due to the encoding of the times.
+    """
     for dim in lead:
         if dim not in field.indexes or dim not in like.indexes or like.sizes[dim] < 2:
             continue
