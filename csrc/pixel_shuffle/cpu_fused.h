@@ -470,7 +470,7 @@ class BackwardPlanes {
 
   private:
     // Returns the gradients of `count` rows of sub-pixels with respect to the values before bias and activation, as one
-    // contiguous block. For the bias, groups of r vectors are added to each other.
+    // contiguous block. If `summed` is true, they are also added to the sums for the bias gradient.
     const T* gradients(int64_t fine, int64_t count, bool summed) const {
         const T *grad_y = static_cast<const T*>(t_.grad_y), *y = static_cast<const T*>(t_.y);
         if (y == nullptr && !summed && together_ == 1) return grad_y + fine;

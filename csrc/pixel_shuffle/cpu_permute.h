@@ -280,7 +280,7 @@ FASTDS_HD void block_to_fine(const From& x, const Place& place, U* y, int64_t C,
     }
 }
 
-// The inverse permutation.
+// Permutes the N channels of the sub-pixels y to the coarse pixel x, the inverse of block_to_fine.
 template <int R, int N, class From, class U>
 FASTDS_HD void block_to_coarse(const From& y, const Place& place, U* x, int64_t C, int64_t fine_row, bool streamed) {
     using V = Vec<U, N>;
@@ -342,7 +342,7 @@ FASTDS_HD void rows_to_fine(const From& x, const Place& place, U* y, int64_t C, 
         }
     }
 }
-// The inverse permutation, for the rows of sub-pixels from `first` on that fill a vector.
+// Permutes sub-pixels to a coarse pixel, for the rows of sub-pixels from `first` on that fill a vector.
 template <int R, int N, class From, class U>
 FASTDS_HD void rows_to_coarse(const From& y, int first, const Place& place, U* x, int64_t C, int64_t fine_row, bool streamed) {
     using V = Vec<U, N>;

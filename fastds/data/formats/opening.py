@@ -330,7 +330,7 @@ def _select_observations(form: Format, parts: list[Part]) -> list[Part]:
 
 
 def _get_lead_minutes(part: xr.Dataset) -> float:
-    """Return the lead time in minutes that a reader of a radar format stored in the coordinate `lead`; 0 without."""
+    """Return the lead time in minutes that a reader of a radar format stored in the coordinate `lead`, else 0."""
     return float(part["lead"].values / np.timedelta64(1, "m")) if "lead" in part.coords else 0.0
 
 

@@ -24,7 +24,8 @@ def make_member_coordinate(count: int) -> xr.Variable:
 def make_noise_seed(seed: int, member: int, time: object) -> list[int]:
     """Return the random seed of the noise of an ensemble member.
 
-    The seed depends on the time, and not on its index, so that it is the same in other files.
+    The seed depends on the time itself and not on its index in the file, so that files with other times give the same
+    seed.
     """
     return [seed, member, int.from_bytes(format_time(time).encode())]
 

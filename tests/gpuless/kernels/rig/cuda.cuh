@@ -32,7 +32,7 @@ __global__ void row_sum_kernel(const T* x, float* y, int n) {
     if (threadIdx.x < blockDim.x / 32) atomicAdd(y + blockIdx.x, of_warp[threadIdx.x]);
 }
 
-// y[thread] = x[thread + shift], in vectors of four where `vector` says so.
+// Sets y[thread] = x[thread + shift]. If `vector` is true, vectors of four elements are copied.
 __global__ void read_kernel(const float* x, float* y, int shift, bool vector) {
     const int i = threadIdx.x;
     if (vector) {
