@@ -342,6 +342,7 @@ FASTDS_HD void rows_to_fine(const From& x, const Place& place, U* y, int64_t C, 
         }
     }
 }
+
 // Permutes sub-pixels to a coarse pixel, for the rows of sub-pixels from `first` on that fill a vector.
 template <int R, int N, class From, class U>
 FASTDS_HD void rows_to_coarse(const From& y, int first, const Place& place, U* x, int64_t C, int64_t fine_row, bool streamed) {

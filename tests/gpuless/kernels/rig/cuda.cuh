@@ -32,7 +32,8 @@ __global__ void row_sum_kernel(const T* x, float* y, int n) {
     if (threadIdx.x < blockDim.x / 32) atomicAdd(y + blockIdx.x, of_warp[threadIdx.x]);
 }
 
-// Sets y[thread] = x[thread + shift]. If `vector` is true, vectors of four elements are copied.
+// Sets y[thread] = x[thread + shift], or, if `vector` is true, the sum of the vector of four elements x[4 * thread + shift] ...
+// x[4 * thread + shift + 3].
 __global__ void read_kernel(const float* x, float* y, int shift, bool vector) {
     const int i = threadIdx.x;
     if (vector) {
