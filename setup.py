@@ -92,9 +92,9 @@ def find_cxx():
 
 
 def host_compiler(cxx):
-    """Split a C++ compiler command into the compiler and its options, for nvcc, without a launcher in front.
+    """Split a C++ compiler command into the compiler and its options for nvcc, and drop a launcher such as ccache.
 
-    "ccache g++ -pthread" gives "g++" and ["-pthread"].
+    For "ccache g++ -pthread" the result is the path of g++ and ["-pthread"].
     """
     options = next((k for k, word in enumerate(cxx) if word.startswith("-")), len(cxx))
     compiler = cxx[max(options - 1, 0)]

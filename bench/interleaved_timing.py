@@ -19,7 +19,7 @@ def measure_medians(runs: dict) -> dict[object, float]:
 
 
 def measure_fastest_calls(runs: dict) -> dict[object, float]:
-    """Return the median, over turns, of the seconds of the fastest call of a turn, for each of {name: callable}.
+    """Return the time in seconds of the fastest call of a turn, the median over turns, for each of {name: callable}.
 
     Two threads that share a core with other work wait for a time slice at each barrier. Single calls then vary
     too much; the fastest call of a turn does not.

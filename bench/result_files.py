@@ -140,7 +140,7 @@ def read_scaling() -> list[dict]:
 
 
 def save_scaling(shared: dict, rows: Iterable[dict]) -> pathlib.Path:
-    """Write scaling.csv anew.
+    """Replace scaling.csv by these rows.
 
     Args:
         shared: device, torch, commit and date.

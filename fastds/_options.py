@@ -49,7 +49,7 @@ def use_option_names(names: Mapping[str, str] | None) -> Iterator[None]:
 
 
 def get_option_names() -> Mapping[str, str] | None:
-    """Return the option names in use, which use_option_names takes in another process.
+    """Return the option names that messages use now. Another process adopts them with use_option_names.
 
     The result is None if messages name arguments as in Python.
     """

@@ -498,5 +498,5 @@ COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], str]] = {
     "study": (_create_parser, "compare many models on test data: fastds study --help"),
     "models": (_create_parser, "list the shipped weights: fastds models --help"),
     "export": (_export_parser, "export a network to ONNX or AOTInductor: fastds export --help"),
-    "info": (_create_parser, "print versions, compilers, instruction sets and devices"),
+    "info": (_create_parser, "print versions, compiler, instruction sets and devices"),
 }

@@ -271,7 +271,7 @@ def _run_export(argv: list[str]) -> None:
 
 def _run_info(argv: list[str]) -> None:
     if argv:
-        text = "fastds info prints versions, compilers, instruction sets and devices; it takes no arguments"
+        text = "fastds info prints versions, compiler, instruction sets and devices; it takes no arguments"
         if argv[0] in ("-h", "--help"):
             print(text)
             return

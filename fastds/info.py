@@ -27,7 +27,12 @@ def _describe_devices() -> str:
 
 
 def info() -> dict[str, str]:
-    """Return version, compiler, instruction sets, CUDA architectures, Triton, torch, devices and threads as text."""
+    """Return what `fastds info` prints, as text by name.
+
+    The dictionary has the versions of fastds, Python, torch and Triton, the native module, the devices and the number
+    of threads. If the native module can be loaded, the dictionary also has its compiler, instruction sets and CUDA
+    architectures.
+    """
     rows = {"fastds": __version__, "python": platform.python_version()}
     missing = _native.get_missing_reason()
     if missing is None:

@@ -39,7 +39,7 @@ def op_tests() -> list[str]:
 
 
 def isas() -> list[str]:
-    """Return the instruction sets that the machine and the build have, for tests."""
+    """Return the instruction sets above the baseline that machine and build have, or ["baseline"] if there are none."""
     info = native.get_module().build_info()
     return [isa for isa in info["isa_usable"] if isa in info["isa_built"] and isa != "baseline"] or ["baseline"]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pixel_shuffle with bias and activation: CUDA C++, eager torch and torch.compile, all limited by memory bandwidth."""
+"""pixel_shuffle with bias and activation: CUDA C++, eager torch and torch.compile."""
 
 import functools
 

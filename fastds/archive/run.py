@@ -202,12 +202,14 @@ def _check_can_append(target: Path) -> None:
 
 
 def _check_continues(manifest: Manifest, target: Path, key: ManifestKey) -> None:
-    """Check that a store can be extended to a key.
+    """Check that a store can be extended to hold the result of a request.
+
+    The request must be the same computation of the same files and possibly more.
 
     Args:
         manifest: Manifest of the store.
         target: Name of the archive, for the message.
-        key: What is computed from which files.
+        key: Computation and files of the request.
 
     Raises:
         ValueError: The store has other options, or one of its files is missing or has changed. The message names them.

@@ -118,8 +118,8 @@ def rank_histogram(members: Tensor, truth: Tensor, seed: int = 0, weights: Tenso
 def reliability_counts(members: Tensor, truth: Tensor, threshold: float) -> Tensor:
     """Count the points at which k of M members reach a threshold, for k = 0 ... M.
 
-    The second count has only those of these points at which the truth reaches the threshold, too. A forecast
-    probability of k / M is reliable if the ratio of the second to the first count is k / M.
+    The second column counts only those points at which the truth reaches the threshold, too. A forecast probability of
+    k / M is reliable if the second count divided by the first is k / M.
 
     Args:
         members: (M >= 2, ...), without NaN.
@@ -127,7 +127,7 @@ def reliability_counts(members: Tensor, truth: Tensor, threshold: float) -> Tens
         threshold: in the same unit.
 
     Returns:
-        (M + 1, 2).
+        (M + 1, 2), the two counts for each k.
 
     Raises:
         ValueError: If the shapes do not fit or there are fewer than two members.

@@ -153,7 +153,7 @@ class Arguments:
                 raise ValueError(f"input {i} is on {z.device}, expected {device}, the device of the model")
 
     def extract_tensors(self, args: tuple, kwargs: dict[str, Any]) -> list[Tensor]:
-        """Return the tensors among the arguments of a later call.
+        """Return the tensors among the arguments of a call after the capture.
 
         Raises:
             ValueError: If the other arguments, or shapes and dtypes of the tensors, differ from those of the capture.

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Largest size of a map inside a chain. It is half of a core's typical share of the last-level cache, and small enough
-# that glibc keeps the memory of a freed map instead of returning it to the system.
+# Chunks are chosen so that the largest feature map of a chain of layers has at most this size. It is half of a core's
+# typical share of the last-level cache, and small enough that glibc keeps the memory of a freed map.
 WORKING_SET_BYTES = 12 << 20
 
 

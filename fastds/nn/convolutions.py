@@ -33,11 +33,10 @@ def convolve(
 
     y = pixel_shuffle(activation(conv(concat(x, second_input), weight) + bias + residual))
 
-    With stride 1, fastds.ops.conv3x3 and conv1x1 compute kernels of 3x3 and 1x1 pixels. For other kernels and strides
-    two sources are convolved separately and added, so that no concatenation is stored or saved for the backward pass,
-    and the epilogue overwrites the output of the convolution. On a CPU with stride 1 fastds.ops.conv2d computes these
-    convolutions. On a GPU, in 16 bits and without gradients, one fused kernel computes the function where that is
-    faster.
+    With stride 1, fastds.ops.conv3x3 computes 3x3 kernels, and fastds.ops.conv1x1 computes 1x1 kernels without pixel
+    shuffle. For other kernels and strides two sources are convolved separately and added, so that no concatenation is
+    stored or saved for the backward pass. On a CPU with stride 1 fastds.ops.conv2d computes these convolutions. On a
+    GPU, in 16 bits and without gradients, one fused kernel computes the function where that is faster.
 
     Args:
         x: (B, C1, H, W), any strides, fastest in channels_last.

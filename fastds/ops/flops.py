@@ -41,7 +41,7 @@ def _count_channels(*sources: Tensor | None) -> int:
 
 
 def _count_conv_gradients(call: SimpleNamespace) -> int:
-    """Count the gradients of a convolution of x and x2. needs_grad is for x, weight, bias, x2 and residual."""
+    """Count the operations of the gradients of a convolution. needs_grad is for x, weight, bias, x2 and residual."""
     channels = _count_channels(call.x if call.needs_grad[0] else None, call.x2 if call.needs_grad[3] else None)
     return _count_convolution(call.weight, call.x, channels) + call.needs_grad[1] * _count_convolution(
         call.weight, call.x
@@ -53,7 +53,7 @@ def _count_weight_gradient(call: SimpleNamespace) -> int:
 
 
 def _count_gates(call: SimpleNamespace) -> int:
-    """Count the convolution of a recurrent cell. Its second source is named x2 or h."""
+    """Count the operations of the convolution of a recurrent cell. Its second source is named x2 or h."""
     second = getattr(call, "x2", None) if hasattr(call, "x2") else call.h
     return _count_convolution(call.weight, call.x, _count_channels(call.x, second))
 
@@ -64,7 +64,10 @@ def _count_gru_step(call: SimpleNamespace) -> int:
 
 
 def _count_gru_step_gradients(call: SimpleNamespace) -> int:
-    """Count the gradients of a GRU step. needs_grad is for h, x, each weight with its bias, and both shares."""
+    """Count the operations of the gradients of a GRU step.
+
+    needs_grad is for h, x, each weight with its bias, and both shares.
+    """
     sources = _count_channels(call.h, call.x if call.needs_grad[1] else None)
     channels, parts = _count_channels(call.h, call.x), (call.gates_weight, call.candidate_weight)
     found = sum(_count_convolution(w, call.h, sources) for w in parts)
@@ -74,7 +77,7 @@ def _count_gru_step_gradients(call: SimpleNamespace) -> int:
 
 
 def _count_deform_gradients(call: SimpleNamespace) -> int:
-    """Count the gradients of deform_conv2d. needs_grad is for input, offset, weight, bias and mask.
+    """Count the operations of the gradients of deform_conv2d. needs_grad is for input, offset, weight, bias and mask.
 
     The gradients of input, offset and mask come from one matrix product, which counts once.
     """
@@ -83,13 +86,16 @@ def _count_deform_gradients(call: SimpleNamespace) -> int:
 
 
 def _count_guided_gradients(call: SimpleNamespace) -> int:
-    """Count the gradients of guided_deform_conv2d. needs_grad is for input, raw, weight, bias and base_offset."""
+    """Count the operations of the gradients of guided_deform_conv2d.
+
+    needs_grad is for input, raw, weight, bias and base_offset.
+    """
     sampled = call.needs_grad[0] or call.needs_grad[1] or call.needs_grad[4]
     return (sampled + call.needs_grad[2]) * _count_convolution(call.weight, call.grad_y)
 
 
 def _count_query(call: SimpleNamespace) -> int:
-    """Count the trunk and, with attention, the products with the keys and contents of the four corners."""
+    """Count the operations of the trunk and, with attention, of the products with keys and contents of four corners."""
     query = Query(*(getattr(call, name) for name in Query._fields))
     places = query.maps.shape[0] * query.queries
     rows = places * query.rows_per_query
@@ -102,7 +108,7 @@ def _count_query(call: SimpleNamespace) -> int:
 
 
 def _count_attention(call: SimpleNamespace) -> int:
-    """Count the products with the keys and the values of each window."""
+    """Count the operations of the products with the keys and the values of each window."""
     return 2 * 2 * call.q.shape[1] * call.window**2 * _count_pixels(call.q)
 
 

@@ -31,7 +31,7 @@ class Chart:
     draw: Callable[[], Figure]
 
     def uri(self, theme: str) -> str:
-        """Return a PNG with transparent background as a data URI.
+        """Draw the chart and return it as the data URI of a PNG image with transparent background.
 
         Args:
             theme: "light" or "dark".

@@ -97,7 +97,10 @@ def _axis(field: xr.DataArray, dim: Hashable) -> _Axis:
 
 
 def _is_flipped(field: xr.DataArray, y: _Axis, x: _Axis) -> tuple[bool, bool]:
-    """Return whether rows and columns must be flipped, from 1-D coordinates or from 2-D latitudes and longitudes."""
+    """Return whether rows and columns must be flipped, so that north is at the top and west at the left.
+
+    The result depends on the 1-D coordinates, or on 2-D latitudes and longitudes if a 1-D coordinate is missing.
+    """
     lat, lon = find_latitude_longitude(field)
     if (y.values is None or x.values is None) and lat is not None and lat.ndim == 2:
         north, east = np.diff(lat.values, axis=0), np.diff(np.unwrap(lon.values, period=360.0))

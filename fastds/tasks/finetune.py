@@ -197,11 +197,11 @@ def make_config(
 ) -> RunConfig:
     """Return the configuration of a fine-tuning.
 
-    It consists of the shipped configuration that made the weights, the user's data, and the input range and coarsening
-    in the weights' card.
+    It consists of the shipped configuration that trained the weights, the user's data, and the input range and
+    coarsening in the weights' card.
     """
-    # The configuration wgan-gp-small made wgan-gp-small-x2, and fine-tuned weights have the name of the original as a
-    # prefix.
+    # The name of weights begins with the name of the configuration that trained them. For example, the configuration
+    # wgan-gp-small trained wgan-gp-small-x2. Fine-tuning appends "-finetuned".
     shipped = {k: path for k, path in find_configurations(card.task).items() if f"{card.name}-".startswith(f"{k}-")}
     variables = [v.get("name") for v in card.input_variables]
     read = {k: yaml.safe_load(path.read_text()) for k, path in shipped.items()}

@@ -19,7 +19,7 @@ USUAL = {"r": 50.0, "t": 270.0, "u": 5.0, "z": 5e4}
 def good_files(folder: Path) -> dict[str, tuple[Path, xr.Dataset]]:
     """Write valid files of reflectivity and of the fields that inr-small reads.
 
-    Of the reflectivity, coarse.nc has half the resolution.
+    The file coarse.nc has the reflectivity at half the resolution.
 
     Returns:
         A dictionary from the kind of file to its path and contents.

@@ -190,7 +190,7 @@ def test_inr_query_in_float32_uses_cuda(dtype, native_cuda):
 
 
 def convolution(dtype=torch.bfloat16, inputs=(64,), outputs=64, size=3, **options):
-    """Return the arguments of implicit.pays as fake tensors; only the bias is present unless options differ."""
+    """Return the arguments of implicit.pays as fake tensors. By default the bias is the only optional tensor."""
     with FakeTensorMode():
         x, x2 = (torch.empty(1, n, 9, 9, dtype=dtype, device="cuda") for n in (*inputs, inputs[0])[:2])
         weight = torch.empty(outputs, sum(inputs), size, size, dtype=dtype, device="cuda")

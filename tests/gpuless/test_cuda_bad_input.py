@@ -21,7 +21,7 @@ def cuda_build(monkeypatch):
 
 @pytest.fixture
 def fake():
-    """Yield a function that makes fake CUDA tensors; meta tensors are unchanged."""
+    """Yield a function that converts tensors to fake CUDA tensors, but returns meta tensors unchanged."""
     with FakeTensorMode(allow_non_fake_inputs=True):
 
         def move(tensor, device="cuda:0"):

@@ -107,7 +107,7 @@ def test_host_work_in_a_network_is_detected(fake_cuda, monkeypatch):
 
 
 def test_multi_input_bias_is_added_once(fake_cuda):
-    """And the model, of which a graph has a copy, keeps its own."""
+    """A frozen copy of a model sums the biases of its inputs beforehand. The model itself keeps both."""
     model = on_cuda("db-predrnn")
     copy = freeze_model(model, torch.bfloat16)
     with Watched() as seen, torch.no_grad(), capture_mode(torch.bfloat16):

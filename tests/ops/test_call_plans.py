@@ -416,7 +416,7 @@ def test_other_devices_have_no_plan():
 
 
 def test_strided_weights_are_compared_whole():
-    """The bytes of the copy of a strided weight are not those at its address."""
+    """All elements of a weight are compared, although a strided weight and its dense copy differ in memory."""
     x, memory = draw(1, CHANNELS, 9, 7), torch.zeros(CHANNELS, 2 * CHANNELS, 3, 3)
     weight = memory[:, ::2]
     for k in range(6):

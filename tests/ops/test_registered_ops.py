@@ -67,9 +67,10 @@ def test_registered_schemas_are_recorded(native):
 
 
 def faults(op, args, out):
-    """Call an op with changed arguments in a forked child.
+    """Call an op with changed arguments, in a forked child.
 
-    Each change is written to out before the call, so that a crash shows its cause; the fault follows.
+    Each change is written to `out` before the call, so that a crash shows its cause. Changes that are wrongly accepted
+    are marked.
     """
     torch.set_grad_enabled(False)
     free = set()  # (tensor, dimension) that may be longer: then it may have any length

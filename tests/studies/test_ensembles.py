@@ -137,7 +137,7 @@ def test_scores_of_starts_add_up():
 
 @pytest.mark.parametrize(("linear", "options"), [(False, {}), (False, {"precip_thr": -10.0}), (True, {"ar_order": 1})])
 def test_pysteps_methods_convert_units(linear, options):
-    """The peer receives dB of mm/h, or mm/h if linear; pixels that it leaves missing are dry."""
+    """The method of pysteps receives dB of mm/h, or mm/h if it is linear. Pixels that it leaves missing become dry."""
     pytest.importorskip("pysteps", reason="pysteps is not installed (optional peer)")
     rain = np.random.default_rng(0).gamma(0.5, 2.0, (3, 40, 48))
 

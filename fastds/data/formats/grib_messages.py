@@ -44,6 +44,8 @@ def check_messages(path: str | os.PathLike) -> None:
 def _check_message(data: mmap.mmap, at: int, name: str) -> int:
     """Check the message at byte `at` and return the position of its end.
 
+    A message of edition 1 with an extended length is not checked, and the end of the file is returned.
+
     Args:
         data: Memory-mapped file.
         at: Position of the first byte of the message.

@@ -137,12 +137,12 @@ def _compute_grid(geographic: h5py.Group, shape: tuple[int, ...]) -> tuple[str, 
 
 
 def _snap_edge(edge: float, cell: float, corner: float) -> float:
-    """Return an edge, or the nearest multiple of a fraction of the cell if that is closer to the corner in the file.
+    """Return an edge of the image, rounded to a multiple of _SNAP cells if that is closer to the corner in the file.
 
     Args:
-        edge: Coordinate of the edge from the file's offset, metres.
+        edge: Coordinate of the edge computed from the offset in the file, metres.
         cell: Width of a cell, metres.
-        corner: Projected coordinate of the file's corner, metres.
+        corner: Projected coordinate of the corner in the file, metres.
     """
     step = abs(cell) * _SNAP
     near = round(edge / step) * step

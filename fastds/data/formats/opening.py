@@ -45,8 +45,8 @@ def open_dataset(path: InputPaths, *, start: str | None = None, stop: str | None
     no_echo_value is the value of no echo. encoding["format"] is the name of the format, encoding["files"] the number of
     files and encoding["path"] a description of the input.
 
-    Warns (UserWarning) if forecasts among observations are left out, if all fields are forecasts, and if files of a
-    folder hold no fields.
+    Warnings (UserWarning) report, among others, fields and files that are left out, fields that are forecasts, and
+    invalid metadata.
 
     Args:
         path: A file, a Zarr store, a folder of files, a pattern such as "RAW/*.h5", or a list of files. Several files
@@ -63,6 +63,7 @@ def open_dataset(path: InputPaths, *, start: str | None = None, stop: str | None
         ImportError: The package for a format is not installed.
         ValueError: A file has an unknown format, is empty, truncated or damaged; files do not go together; `start` or
             `stop` is not a date or leaves no time.
+        OSError: The operating system cannot open or read a file.
     """
     files = list_files(path)
     probes = [FileProbe(file) for file in files]
@@ -237,7 +238,7 @@ def _get_calendar(dataset: xr.Dataset) -> str:
 def _expand_varying_scalars(parts: list[xr.Dataset]) -> list[xr.Dataset]:
     """Expand scalar coordinates that differ between the files, such as a lead time, along time.
 
-    A scalar coordinate that some files lack is dropped.
+    A coordinate that is not a scalar in every file is dropped.
     """
     names = {name for part in parts for name, c in part.coords.items() if c.ndim == 0}
     for name in sorted(names, key=str):
@@ -329,7 +330,7 @@ def _select_observations(form: Format, parts: list[Part]) -> list[Part]:
 
 
 def _get_lead_minutes(part: xr.Dataset) -> float:
-    """Return the lead time in minutes that a reader of a radar format stored in the coordinate `lead`; 0 without."""
+    """Return the lead time in minutes that a reader of a radar format stored in the coordinate `lead`, else 0."""
     return float(part["lead"].values / np.timedelta64(1, "m")) if "lead" in part.coords else 0.0
 
 

@@ -60,7 +60,10 @@ def find_time_dimension(variable: xr.DataArray) -> Hashable | None:
 
 
 def find_dataset_time(dataset: xr.Dataset) -> Hashable | None:
-    """Return the dimension of time of a dataset: "time" if it exists, else the only one of its variables, else None."""
+    """Return the time dimension of a dataset: "time" if it exists, else the time dimension of its variables if unique.
+
+    The result is None if the variables have no or different time dimensions.
+    """
     if "time" in dataset.dims:
         return "time"
     found = {find_time_dimension(variable) for variable in dataset.data_vars.values()} - {None}

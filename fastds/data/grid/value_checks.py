@@ -13,8 +13,9 @@ import xarray as xr
 from fastds._options import OptionError, spell_argument
 from fastds.data.grid.variables import is_same_unit, list_fields, parse_rain_units
 
-# Standard name, units, smallest and largest value. The ranges are wide, so that values outside are codes, values in
-# another unit, or damage. For rain, compute_plausible_rain_range converts the limits to the units of a field.
+# Each row has a standard name, units, and the smallest and largest plausible value. The ranges are wide, so that values
+# outside are codes, values in another unit, or damage. For rain, compute_plausible_rain_range converts the limits to
+# the units of a field.
 PLAUSIBLE_RANGES = (
     ("equivalent_reflectivity_factor", "dBZ", -60.0, 90.0),
     ("rainfall_rate", "mm h-1", -0.5, 2000.0),

@@ -252,8 +252,8 @@ def _find_axes(label: str, variable: xr.DataArray) -> tuple[Hashable, ...]:
 def _choose_subsampling(variable: xr.DataArray, field: xr.DataArray) -> int:
     """Return the number of sampling points along a side of a cell of the field.
 
-    This is the ratio of the grid spacings of field and map, rounded and limited to 1 ... 16, or 1 if a spacing is
-    unknown.
+    This is the grid spacing of the field divided by that of the map, rounded and limited to 1 ... 16. The larger ratio
+    of the two axes is used. The result is 1 if a spacing is unknown.
     """
     ours, theirs = grid_spacing_m(field), grid_spacing_m(variable)
     if ours is None or theirs is None or None in (*ours, *theirs):

@@ -148,7 +148,7 @@ class Degradation(torch.nn.Module):
         return y
 
     def _pack(self, x: Tensor, g: torch.Generator) -> Tensor:
-        """Pack the channels with a random number of bits and range, or round their mantissas."""
+        """Round all channels as GRIB packing with a random number of bits does, or round their mantissas."""
         if _draw_uniform(g) >= self.config.packing:
             return round_mantissa(x, 6 + _draw_choice(g, (1 / 7,) * 7))
         bits = self.config.bits[0][_draw_choice(g, self.config.bits[1])]

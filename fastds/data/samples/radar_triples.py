@@ -92,7 +92,7 @@ class FrameStore:
     def dbz(
         self, frames: Sequence[int] | np.ndarray, rows: slice = slice(None), columns: slice = slice(None)
     ) -> np.ndarray:
-        """Return reflectivity (len(frames), h, w) in dBZ, float32, NaN where missing."""
+        """Return the reflectivity of some frames, (len(frames), h, w), in dBZ, float32, NaN where missing."""
         part = np.stack([self.data[frame, rows, columns] for frame in frames])
         return part if self.table is None else self.table[part]
 
@@ -232,11 +232,11 @@ class RadarTriples(torch.utils.data.Dataset):
         return other
 
     def read(self, draw: Draw, z: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """Return the sample of a draw without augmentation.
+        """Return the sample that a Draw identifies, without augmentation.
 
         Args:
-            draw: Draw.
-            z: Fine frames (3, H, W) of the draw in dBZ; None: they are read.
+            draw: Identification of the sample.
+            z: Fine frames (3, H, W) of the sample in dBZ. If None, they are read from the source.
         """
         number, triple, scale, mode, row, column = draw
         rows, columns = self.window(draw)
@@ -321,7 +321,7 @@ class RadarTriples(torch.utils.data.Dataset):
         return best[1]
 
     def echo(self, z: np.ndarray) -> float:
-        """Return the fraction of echo of a crop (3, H, W); negative if too many pixels are missing."""
+        """Return the fraction of pixels of a crop (3, H, W) with echo, or a negative number if too many are missing."""
         covered = np.isfinite(z).mean()
         return preparation.echo_fraction(z, self.floor) if covered >= self.minimum_valid else -1.0 + covered
 

@@ -67,7 +67,16 @@ def _build_cached_matrix(n: int, r: int, method: str, align: str) -> np.ndarray:
 
 
 def _build_matrix(n: int, r: int, method: str, align: str, xp: Any, **where: Any) -> Any:
-    """Build the matrix with xp, numpy or torch; `where` has the device of torch."""
+    """Build the interpolation matrix (r n, n) in float64.
+
+    Args:
+        n: number of coarse values.
+        r: factor.
+        method: method of `interpolate`.
+        align: alignment of `interpolate`.
+        xp: module that makes the matrix, numpy or torch.
+        **where: device, for torch.
+    """
     kernel, radius = KERNELS[method]
     offset = 0.0 if align == "grid" else (r - 1) / 2
     position = (xp.arange(r * n, dtype=xp.float64, **where) - offset) / r

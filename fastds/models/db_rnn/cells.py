@@ -65,7 +65,10 @@ def sample_links(
 
 
 def _shift_convention(d: Tensor) -> Tensor:
-    """Convert displacements along the last axis of n pixels: (p + d) n/(n-1) - 1/2 - p for pixel p."""
+    """Convert displacements along the last axis so that samples are taken where the authors' code takes them.
+
+    Along an axis of n pixels, pixel p with displacement d is then sampled at (p + d) n/(n-1) - 1/2 instead of p + d.
+    """
     n = d.shape[-1]
     scale = n / max(n - 1, 1)
     return d * scale + (torch.arange(n, dtype=d.dtype, device=d.device) * (scale - 1) - 0.5)
@@ -393,7 +396,7 @@ class PredRNNPP(Cell):
 
 
 _collectors: ContextVar[tuple[list[Tensor], ...]] = ContextVar("memory similarities", default=())
-# For compiled functions, because Dynamo cannot read context variables.
+# Replaces the context variable in compiled functions, because Dynamo cannot read context variables.
 _last_of_process = ProcessSetting(None, suspends_plans=False)
 
 

@@ -12,7 +12,7 @@ from fastds.models.card import ModelCard
 from fastds.models.db_rnn.module import LAYERS
 from fastds.models.db_rnn.network import MSRNN
 
-# For each cell: a module here and the convolutions there, whose sum it computes.
+# For each cell: a module of fastds, and the convolutions of the original code whose sum the module computes.
 _CELLS = {
     "convlstm": {"gates": ("_conv_x2h", "_conv_h2h")},
     "predrnn": {

@@ -113,7 +113,7 @@ class LagrangianRNN(NowcastModel):
             flow: (B, 2, H, W), see estimate_backward_flow. None computes it.
 
         Returns:
-            (B, n, 1, H, W), not matched and not clipped.
+            (B, n, 1, H, W). Intensities are not matched to those of the input, and values are not clipped.
         """
         return self._roll(frames, steps, flow, matched=False)[0]
 

@@ -57,7 +57,7 @@ def add_skips(transform: Callable[[Tensor], Tensor], h: Tensor, *skips: Tensor) 
     return x
 
 
-# For each layer: the change of resolution from the layer below.
+# For each layer: the function that changes the resolution of the output of the layer below.
 RESIZE = (identity, downsample, downsample, identity, upsample, upsample)
 SKIP = {4: 1, 5: 0}  # decoder layer: encoder layer whose output is added
 

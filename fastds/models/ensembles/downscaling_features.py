@@ -106,8 +106,9 @@ def _compute_texture(coarse: Tensor) -> Tensor:
 def estimate_correlation(at_inputs: float, between: float) -> float:
     """Estimate the correlation of errors of neighbouring pixels at times between the inputs.
 
-    The errors that motion and growth add between the inputs are smooth, those of missing detail are not. The
-    correlation is (1 - at_inputs / between)^1.6, clipped to 0.01 ... 0.98.
+    Errors of missing detail are present at all times and not correlated. Errors of motion and growth exist only between
+    the inputs and are smooth, so the correlation increases with their share. It is (1 - at_inputs / between)^1.6,
+    clipped to 0.01 ... 0.98.
 
     Args:
         at_inputs: mean error variance at input times.

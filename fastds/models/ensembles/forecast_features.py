@@ -112,7 +112,7 @@ class ForecastFeatures:
 def _compute_correlation(a: Tensor, b: Tensor) -> float:
     """Compute the correlation of two vectors of pixels, clipped to 0.3 ... 0.99.
 
-    If one of them is constant, the result is 0.99 for equal vectors and 0.3 otherwise.
+    If a vector is constant or has less than two pixels, the result is 0.99 for equal vectors and 0.3 otherwise.
     """
     if a.numel() < 2 or not (a.std() > 0 and b.std() > 0):
         return 0.99 if torch.equal(a, b) else 0.3

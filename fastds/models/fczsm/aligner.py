@@ -128,7 +128,7 @@ class DirectionalAligner(nn.Module):
         )
 
     def compute_static_share(self, static: list[Tensor] | None) -> list[Tensor | None]:
-        """Compute the contribution of the static features to U before bias and activation, per level."""
+        """Compute the contribution of the static features to the guides, per level, before bias and activation."""
         if static is None:
             return [None] * len(self.levels)
         n = self.features
@@ -149,7 +149,9 @@ class DirectionalAligner(nn.Module):
         return out
 
     def compute_share(self, x: list[Tensor], role: str, static: list[Tensor | None]) -> list[Tensor]:
-        """Compute the contribution of x to U, with bias and static contribution, before the activation.
+        """Compute the contribution of one pyramid to the guides before the activation.
+
+        The result includes the bias and the contribution of the static features.
 
         Args:
             x: levels of a pyramid.

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bidirectional deformable ConvLSTM over the frame features.
 
-Both time directions share one set of weights and run as one batch of 2B. Everything that depends on the input features
-alone (their pyramids and their contributions to guides and gates) is computed before the recurrence, for all T = 2N-1
-frames at once. The frames are ordered 0, T-1, 1, T-2, ..., N-1, so that the two frames of a step are a contiguous
-slice. After the middle step the pairs come back in swapped order, and the states are swapped once to match.
+Both time directions share one set of weights and run as one batch of 2B. Everything that does not depend on the
+recurrent state (the pyramids of the input features and their contributions to guides and gates) is computed before the
+recurrence, for all T = 2N-1 frames at once. The frames are ordered 0, T-1, 1, T-2, ..., N-1, so that the two frames of
+a step are a contiguous slice. The steps after the middle use the same pairs with the directions exchanged. Therefore
+the states of the two directions are swapped once, after the middle step.
 """
 
 from collections.abc import Callable
@@ -72,7 +73,9 @@ class StateAligner(nn.Module):
         return len(self.state_way.levels)
 
     def precompute(self, x: Tensor, static: list[Tensor] | None) -> PrecomputedInput:
-        """Compute the part that depends on x alone, for all frames at once.
+        """Compute the feature pyramid of x and its contributions to the guides, for all frames at once.
+
+        The contributions include those of the static features.
 
         Args:
             x: (T*B, n, h, w).

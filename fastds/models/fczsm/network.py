@@ -72,10 +72,10 @@ class Interpolation(nn.Module):
             maps += [z for pyramid in compute_interpolation_offsets(flow, count) for z in pyramid]
 
         def interpolate_pairs(*maps: Tensor) -> Tensor:
-            """Interpolate some pairs.
+            """Compute the intermediate feature maps of some pairs of frames.
 
-            The arguments are the levels of the earlier frames, of the later frames, of the static features, and of the
-            base offsets.
+            The arguments are the levels of the earlier frames, of the later frames, of the static features if there are
+            any, and of the base offsets if there are any.
             """
             groups = [list(maps[k : k + count]) for k in range(0, len(maps), count)]
             earlier, later, rest = groups[0], groups[1], groups[2:]
@@ -113,7 +113,7 @@ class Reconstruction(nn.Module):
         return self.last(self.hidden(self.up(z), activation="leaky_relu"))
 
     def run_head_in_bands(self, z: Tensor) -> Tensor:
-        """Apply the head to one frame in bands of rows, so that no full feature map exists at the fine resolution."""
+        """Apply the final layers to one frame in bands of rows, so that no whole feature map of fine pixels exists."""
         r = self.up.upscale_factor
         widest = max(r * r * self.hidden.in_channels, z.shape[1])
         out = []

@@ -392,7 +392,7 @@ def _find_rows(where: GridSpec | PointSpec, cell: Tensor, height: int) -> tuple[
 
 
 def _shift_rows(where: GridSpec | PointSpec, rows: int) -> GridSpec | PointSpec:
-    """Return the same queries in a field that begins `rows` rows later."""
+    """Return the queries with row coordinates increased by `rows`, for a field that begins `rows` rows earlier."""
     if isinstance(where, GridSpec):
         a = where.rows
         return GridSpec(Axis(a.size, a.step, a.start + rows * a.den, a.den), where.columns)

@@ -159,7 +159,7 @@ def note_packed_weight(weight: Tensor, entry: tuple[Tensor, Tensor], refresh: Ca
 
 
 class _Allocations(TorchFunctionMode):
-    """Collect the tensors that torch allocates inside the block, and record its copies between memory layouts.
+    """Collect the tensors that torch allocates inside the `with` block, and record its copies between memory layouts.
 
     Attributes:
         tensors: allocated tensors. They stay alive so that their addresses stay distinct.
@@ -254,7 +254,7 @@ def _describe(function: Callable[..., Any], args: tuple) -> tuple[Any, dict[str,
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
-    """Yield the tensors among nested arguments in the order of the native key."""
+    """Yield the tensors among nested arguments, in the order in which the native key of a call lists them."""
     for value in values:
         if isinstance(value, Tensor):
             yield value

@@ -336,7 +336,10 @@ def are_exact_tensors(*values) -> bool:
 
 
 def is_batched(value) -> bool:
-    """Return True for a batched tensor of autograd.grad(..., is_grads_batched=True), whose vmap is not functorch's."""
+    """Return True for a batched tensor of autograd.grad(..., is_grads_batched=True).
+
+    That function uses an older vmap of torch than functorch.
+    """
     return isinstance(value, torch.Tensor) and torch._C._functorch.is_legacy_batchedtensor(value)
 
 

@@ -161,7 +161,9 @@ def time_step(module: SupervisedModule, batch: dict) -> float:
 
 
 def estimate_step_seconds(train: Callable[[RunConfig], object], config: RunConfig) -> float:
-    """Estimate the seconds of a step from short trainings of one and four steps with one sample each, after a warm-up.
+    """Estimate the time of a training step in seconds.
+
+    Short trainings of one and of four steps with a batch size of 1 are timed after a warm-up.
 
     Args:
         train: function that runs a training.

@@ -101,9 +101,10 @@ def measure_costs(config: StudyConfig, names: list[str], data: TrainingData, blo
 
 
 def time_one_sample(training: TrainingConfig, device: str) -> float:
-    """Estimate the seconds of a step from loss and gradients of one sample.
+    """Estimate the time of a training step in seconds.
 
-    Reading samples and the discriminator are not included.
+    The estimate is the batch size times the time of forward and backward pass for one sample. It does not include the
+    discriminator or the reading of samples.
 
     Args:
         training: configuration of the training.

@@ -67,10 +67,10 @@ class Case(NamedTuple):
 
 
 def iter_radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
-    """Yield cases of FC-ZSM.
+    """Yield cases of an FC-ZSM network.
 
-    The ratio is the squared error above 15 dBZ divided by that of advection, or by that of trilinear interpolation for
-    a network without flow.
+    The ratio of a case is the squared error of the network above 15 dBZ divided by the squared error of the baseline.
+    The baseline is advection if the network adds its output to advection, else trilinear interpolation.
     """
     simple = advection if network.config.get("residual") == "advection" else trilinear
     for file, (start, stop, _) in RADARS.items():
@@ -113,9 +113,10 @@ def _compute_radar_errors(network: nn.Module, simple: Callable, triples, place: 
 
 
 def iter_nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
-    """Yield cases of nowcasting networks.
+    """Yield cases of a nowcasting network.
 
-    The ratio is the squared error in dBZ divided by that of extrapolation, for at most six lead times.
+    The ratio of a case is the squared error of the network in dBZ divided by that of extrapolation, over at most six
+    lead times.
     """
     methods = [pick_method(network)[0], pick_method("extrapolation")[0]]
     known, (low, high) = methods[0].known, (network.card.floor_dbz, network.card.ceiling_dbz)
@@ -147,9 +148,9 @@ def iter_nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Cas
 
 
 def iter_humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
-    """Yield cases of humidity generators.
+    """Yield cases of a humidity generator.
 
-    The ratio is the squared error of the field without noise divided by that of bicubic interpolation.
+    The ratio of a case is the squared error of the generator with zero noise divided by that of bicubic interpolation.
     """
     card, scale = network.card, network.config["scale"]
     for file, name, levels, where in HUMIDITY:
@@ -173,10 +174,11 @@ def iter_humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Ca
 
 
 def iter_field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
-    """Yield cases of arbitrary-scale networks: squared error relative to bicubic interpolation.
+    """Yield cases of an arbitrary-scale network.
 
-    For a network of r, t, u and z, the ratio is a geometric mean over the variables. A network for any variable is
-    evaluated on each of them separately.
+    The ratio of a case is the squared error of the network divided by that of bicubic interpolation. For a network of
+    r, t, u and z, it is the geometric mean of the ratios of the four variables. A network for any variable is evaluated
+    on each of the four separately.
     """
     names = [variable["name"] for variable in network.card.input_variables]
     for label, whole in _read_four_variables(folder):

@@ -346,7 +346,7 @@ def score(predict: Callable, config: StudyConfig, names: list[str] = ()) -> dict
 
 
 def study(config: StudyConfig) -> pathlib.Path:
-    """Run `fastds study fields` or one of its shipped configurations, and print the table."""
+    """Run a study of fields, print its table of results and return the path of the table."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     table = run_study(config)

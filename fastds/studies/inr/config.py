@@ -12,7 +12,7 @@ from fastds.training.command import read_command_line
 
 @dataclasses.dataclass
 class DataConfig(Files):
-    """Fields, divided by columns from west to east into training, validation and test.
+    """Fields of the study. Ranges of columns from west to east are used for training, validation and test.
 
     Args:
         path: NetCDF or GRIB file with variables over (time, [level,] latitude, longitude).
@@ -20,8 +20,8 @@ class DataConfig(Files):
         level: value of the vertical coordinate, if there are several.
         vectors: channels of (u, v), whose sign changes when fields are flipped; -1: absent; empty: no vectors.
         crop: side of the test crops in fine pixels.
-        per_cell: test crops of each time and latitude band.
-        together: successive times that the bootstrap draws as one block.
+        per_cell: number of test crops of each time and latitude band.
+        together: number of successive times that the bootstrap draws as one block.
     """
 
     variables: list[str] = dataclasses.field(default_factory=lambda: ["r", "t", "u", "z"])

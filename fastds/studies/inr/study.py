@@ -97,7 +97,12 @@ class InrStudy(PaperStudy):
         return tabulate_samples(self.config.data, self.data, self.crops)
 
     def score(self, name: str, weights: pathlib.Path | None) -> dict[str, Any]:
-        """Return {protocol: {factor: (crops, variables) squared errors}}, and for networks the number of parameters."""
+        """Compute the squared errors of a method on the test crops.
+
+        Returns:
+            Protocol -> factor -> squared errors (crops, variables). For networks the key "parameters" has the number of
+            parameters.
+        """
         factors = [METHODS[name].factor] if METHODS[name].factor else FACTORS
 
         def errors(predict: Callable) -> dict[str, Any]:

@@ -15,8 +15,8 @@ class DataConfig(Files):
     """Files of the training.
 
     Args:
-        tile: side in grid points of the tiles of a test region, which are scored separately. Default: 64 with the
-            budget paper, which is the whole region of the paper, otherwise 32.
+        tile: side, in grid points, of the tiles of a test region. Tiles are scored separately. The default is 32, or 64
+            with budget "paper", where a tile is the whole region of the paper.
     """
 
     tile: int | None = None

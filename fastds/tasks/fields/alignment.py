@@ -24,7 +24,8 @@ def make_member_coordinate(count: int) -> xr.Variable:
 def make_noise_seed(seed: int, member: int, time: object) -> list[int]:
     """Return the random seed of the noise of an ensemble member.
 
-    The seed depends on the time, and not on its index, so that it is the same in other files.
+    The seed depends on the time itself and not on its index in the file, so that files with other times give the same
+    seed.
     """
     return [seed, member, int.from_bytes(format_time(time).encode())]
 
@@ -105,7 +106,10 @@ def align_dimensions(
 
 
 def _adopt_times(field: xr.DataArray, like: xr.DataArray, lead: list[Hashable]) -> xr.DataArray:
-    """Replace times that differ from those of another field by at most 10 % of the time step, due to their encoding."""
+    """Replace times by those of another field where they differ by at most 10 % of the time step.
+
+    Such differences are due to the encoding of the times.
+    """
     for dim in lead:
         if dim not in field.indexes or dim not in like.indexes or like.sizes[dim] < 2:
             continue

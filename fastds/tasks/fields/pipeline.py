@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pipeline that interpolates or downscales gridded fields one by one."""
+"""Pipeline that interpolates or downscales gridded fields independently of each other."""
 
 from __future__ import annotations
 
@@ -50,9 +50,10 @@ from fastds.tasks.fields.variables import Fields, list_grid_variables, select_fi
 
 
 class FieldsPipeline:
-    """Pipeline of a method and the fields of a dataset, see Pipeline in fastds.inference.chunking.
+    """Interpolation or downscaling of the fields of a dataset, in chunks.
 
-    The arguments are those of fastds.tasks.fields.run.downscale.
+    The class implements the protocol fastds.inference.chunking.Pipeline. The arguments are those of
+    fastds.tasks.fields.run.downscale.
     """
 
     step_multiple = 1

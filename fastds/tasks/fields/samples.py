@@ -204,7 +204,7 @@ class FieldData(BaseDataModule):
     def _load_each(self) -> list[FieldBlock]:
         """Load all sources and return their training parts.
 
-        The first and the last field of each validation part that is large enough become the validation fields.
+        The first and the last field of each sufficiently large validation part become the validation fields.
         """
         self.mean, self.std, self.value_range = torch.zeros(1), torch.ones(1), torch.ones(1)
         self.limits = None  # no degradation pipeline

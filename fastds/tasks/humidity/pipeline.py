@@ -47,9 +47,10 @@ SEQUENCE = 8  # number of steps that the recurrence processes together; the last
 
 
 class HumidityPipeline:
-    """Pipeline of a generator and a field, see fastds.inference.chunking.Pipeline.
+    """Downscaling of a humidity field by a generator, in chunks.
 
-    The arguments are those of fastds.tasks.humidity.run.downscale.
+    The class implements the protocol fastds.inference.chunking.Pipeline. The arguments are those of
+    fastds.tasks.humidity.run.downscale.
     """
 
     step_multiple = SEQUENCE

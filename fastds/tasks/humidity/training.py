@@ -53,9 +53,9 @@ def compute_content_loss(members: Tensor, truth: Tensor, kind: str) -> Tensor:
 class AdversarialModule(BaseLightningModule):
     """Training of a generator (B, T, 1, h, w) -> (B, T, 1, H, W) against a critic.
 
-    Logged values: critic, penalty, gradient_norm (mean, converges to about 1), content, adversarial, rate; val_mse of
-    the mean of two members in squared units of the field, val_mse_noise_free of the field without noise,
-    val_mse_bicubic of bicubic interpolation.
+    Logged values are critic, penalty, gradient_norm (the mean, which converges to about 1), content, adversarial and
+    rate, and three mean squared errors in squared units of the field: val_mse is that of the mean of two members,
+    val_mse_noise_free that of the field with zero noise, and val_mse_bicubic that of bicubic interpolation.
 
     Args:
         generator: generator.

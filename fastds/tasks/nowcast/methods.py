@@ -63,7 +63,10 @@ class Method:
 
     @property
     def dry_below(self) -> float:
-        """Reflectivity in dBZ below which a forecast is set to no echo; extrapolation preserves weak observed echo."""
+        """Reflectivity in dBZ below which a forecast is set to no echo.
+
+        It is lower for methods without a network, which preserve weak observed echo.
+        """
         return float(self.card.floor_dbz) + (DRY_DB if self.model is not None else 0.0)
 
     @property

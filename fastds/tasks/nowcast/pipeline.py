@@ -165,7 +165,9 @@ def _create_change_counts() -> ChangeCounts:
 
 
 class NowcastPipeline:
-    """Pipeline of a method and radar fields, see fastds.inference.chunking.Pipeline. A step is one forecast.
+    """Computation of the forecasts of a method from radar fields, in chunks.
+
+    The class implements the protocol fastds.inference.chunking.Pipeline. A step of a chunk is one forecast.
 
     Args:
         model: see `nowcast`.

@@ -36,9 +36,10 @@ TIME_FACTORS = (2, 4)
 
 
 class RadarPipeline:
-    """Pipeline of a model and radar fields, see fastds.inference.chunking.Pipeline.
+    """Downscaling of radar fields by a model, in chunks.
 
-    The arguments are those of fastds.tasks.radar.run.downscale.
+    The class implements the protocol fastds.inference.chunking.Pipeline. The arguments are those of
+    fastds.tasks.radar.run.downscale.
     """
 
     step_multiple = 4  # limits repeated work: the pair of frames at the boundary of two chunks is computed in both

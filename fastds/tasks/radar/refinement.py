@@ -41,8 +41,8 @@ EDGE_DB = 3.0
 # Width in dB of the blending. The weight of the network is 1 where the interpolated input is at the floor. It decreases
 # to 0 where the input is this far below the floor, because the values of the network are mostly wrong there.
 FADE_DB = 10.0
-# The network's echo is used only within this distance of input echo above the floor, in coarse pixels, in addition to
-# the motion.
+# Echo of the network is used only near input echo above the floor. The maximum distance in coarse pixels is the sum of
+# this number and the motion.
 NEAR_PIXELS = 4
 # Reflectivity is divided by a multiple of this range before warps, which expect values in [0, 1].
 _DB_SPAN = 128.0

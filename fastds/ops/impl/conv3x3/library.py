@@ -179,7 +179,7 @@ def convolve(x, weight, bias, x2, residual, act, negative_slope, shuffle, stride
     if has_active_transforms():  # vmap supports neither in-place operations nor memory formats here
         y = y if second is None else y + second
         return reference.to_channels_last(reference.apply_epilogue(y, residual, act, negative_slope, shuffle))
-    # With one input channel oneDNN chooses the memory format.
+    # For one input channel oneDNN chooses the memory format of y, which need not be channels_last.
     y = to_channels_last(y if second is None else y.add_(second))
     return apply_epilogue(y, residual, act, negative_slope, shuffle)
 

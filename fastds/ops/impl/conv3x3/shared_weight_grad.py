@@ -59,7 +59,8 @@ def share_weight(weight: Tensor) -> Tensor:
 def maybe_share_weight(weight: Tensor, maps: Tensor) -> Tensor:
     """Return share_weight(weight) if that is faster for convolutions of tensors like `maps`, otherwise the weight.
 
-    Sharing is faster in training on a CPU if eight steps together have at most 4096 pixels.
+    Sharing is faster only in training on a CPU, and if the maps of eight convolutions together have at most 4096
+    pixels. All images of a batch are counted.
 
     Args:
         weight: the weight.

@@ -51,7 +51,7 @@ def get_packed_filters(weight: Tensor, adjoint: bool, shuffle: int, amx: bool) -
 
 
 def describe_filters(weight: Tensor, adjoint: bool, shuffle: int) -> tuple:
-    """Return the arguments of csrc/conv3x3 for the filters.
+    """Describe the filters for the native functions of csrc/conv3x3: address, dtype, sizes, strides and layout.
 
     The caller must hold a reference to the weight until the native call returns.
     """

@@ -363,8 +363,8 @@ class ConvPointwiseOps:
 def select_engine(convolution: Convolution, others, algorithm: str) -> str | None:
     """Return the algorithm of the engine that fuses a convolution and its gates, or None if they must run separately.
 
-    The engine processes channels one by one if the number of channels is not a multiple of 4. Fusing is then faster
-    only for small feature maps, for which an additional call would take longer.
+    With algorithm="auto", the convolution and the gates of a large feature map run separately if the number of channels
+    is not a multiple of 4.
 
     Args:
         convolution: the convolution.

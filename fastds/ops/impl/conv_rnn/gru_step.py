@@ -88,7 +88,7 @@ class Options(NamedTuple):
     algorithm: str
 
     def get_variant(self) -> tuple[str, float, float]:
-        """Return suffix, option and slope for the formulas of csrc/gates."""
+        """Return the suffix of the formula's name, GatesParams.option and the slope, for the formulas of csrc/gates."""
         return GRU_UPDATE.spec.variant(self.keep, self.act, self.negative_slope)
 
 
@@ -261,7 +261,7 @@ def _differentiable_gates(grad_reset, grads: Results, saved: SavedTensors, optio
 
 
 def _differentiable_convolution(*args):
-    """Compute `convolution` of BackwardImplementation by differentiable operations."""
+    """Implement BackwardImplementation.convolution by differentiable operations."""
     *args, add_x, add_x2 = args
     found = list(compute_differentiable_gradients(*args))
     for k, addend in ((0, add_x), (3, add_x2)):

@@ -35,7 +35,7 @@ from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference_d
 
 
 class GuidedCall(NamedTuple):
-    """Arguments of the op. The arguments of its backward op are the same without bias and slope."""
+    """Arguments of guided_deform_conv2d."""
 
     input: Tensor
     raw: Tensor

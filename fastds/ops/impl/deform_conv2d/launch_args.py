@@ -81,9 +81,10 @@ def can_use_shared_memory(input, offset, weight, mask, stride, padding, dilation
 
 
 def prefers_triton(input, weight) -> bool:
-    """Return True if Triton is preferred to CUDA C++, because the channels fill a tile of the tensor cores.
+    """Return True if the Triton kernels are preferred to those in CUDA C++.
 
-    A float32 product is computed as three tf32 products, which is about as accurate as float32.
+    They use tensor cores, and are preferred if the channels of a group fill a tile. For float32 they compute each
+    product as three tf32 products, which is about as accurate.
     """
     if not input.is_cuda or input.dtype == torch.float64:
         return False
@@ -91,9 +92,9 @@ def prefers_triton(input, weight) -> bool:
 
 
 def forward_prefers_triton(input, offset, weight, bias, stride, padding, dilation, mask) -> bool:
-    """Return True if Triton is preferred for the forward pass.
+    """Return True if the Triton kernel is preferred for the forward pass.
 
-    CUDA C++ with samples from shared memory is faster than Triton.
+    The kernel in CUDA C++ is preferred where it can sample from shared memory.
     """
     geometry = (stride, padding, dilation)
     return prefers_triton(input, weight) and not can_use_shared_memory(input, offset, weight, mask, *geometry)

@@ -3,8 +3,8 @@
 
 A pointwise op maps tensors of C channels to tensors of C channels. Gate pre-activations may be packed along the channel
 axis of one tensor. csrc/gates/math.h has the formula of the op, the formula of its gradients and, for some ops, the
-formula of the gradients' gradients. This module registers an op for each formula. channels_last tensors, channel slices
-of larger channels_last tensors, and contiguous tensors are read without a copy.
+formula of the gradients' gradients. This module registers an op for each formula. The kernels read and write tensors of
+one memory format, which the first input selects; tensors of another format are copied.
 """
 
 from collections.abc import Callable

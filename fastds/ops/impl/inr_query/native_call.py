@@ -189,7 +189,9 @@ def backward(grad_y: Tensor, query: Query, with_skip: bool) -> list[Tensor]:
 
 
 def _find_valid_queries(query: Query, omega: Tensor, skip_weights: Tensor | None = None) -> Tensor:
-    """Return for each query (B * Q,) whether it has a valid corner for its features and for the skip field.
+    """Return for each query whether it has a valid corner, (B * Q,) bool.
+
+    With a skip field, the query also needs a valid corner of that field.
 
     Args:
         query: the arguments of the op.

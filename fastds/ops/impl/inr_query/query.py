@@ -74,7 +74,7 @@ class Query(NamedTuple):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Dtype of the computation, and of all tensors but maps in native calls."""
+        """Dtype in which values are computed. In native calls all tensors except `maps` have it."""
         return torch.float64 if self.maps.dtype == torch.float64 else torch.float32
 
     @property

@@ -9,7 +9,7 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// (rows, columns) -> (columns, rows); kSync false leaves the barrier out.
+// Transposes x, (rows, columns), to y. If kSync is false, the barrier after the writes to shared memory is left out.
 template <class T, int kTile, bool kSync>
 __global__ void transpose_kernel(const T* x, T* y, int rows, int columns) {
     FASTDS_SHARED(T, tile, [kTile][kTile + 1]);
@@ -20,7 +20,7 @@ __global__ void transpose_kernel(const T* x, T* y, int rows, int columns) {
     if (row < columns && column < rows) y[row * rows + column] = tile[threadIdx.x][threadIdx.y];
 }
 
-// y[block] += sum of row `block`: dynamic shared memory, a warp reduction and an atomic addition.
+// Adds the sum of row `block` of x to y[block]. The kernel uses dynamic shared memory, a warp reduction and an atomic addition.
 template <class T>
 __global__ void row_sum_kernel(const T* x, float* y, int n) {
     FASTDS_DYNAMIC_SHARED(float, of_warp);
@@ -32,7 +32,8 @@ __global__ void row_sum_kernel(const T* x, float* y, int n) {
     if (threadIdx.x < blockDim.x / 32) atomicAdd(y + blockIdx.x, of_warp[threadIdx.x]);
 }
 
-// y[thread] = x[thread + shift], in vectors of four where `vector` says so.
+// Sets y[thread] = x[thread + shift], or, if `vector` is true, the sum of the vector of four elements x[4 * thread + shift] ...
+// x[4 * thread + shift + 3].
 __global__ void read_kernel(const float* x, float* y, int shift, bool vector) {
     const int i = threadIdx.x;
     if (vector) {
