@@ -211,7 +211,7 @@ void run_chunk(const Conv1x1& call, bool tiles, const Panel<typename Layout<T>::
     if constexpr (Step::terms > 1)
         if (tiles) return multiply_on_tiles(call, panels, bias, first, count);
 #endif
-    // With a single block of columns, only the next row follows a row in y.
+    // If there is a single block of columns, it covers whole rows of y, and the element after a row belongs to the next row.
     const int64_t end = column_blocks<float>(call.outputs).blocks == 1 ? (first + count) * call.outputs : 0;
     const bool stores_sums = call.act == act_none && call.residual == nullptr;
     for_column_blocks<float>(call.outputs, [&](auto width, int64_t column) {

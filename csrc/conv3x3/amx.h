@@ -239,9 +239,9 @@ struct Block {
     int64_t groups() const { return count_parts(tiles.count, 2); }
 };
 
-// Computes the sums of the groups [groups.begin, groups.end), at most kChunk positions, into m. `packed` holds the filters of
-// one or two vectors of columns. take(g, m, part) receives rows of the sums of group g while the next group is summed, so that
-// its stores overlap with the products.
+// Computes the sums of products of the groups [groups.begin, groups.end) of positions and writes them to m. `packed` holds the
+// filters of one or two vectors of columns. take(g, sums, part) stores the rows `part` of the sums of group g. It is called
+// while the next group is computed, so that its stores overlap with the products.
 template <int Columns, int Window, class Take>
 void sum_products(const Block& block, const PixelRows& pixels, const BFloat16* packed, float* m, Range groups, const Take& take) {
     constexpr int64_t packed_step = 9 / Window * Columns * kTileDepth * kTileColumns;

@@ -89,7 +89,7 @@ struct Layout {
     }
 };
 
-// Transforms the inputs of the tiles first + [begin, end) into V.
+// Transforms the inputs of the tiles first + tiles.begin ... first + tiles.end - 1 into V, the matrix of transformed inputs.
 void transform_inputs(const Conv3x3GradWeight& call, const Layout& at, int64_t first, Range tiles, float* scratch) {
     const auto transform = [&](auto zero) {
         using T = decltype(zero);
@@ -111,7 +111,8 @@ inline void clear_excess_inputs(const Layout& at, int64_t tiles, float* scratch)
     for (int p = 0; p < kPoints; p++) store_vec<4>(scratch + p * at.v_plane + tiles * at.v_row, Vec<float, 4>{});
 }
 
-// Transforms the gradients of the tiles first + [begin, end) into one panel of D.
+// Transforms the gradients of the tiles first + tiles.begin ... first + tiles.end - 1 into one panel of D, the matrix of
+// transformed gradients.
 void transform_gradients(const Conv3x3GradWeight& call, const Layout& at, int64_t first, int64_t panel, Range tiles,
                          float* scratch) {
     const auto transform = [&](auto zero) {

@@ -167,8 +167,8 @@ struct Key {
 
 enum Tag : int64_t { kNone = 1, kBool, kInt, kFloat, kObject, kTuple, kList, kTensor };
 
-// Returns 1 if the values of a tensor are stored negated (torch.Tensor.is_neg), else 0; -1 with a Python error set. Tensors that
-// are stored negated are views of complex memory, so that all their strides are even.
+// Returns 1 if the values of a tensor are stored negated (torch.Tensor.is_neg), 0 if they are not, or -1 with a Python error
+// set. In torch only views of complex memory are stored negated, and their strides are even.
 inline int is_negated(PyObject* object, const dlpack::Tensor& t) {
     for (int k = 0; k < t.ndim; ++k)
         if (t.shape[k] > 1 && t.strides[k] % 2 != 0) return 0;
@@ -397,7 +397,7 @@ struct Run {
         if (plan.scratch_bytes > table.scratch_bytes) {
             std::free(table.scratch);
             table.scratch_bytes = 0;
-            // Much larger than needed: a block that is often replaced by a slightly larger one fragments the heap.
+            // Allocates twice the needed size, because frequent replacement by slightly larger blocks fragments the heap.
             const int64_t bytes = (2 * plan.scratch_bytes + kScratchUnit - 1) / kScratchUnit * kScratchUnit;
             table.scratch = static_cast<char*>(std::aligned_alloc(kAlignment, bytes));
             if (table.scratch == nullptr) throw std::bad_alloc();
@@ -487,6 +487,7 @@ inline PyObject* find_plan(PyObject*, PyObject* const* args, Py_ssize_t n) {
 }
 
 inline Argument read_argument(py::handle node) {
+    // The node is one of
     // ("constant", value) | ("input" | "output" | "temporary" | "packed", index, offset) | ("workspace", 0, 0)
     // | ("sequence", value, [items])
     const auto tuple = node.cast<py::tuple>();

@@ -31,7 +31,8 @@ struct FmaStep {
     static FASTDS_HD Vec<A> apply(Vec<A> acc, Unit a, Vec<A> b) { return acc + a * b; }
 };
 #if defined(__AVX512BF16__)
-// Dot products of two bfloat16 values, summed in float32. B holds the two values of a column next to each other.
+// Multiplies pairs of bfloat16 values and adds the two products to a float32 sum. In packed B the two values of a pair are
+// adjacent.
 struct Bf16DotStep {
     using Stored = BFloat16;
     using Unit = uint32_t;
@@ -133,7 +134,8 @@ FASTDS_HD void for_column_blocks(int64_t columns, const F& f, int64_t most = kTi
     for_column_blocks<A>(columns, {0, column_blocks<A>(columns, most).blocks}, f, most);
 }
 
-// Layout of packed B: for products of vectors or, if `tiles` is true, for bfloat16 products with AMX tiles (core/amx.h).
+// Layout of the packed matrix B of a product: that for vector instructions or, if `tiles` is true, that for AMX tiles with
+// bfloat16 values (core/amx.h).
 struct Blocking {
     bool tiles = false;
     int64_t vectors() const { return tiles ? 2 : kTileVectors; }  // maximum number of vectors in a block of columns

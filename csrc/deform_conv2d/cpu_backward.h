@@ -21,8 +21,8 @@ namespace {
 // slice) they form one run if they are the whole slice, otherwise one run per tap.
 struct Part {
     int64_t group, begin, end;
-    // Runs in a row of columns. runs: their number. run_columns: columns of a run. first: position of the first run. stride:
-    // distance between runs.
+    // In a row of columns, the part has `runs` runs of `run_columns` columns each. The first run begins at position `first`, and
+    // successive runs are `stride` columns apart.
     int64_t runs, run_columns, first, stride;
     int64_t packed, partial;                   // elements before this part in the packed weights and in a partial grad_weight
     int64_t slice;

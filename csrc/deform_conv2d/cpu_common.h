@@ -22,7 +22,8 @@ struct RowRange {
 struct PixelWalk {
     PixelWalk(const DeformConv2dDims& d, int64_t row_begin, int64_t row_end, int64_t get_row_bytes)
         : row_begin(row_begin), row_end(row_end), columns(d.Wo) {
-        // Rows of a strip are the contiguous parts in which NCHW planes are read and written.
+        // Least value of the maximum width of a strip, in pixels. It is larger for NCHW planes, because the rows of a strip are
+        // the contiguous parts in which planes are read and written.
         const int64_t least = d.planar ? 128 : 16;
         // Estimated number of rows of x that the samples of one row of a strip read.
         constexpr int64_t kWindowBytes = 256 << 10, kWindowRows = 16;

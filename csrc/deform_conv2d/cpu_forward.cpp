@@ -106,8 +106,8 @@ inline void multiply_panel(const DeformConv2dDims& d, Blocking blocking, const t
     for_column_blocks<A>(out, multiply_block, blocking.vectors());
 }
 
-// Packs the weights of the output channels of one group for `multiply`. `place` is the position of each weight of an output
-// channel in the sum.
+// Packs the weights of the output channels of one group for `multiply`. Weight k of each output channel becomes the
+// factor of term place[k] of its sum.
 template <class Step, class T>
 void pack_weights(typename Step::Stored* packed, const T* weight, int64_t out, int64_t terms, const int64_t* place,
                   Blocking blocking, int threads) {

@@ -36,7 +36,8 @@ struct PairTiles {
     int64_t tiles;
 };
 
-// Accumulation of grad_x with floating-point atomics: contiguous NHWC in the compute type, initially zero.
+// Buffer in which grad_x is accumulated with floating-point atomics. It is contiguous NHWC in the compute type and initially
+// zero.
 template <class A>
 struct Unordered {
     A* sum;
@@ -160,7 +161,7 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
     FASTDS_SHARED(Pixel<A>, pixels, [kM]);
     auto* const slab_y = reinterpret_cast<A(*)[Product::kRowA]>(memory);                              // [kStep]
     auto* const slab_w = reinterpret_cast<A(*)[Product::kRowB]>(memory + kStep * Product::kRowA);     // [kStep]
-    // The gradients of the columns, [kN]. They reuse the memory of the slabs.
+    // Gradients of the sampled values (columns), [kN]. They reuse the memory of the slabs.
     auto* const column_grads = reinterpret_cast<A(*)[Product::kRowA]>(memory);
 
     const Groups size(d);

@@ -301,7 +301,7 @@ struct TileWindow {
     const Pack<uint32_t, 4>* packs;
     int row, column, columns;  // position of its first pixel in the image; width of the window
     int count, exchanged;      // packs per pixel; 4 if a pixel has 8 packs, otherwise 0
-    // Bounds of the sample positions whose four corners are in the window and that are inside the image.
+    // Bounds of the sample positions that are inside the image and whose four corners are in the window.
     float low_y, high_y, low_x, high_x;
 
     __device__ __forceinline__ const Pack<uint32_t, 4>& at(int pixel, int pack) const {

@@ -48,7 +48,8 @@ namespace fastds {
 enum class GateFormula : int { FASTDS_GATE_FORMULAS(FASTDS_GATE_NUMBER) count };
 #undef FASTDS_GATE_NUMBER
 
-// An operand. The operands of a call are the inputs of the formula, then its outputs, in the order of math.h.
+// A tensor that a formula reads or writes. The operands of a call are the inputs of the formula, then its outputs, in the order
+// of math.h.
 struct GateOperand {
     void* data;   // null: an input of zeros, or an output that is not needed
     int64_t row;  // distance between rows in elements

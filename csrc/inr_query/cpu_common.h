@@ -51,7 +51,7 @@ struct Source {
         return locate_corners<A>(d, {t.base[at], frac[0]}, {t.base[at + 1], frac[1]}, corners, mask);
     }
 
-    // Returns channel 0 of corner j. An invalid pixel, whose values are never read, gives zeros.
+    // Returns the address of channel 0 of the pixel at corner j. If the pixel is not valid, the address is that of zeros.
     const T* corner(const QueryCorners<A>& p, int64_t b, int j) const {
         if (!p.valid[j]) return nothing;
         return static_cast<const T*>(t.maps) + b * d.maps_b + p.row[j] * d.maps_h + p.column[j] * d.maps_w;

@@ -17,7 +17,7 @@ template <class T, class A>
 FASTDS_HD void finish(const Source<T>& source, const QueryCorners<A>& p, int64_t b, int64_t q, const A* row, int64_t stride, A* y) {
     const InrQueryDims& d = source.d;
     const bool late = d.ensemble == inr_late;
-    // With a single corner, the four corners of the skip are located separately.
+    // The skip field is interpolated from four corners. If the query has a single corner, they are located here.
     const QueryCorners<A> along = source.t.skip && d.ensemble == inr_none ? source.locate(b, q, 4) : p;
     const A* skip = static_cast<const A*>(source.t.skip);
     for (int64_t o = 0; o < d.O; o++) {

@@ -27,7 +27,8 @@ FASTDS_HD Coordinate<A> get_grid_coordinate(const InrAxis& axis, int64_t k) {
     return {base, static_cast<A>(static_cast<double>(numerator - base * axis.den) / static_cast<double>(axis.den))};
 }
 
-// Corner a on an axis of n cells: its pixel, rho = 2 (u - pixel) for the pixel before wrapping, and its linear weight.
+// Pixel before (a = 0) or after (a = 1) the coordinate u on an axis of n pixels, the offset rho = 2 (u - pixel) from the pixel
+// before wrapping, and the weight of the pixel in linear interpolation.
 template <class A>
 struct AxisCorner {
     int64_t pixel;

@@ -53,7 +53,8 @@ struct InrQueryTensors {
     const void* layer_bias[kInrLayers];
 };
 
-// Contiguous gradients of the inputs of the features. maps is (B, H, W, channels), and offsets has kInrOffsetRows rows of D.
+// Contiguous gradients of the inputs of the features. maps has the shape (B, H, W, channels), and offsets has the shape
+// (kInrOffsetRows, D), where D is the width of the features of a corner.
 struct InrQueryGradients {
     void* maps;
     void* offsets;

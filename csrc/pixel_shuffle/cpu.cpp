@@ -155,7 +155,8 @@ void backward_in_registers(const ShuffleLayout<T>& layout, const PixelShuffleBac
         for (int64_t part = begin; part < end; part++) {
             __builtin_memset(totals, 0, values * sizeof(A));
             for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; row++) {
-                // Without an activation the slope is 1, so that the signs may be those of any tensor.
+                // y is null if there is no activation. The slope is then 1, so that the signs of grad_y, which replaces y, have
+                // no effect.
                 const void* y = t.y != nullptr ? t.y : t.grad_y;
                 const int64_t at = layout.fine(row);
                 const GradientSource<T> fine{static_cast<const T*>(t.grad_y) + at, static_cast<const T*>(y) + at, totals,
@@ -198,7 +199,7 @@ void backward(const ShuffleLayout<T>& layout, const PixelShuffleBackward& t, int
             for (int64_t c = 0; c < C; c++) grad_bias[c * sub_pixels + e] += partials[c];
 }
 
-// With fewer elements, the permutation finishes before another thread has started.
+// Minimum number of elements for more than one thread. Fewer are permuted before another thread has started.
 constexpr int64_t kMinThreadedWork = 1 << 13;
 int limit_threads(const PixelShuffleParams& p, int threads) { return count_elements(p) < kMinThreadedWork ? 1 : threads; }
 

@@ -50,8 +50,8 @@ FASTDS_HD void compute_gradient(const ShuffleLayout<T>& layout, const T* grad_y,
     }
 }
 
-// Converts each(k), vectors of compute values from element k on, to N stored values and returns their bits. The values stay in
-// registers, because a load that two stores fill has to wait for both.
+// Returns the bits of the N elements from k on, converted to the storage type T. each(k) returns a vector of the elements from k
+// on in the compute type. The result is built in registers, because a load that covers two earlier stores waits for both.
 template <int N, class T, class Each>
 FASTDS_HD Vec<bits_t<T>, N> convert_to_bits(const Each& each, int k = 0) {
     constexpr int L = kLanes<compute_t<T>>;
@@ -134,7 +134,7 @@ struct GradientSource {
             return grad;
         });
     }
-    // Two tensors with r rows of sub-pixels each are more streams than the hardware prefetcher follows.
+    // Software prefetches, because the r rows of sub-pixels of two tensors are more streams than the hardware prefetcher follows.
     FASTDS_HD void prefetch(int64_t k) const {
         __builtin_prefetch(grad_y + k);
         __builtin_prefetch(y + k);
@@ -246,7 +246,7 @@ class ToFine {
     const Buffer<int32_t> places_;
 };
 
-// The inverse permutation. `fine_row` is the number of elements between rows of sub-pixels.
+// Permutation of sub-pixels to coarse pixels. `fine_row` is the number of elements between rows of sub-pixels.
 template <class U>
 class ToCoarse {
   public:
@@ -470,7 +470,7 @@ class BackwardPlanes {
 
   private:
     // Returns the gradients of `count` rows of sub-pixels with respect to the values before bias and activation, as one
-    // contiguous block. For the bias, groups of r vectors are added to each other.
+    // contiguous block. If `summed` is true, they are also added to the sums for the bias gradient.
     const T* gradients(int64_t fine, int64_t count, bool summed) const {
         const T *grad_y = static_cast<const T*>(t_.grad_y), *y = static_cast<const T*>(t_.y);
         if (y == nullptr && !summed && together_ == 1) return grad_y + fine;

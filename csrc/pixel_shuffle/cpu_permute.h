@@ -97,9 +97,8 @@ FASTDS_HD void dispatch_factor(int r, const Use& use) {
     }
 }
 
-// True if values of a type are permuted in registers: 16- and 32-bit values in AVX2 and AVX-512 builds. Values of type double,
-// which only checks use, are gathered one by one. AVX2 needs several instructions to permute 16-bit lanes, which is still
-// faster than gathering single values.
+// True if values of a type are permuted in registers: 16- and 32-bit values in AVX2 and AVX-512 builds. Values of other types
+// are gathered one by one.
 #if defined(__AVX2__)
 template <class T>
 constexpr bool kHasLanes = sizeof(T) <= 4;
@@ -159,7 +158,7 @@ FASTDS_HD void join_odd(V (&v)[R], LaneList<J...>, LaneList<I...> lanes) {
 template <class V, int... I>
 FASTDS_HD auto concatenate(const V& a, const V& b, LaneList<I...>) {
 #if defined(__AVX512F__)
-    // For 16-bit lanes, GCC 12 generates a slow general permutation.
+    // Inserts b as the upper half, because GCC 12 translates the shuffle of 16-bit lanes to a slow general permutation.
     if constexpr (sizeof(V) == 32)
         return (decltype(__builtin_shufflevector(a, b, I...)))_mm512_inserti64x4(_mm512_castsi256_si512((__m256i)a), (__m256i)b, 1);
     else
@@ -250,8 +249,8 @@ FASTDS_HD void interleave(V (&v)[R]) {
 // Permutation of blocks of channels of one coarse pixel in registers: coarse order (c, i, j) to the fine order, r rows i of (j,
 // c), and back. The source of the elements (cpu_fused.h) applies bias, activation or their gradients while it reads.
 
-// Some channels of one pixel: their position in the coarse tensor and in the sub-pixels, the first channel, and the number of
-// leading channels that another block has already processed.
+// A block of channels of one pixel: its position in the coarse tensor and in the sub-pixels, its first channel, and the number of
+// its leading channels that another block has already processed.
 struct Place {
     int64_t coarse, fine, c, again;
 };
@@ -281,7 +280,7 @@ FASTDS_HD void block_to_fine(const From& x, const Place& place, U* y, int64_t C,
     }
 }
 
-// The inverse permutation.
+// Permutes the N channels of the sub-pixels y to the coarse pixel x, the inverse of block_to_fine.
 template <int R, int N, class From, class U>
 FASTDS_HD void block_to_coarse(const From& y, const Place& place, U* x, int64_t C, int64_t fine_row, bool streamed) {
     using V = Vec<U, N>;
@@ -343,7 +342,8 @@ FASTDS_HD void rows_to_fine(const From& x, const Place& place, U* y, int64_t C, 
         }
     }
 }
-// The inverse permutation, for the rows of sub-pixels from `first` on that fill a vector.
+
+// Permutes sub-pixels to a coarse pixel, for the rows of sub-pixels from `first` on that fill a vector.
 template <int R, int N, class From, class U>
 FASTDS_HD void rows_to_coarse(const From& y, int first, const Place& place, U* x, int64_t C, int64_t fine_row, bool streamed) {
     using V = Vec<U, N>;
@@ -441,8 +441,8 @@ constexpr bool has_runs(int r) { return r == 2 || r == 4 || r == 8; }
 template <int R, class U>
 constexpr int kRunLanes = kHasLanes<U> && has_runs(R) ? kWhole<U> : 0;
 
-// Calls block(w, again) for the pixels w, w + 1, ..., w + together - 1. Another block has already processed the first `again`
-// of them.
+// Calls block(w, again) for blocks of `together` pixels, which begin at pixel w. The last block may overlap the block before,
+// which has then processed its first `again` pixels.
 template <class Block>
 FASTDS_HD void for_pixels(int64_t pixels, int64_t together, const Block& block) {
     const int64_t whole = pixels - pixels % together;

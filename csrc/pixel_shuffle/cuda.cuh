@@ -157,8 +157,8 @@ __global__ void pixel_unshuffle_run_kernel(const T* __restrict__ grad_y, const T
     for (int k = 0; k < taps; k++) write_run(to + k * run, coarse + k * run);
 }
 
-// partials[part][sub*C + c] is the sum over the coarse pixels of one part. Each thread computes one (sub, c), each row of
-// blocks one part.
+// Computes partial sums of the bias gradient. partials[part][sub * C + c] is the sum of the gradients of channel c in sub-pixel
+// `sub` over the coarse pixels of one part. Each thread computes one (sub, c), and each row of blocks computes one part.
 template <class T>
 __global__ void pixel_shuffle_bias_kernel(const T* __restrict__ grad_y, const T* __restrict__ y,
                                           compute_t<T>* __restrict__ partials, ShuffleTiles t,

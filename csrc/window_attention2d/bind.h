@@ -11,7 +11,7 @@ namespace fastds {
 inline int64_t window_attention2d_workspace(const AttentionDims& dims, bool backward) {
     const AttentionPlanes planes(dims);
     const int64_t maps = backward ? 4 : 3, extra = backward ? 2 : 0;
-    // 64 elements more, because the last vectors of the last plane may extend beyond it.
+    // The workspace has 64 more elements than the planes, because the last vectors may extend beyond the last plane.
     return (dims.B * (maps * planes.image() + extra * planes.plane()) + 64) * (dims.dtype == f64 ? 8 : 4);
 }
 
