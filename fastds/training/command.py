@@ -82,7 +82,7 @@ def format_overview() -> str:
         "Options of a task: fastds train TASK --help. A NAME may be a YAML file, such as --print-config prints.",
         "Every task has: --model NAME, --model.options.KEY VALUE, --model.start WEIGHTS, --data.path PATH, --output,",
         "--seed, --max-steps, --max-minutes, --learning-rate, --ema-decay, --resume, --progress, --threads, --device,",
-        "--devices, --report. Without --max-steps and --max-minutes a training ends after an hour.",
+        "--devices, --report. Without --max-steps, --max-epochs and --max-minutes a training ends after an hour.",
         "",
     ]
     texts = {task: f"{about}; NAME: {', '.join(find_configurations(task))}" for task, about in TASKS.items()}
