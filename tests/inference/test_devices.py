@@ -161,5 +161,5 @@ def test_each_worker_has_its_own_gpu(monkeypatch, gpus, name, used):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(workers, "process_chunk", lambda *piece: asked.append((*piece, *inside)))
-    workers._compute_on_worker(types.SimpleNamespace(pipeline="pipeline"), "store", "piece")
+    workers._compute_on_worker(types.SimpleNamespace(pipeline="pipeline", option_names=None), "store", "piece")
     assert asked == [("pipeline", "store", "piece", *used)] and not inside
