@@ -242,7 +242,7 @@ def test_export_error_messages(make, options, said, tmp_path):
         ("inr-small out.txt", "the output must end in .onnx or .pt2, got out.txt"),
         ("inr-small /dev/null", "the output must be a regular file, /dev/null is a device"),
         ("inr-small none/out.onnx", "no such folder: none"),
-        ("inr-small out.onnx --steps 3", "steps is no option for INRDownscaler, which takes no arguments"),
+        ("inr-small out.onnx --steps 3", "steps is no option for INRDownscaler, which takes no options"),
         ("inr-small out.onnx --frames x", "--frames must be a whole number, got 'x'"),
         ("nothing out.onnx", "neither a file nor one of the shipped weights"),
         ("w.safetensors w.safetensors", "the output must be another file than the input"),

@@ -339,7 +339,7 @@ def test_invalid_static_is_named(static, message):
         ({"in_channels": 0}, "in_channels must be a positive integer, got 0"),
         ({"extractor_blocks": -1}, "extractor_blocks must be an integer >= 0"),
         ({"residual": "trilinear", "out_channels": 2}, "out_channels must be at most in_channels=1, got 2"),
-        ({"scale": 1, "head_features": 4}, "out_channels must equal channels for scale 1"),
+        ({"scale": 1, "head_features": 4}, "out_channels must equal in_channels for upscale_factor 1"),
     ],
 )
 def test_invalid_options_are_named(options, message):
