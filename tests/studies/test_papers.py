@@ -95,7 +95,7 @@ def test_finished_study_trains_nothing(case, monkeypatch, capsys):
         assert cli.main(words(name, folder, whole)) == 0 and outputs(whole) == before
     capsys.readouterr()
     assert cli.main(words(name, folder, whole, max_steps=4)) == 2
-    assert "--output" in (said := capsys.readouterr().err) and "max_steps was 3 and is 4" in said
+    assert "--output" in (said := capsys.readouterr().err) and "--max-steps was 3 and is 4" in said
 
 
 KILLED = """
