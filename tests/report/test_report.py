@@ -275,7 +275,7 @@ def test_study_reports(folder, tmp_path, monkeypatch, capsys):
     page = parsed(path)
     assert all(caption.startswith("truth.nc: ") for caption in page.texts("caption")) and len(page.all("img")) >= 3
     assert main(["study", "nowcast", f"--data.path={folder}", "--against=x", f"--report={path}"]) == 2
-    assert "--report must be left out with --against=x" in capsys.readouterr().err
+    assert "--report must be left out with --against x" in capsys.readouterr().err
 
 
 # ---- maps

@@ -203,7 +203,7 @@ def test_the_study_compares_members_with_those_of_pysteps(folder, tmp_path, monk
     assert "Ensembles on the test radars" in (tmp_path / "r.html").read_text()
     assert (
         main([*words.split(), "--against=x"]) == 2
-        and "--against must be left out with --members=3" in capsys.readouterr().err
+        and "--against must be left out with --members 3" in capsys.readouterr().err
     )
     assert main([*words.split(), "--members=1"]) == 2 and "--members must be at least 2" in capsys.readouterr().err
     alone = f"study nowcast --data.path={folder} --mlcast=m.safetensors"
