@@ -100,7 +100,7 @@ def test_changed_weights_are_packed_again(change):
             expected = convolve(x, new.clone())
         found, by_plan = run_planned(convolve, x, weight)
         assert torch.equal(found, expected)
-        # In one of ten thousand calls of the whole suite the Python code ran for a weight at a new address.
+        # The Python code ran here once, in a run of the whole suite; the result was right.
         assert by_plan or change == "new address"
 
 
