@@ -17,6 +17,7 @@ from gpuless.fake_cuda import fake_cuda  # noqa: F401  a fixture
 from gpuless.triton_rig import interpret
 from triton.runtime.interpreter import interpreter_builder
 
+from fastds.ops.core import plans
 from tests.support.forked import in_a_child
 
 _outcomes = {}  # path of a test module -> {test name: (outcome, text)}
@@ -76,3 +77,10 @@ def pytest_pyfunc_call(pyfuncitem):
     if outcome != "passed":
         pytest.fail(f"under the Triton interpreter:\n{text}", pytrace=False)
     return True
+
+
+@pytest.fixture(autouse=True)
+def without_plans():
+    """Switch plans of calls off: they run native CPU kernels, and these tests run GPU kernels on tensors of the CPU."""
+    with plans.suspended():
+        yield
