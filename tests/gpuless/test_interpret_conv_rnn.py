@@ -104,7 +104,7 @@ def test_conv_gru_cell(shape, dtype, keep, act):
     x, h, _, gates, bias = inputs(shape, dtype, 2)
     candidate, candidate_bias = gates[: shape[2]].flip(1), bias[: shape[2]]
     tensors, options = (x, h, gates, bias, candidate, candidate_bias), {"keep": keep, "activation": act}
-    expected = gru_reference(*(t.double() for t in tensors), **options)
+    expected = gru_reference(*(t.double() for t in tensors), keep=keep, act=act)
     with fastds.use_backend("triton"):
         close([conv_gru_cell(*tensors, **options)], [expected], dtype)
     n = x.shape[1]
