@@ -77,6 +77,7 @@ struct PackedWeight {
     py::object copy, packed;
     const void* copy_data = nullptr;
     intptr_t packed_data = 0;
+    int64_t bytes = 0;  // of both
 };
 
 // An input that the kernels read packed, by the address of the weight: layers of one shape share a plan.
@@ -113,7 +114,6 @@ struct Entry {
 struct Table {
     std::unordered_map<uint64_t, std::shared_ptr<Entry>> entries;
     uint64_t tick = 0, runs = 0;
-    int64_t packed_bytes = 0;  // of the packed weights that were added to plans; a plan that is dropped is not subtracted
     bool recording = false, busy = false;
     char* scratch = nullptr;
     int64_t scratch_bytes = 0;
@@ -313,6 +313,22 @@ inline void drop_oldest(Table& table) {
     }
 }
 
+// Calls function(input) for the inputs of all plans that the kernels read packed.
+template <class Function>
+void for_packed_inputs(Table& table, const Function& function) {
+    for (auto& [hash, entry] : table.entries)
+        if (entry->plan)
+            for (PackedInput& input : entry->plan->packed) function(input);
+}
+
+inline int64_t count_packed_bytes(Table& table) {
+    int64_t bytes = 0;
+    for_packed_inputs(table, [&](PackedInput& input) {
+        for (auto& [address, weight] : input.weights) bytes += weight.bytes;
+    });
+    return bytes;
+}
+
 struct Run {
     Table& table;
     Plan& plan;
@@ -354,7 +370,6 @@ struct Run {
                 auto found = p.weights.find(weight);
                 if (found == p.weights.end() || std::memcmp(weight, found->second.copy_data, p.bytes) != 0) {
                     found = pack_again(p, weight);
-                    if (found == p.weights.end()) return false;
                     complete = false;
                 }
                 p.packed_data = found->second.packed_data;
@@ -372,14 +387,9 @@ struct Run {
         auto old = p.weights.find(weight);
         if (old != p.weights.end() && old->second.packed_data == made.packed_data && old->second.copy_data == made.copy_data)
             return old;  // the cache packed the weight into the same memory
-        table.packed_bytes += p.bytes + made.packed.attr("nbytes").cast<int64_t>();
-        if (table.packed_bytes > kMaxPackedBytes) {
-            table.packed_bytes = 0;
-            for (auto& [hash, entry] : table.entries)
-                if (entry->plan)
-                    for (PackedInput& other : entry->plan->packed) other.weights.clear();
-            return p.weights.end();
-        }
+        made.bytes = p.bytes + made.packed.attr("nbytes").cast<int64_t>();
+        if (count_packed_bytes(table) + made.bytes > kMaxPackedBytes)
+            for_packed_inputs(table, [](PackedInput& input) { input.weights.clear(); });
         if (p.weights.size() >= kMaxPackedWeights) p.weights.clear();
         return p.weights.insert_or_assign(weight, std::move(made)).first;
     }

@@ -99,9 +99,18 @@ def test_changed_weights_are_packed_again(change):
         with plans.suspended():  # another address, since this call must not pack the weight that the plan reads
             expected = convolve(x, new.clone())
         found, by_plan = run_planned(convolve, x, weight)
-        assert torch.equal(found, expected)
-        # The Python code ran here once, in a run of the whole suite; the result was right.
-        assert by_plan or change == "new address"
+        assert by_plan and torch.equal(found, expected)
+
+
+def test_many_weights_are_packed_by_plans():
+    """The weights have more bytes than plans may hold; every call still runs its plan."""
+    x, weights = draw(1, 256, 4, 4), draw(60, 256, 256, 3, 3)
+    record(convolve, x, weights[0])
+    for weight in weights:
+        found, by_plan = run_planned(convolve, x, weight)
+        with plans.suspended():
+            expected = convolve(x, weight.clone())
+        assert by_plan and torch.equal(found, expected)
 
 
 class Functions(TorchFunctionMode):
