@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+from torch import nn
 
 from fastds._options import OptionError, spell_argument
 from fastds.data.formats.opening import list_files
@@ -87,8 +88,9 @@ def finetune(
     if card.task in ("radar", "nowcast"):
         config.data.var = var
     if card.task == "radar":
-        config.data.statics = _check_static(model, static)
-        config.data.dynamics = _find_dynamics(model, files, var, dynamics)
+        network = load(model)
+        config.data.statics = _check_static(network, static)
+        config.data.dynamics = _find_dynamics(network, files, var, dynamics)
     elif static is not None or dynamics is not None:
         name = "dynamics" if static is None else "static"
         raise OptionError(name, f"is for radar weights, {card.name} is for {card.task}")
@@ -111,23 +113,23 @@ def _prepare_files(data, folder: pathlib.Path, card: ModelCard, var: str | None,
     return rewrite_with_metadata(data, folder, var, named, **reading)
 
 
-def _check_static(model: str | os.PathLike, static: Sequence[str] | None) -> list[str]:
+def _check_static(network: nn.Module, static: Sequence[str] | None) -> list[str]:
     """Return the static maps as a list. Raises OptionError if their number is not that of the network's channels."""
-    maps, count = list(static or []), load(model).config.get("static_channels", 0)
+    maps, count = list(static or []), network.config.get("static_channels", 0)
     if len(maps) != count:
         raise OptionError(
-            "static", f"must be {count} maps, FILE.nc:VARIABLE, which {load_card(model).name} reads, got {len(maps)}"
+            "static", f"must be {count} maps, FILE.nc:VARIABLE, which {network.card.name} reads, got {len(maps)}"
         )
     return maps
 
 
 def _find_dynamics(
-    model: str | os.PathLike, files: str | os.PathLike, var: str | None, given: Mapping[str, Any] | str | None
+    network: nn.Module, files: str | os.PathLike, var: str | None, given: Mapping[str, Any] | str | None
 ) -> dict[str, list[float]]:
     """Return the additional input variables of a radar network, as DataConfig.dynamics has them.
 
     Args:
-        model: weights.
+        network: radar network with a card.
         files: file or folder; the variables are looked up in the first file.
         var: name of the reflectivity variable.
         given: argument `dynamics` of finetune.
@@ -137,7 +139,6 @@ def _find_dynamics(
     """
     from fastds.tasks.radar.dynamics import count_channels, find_channels, join_names, list_missing
 
-    network = load(model)
     if given is None and not count_channels(network):
         return {}
     path = list_files(files)[0]

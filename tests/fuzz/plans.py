@@ -147,10 +147,10 @@ def compare_in_fork(seed: int, op: str, kind: str, number: int) -> str | None:
         os.write(writer, (fault or "same")[:1000].encode())
         os._exit(0)
     os.close(writer)
-    told = os.read(reader, 1000).decode()
+    outcome = os.read(reader, 1000).decode()
     os.close(reader)
     os.waitpid(child, 0)
-    return None if told == "same" else f"in a fork: {told or 'the child died'}"
+    return None if outcome == "same" else f"in a fork: {outcome or 'the child died'}"
 
 
 def main() -> int:

@@ -88,7 +88,7 @@ def test_slices_and_several_blocks(emulated, name):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-LEAKY = {"keep": "1-z", "activation": "leaky_relu"}  # in 16 bits a pre-activation beside its kink is on either side
+LEAKY = {"keep": "1-z", "activation": "leaky_relu"}  # rounding in 16 bits can change the sign of a pre-activation
 
 
 @pytest.mark.parametrize("dtype, options", [(torch.float32, LEAKY), (torch.float32, {}), (torch.bfloat16, {})], ids=str)

@@ -204,8 +204,8 @@ def plan(source: ReflectivityInput, model: str | os.PathLike | None = None) -> s
     frames, height, width = output_shape(source, model.config.get("scale", 2), find_time_factor(source))
     summary = f"{read} to {format_count(frames, 'field')} of {height} x {width}"
     maps = [f"{w['name']} ({w.get('units', 'no units')})" for w in model.card.static_variables]
-    beside = [f"with {spell_argument('static')} for {join_names(maps)}"] * bool(maps)
-    parts = summary, *beside, *describe_single_time(source), note, assess_field(model.card, source).text()
+    needed = [f"with {spell_argument('static')} for {join_names(maps)}"] * bool(maps)
+    parts = summary, *needed, *describe_single_time(source), note, assess_field(model.card, source).text()
     return "; ".join(filter(None, parts))
 
 
