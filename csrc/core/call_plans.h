@@ -329,6 +329,12 @@ inline int64_t count_packed_bytes(Table& table) {
     return bytes;
 }
 
+// Drops the packed weights that plans hold. Calls that run later look them up again.
+inline void drop_packed(Table& table) {
+    std::vector<std::unordered_map<const void*, PackedWeight>> dropped;  // destroyed after the table is consistent again
+    for_packed_inputs(table, [&](PackedInput& input) { dropped.push_back(std::exchange(input.weights, {})); });
+}
+
 struct Run {
     Table& table;
     Plan& plan;
@@ -388,8 +394,7 @@ struct Run {
         if (old != p.weights.end() && old->second.packed_data == made.packed_data && old->second.copy_data == made.copy_data)
             return old;  // the cache packed the weight into the same memory
         made.bytes = p.bytes + made.packed.attr("nbytes").cast<int64_t>();
-        if (count_packed_bytes(table) + made.bytes > kMaxPackedBytes)
-            for_packed_inputs(table, [](PackedInput& input) { input.weights.clear(); });
+        if (count_packed_bytes(table) + made.bytes > kMaxPackedBytes) drop_packed(table);
         if (p.weights.size() >= kMaxPackedWeights) p.weights.clear();
         return p.weights.insert_or_assign(weight, std::move(made)).first;
     }
@@ -707,6 +712,9 @@ inline void register_plans(py::module_& m) {
         if (Table* table = get_table()) {
             auto dropped = std::exchange(table->entries, {});
         }
+    });
+    m.def("plans_drop_packed", [] {
+        if (Table* table = get_table()) drop_packed(*table);
     });
     m.def("plans_statistics", [] {
         Table* table = get_table();

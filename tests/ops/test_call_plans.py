@@ -113,6 +113,22 @@ def test_many_weights_are_packed_by_plans():
         assert by_plan and torch.equal(found, expected)
 
 
+def test_full_cache_of_packed_weights_keeps_plans(monkeypatch):
+    """Eviction drops packed weights, not plans: each call with a changed weight runs its plan."""
+    monkeypatch.setattr(packed_weight_cache, "MAX_CACHE_BYTES", 1)
+    gates = draw(1, 4 * CHANNELS, 5, 6), draw(1, CHANNELS, 5, 6)
+    x, weight = draw(1, CHANNELS, 9, 7), draw(CHANNELS, CHANNELS, 3, 3)
+    record(ops.lstm_gates, *gates)
+    record(convolve, x, weight)
+    for _ in range(3):
+        weight.neg_()
+        with plans.suspended():
+            expected = convolve(x, weight.clone())
+        found, by_plan = run_planned(convolve, x, weight)
+        assert by_plan and torch.equal(found, expected)
+    assert run_planned(ops.lstm_gates, *gates)[1]
+
+
 class Functions(TorchFunctionMode):
     """A function mode that changes nothing."""
 

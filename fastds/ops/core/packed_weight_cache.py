@@ -73,11 +73,17 @@ def get_packed_weight(weight: Tensor, layout: tuple, pack: Callable[[Tensor, Ent
         entry = entries[key] = new
     entries.move_to_end(key)
     if _cache.bytes > MAX_CACHE_BYTES:
-        plans.clear()  # plans hold entries, too
+        plans.drop_packed_weights()  # they would keep the memory of evicted entries
     while _cache.bytes > MAX_CACHE_BYTES and len(entries) > 1:
         _cache.bytes -= _count_bytes(entries.popitem(last=False)[1])
     plans.note_packed_weight(given, entry, partial(_refresh, layout=layout, pack=pack))
     return entry[1]
+
+
+def clear_cache() -> None:
+    """Remove all entries of this thread."""
+    _cache.bytes -= sum(map(_count_bytes, _cache.entries.values()))
+    _cache.entries.clear()
 
 
 def _make_key(weight: Tensor, layout: tuple) -> tuple:

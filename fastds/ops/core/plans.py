@@ -127,6 +127,12 @@ def clear() -> None:
         _module.plans_clear()
 
 
+def drop_packed_weights() -> None:
+    """Drop the packed weights that the plans of this thread hold. The plans look them up again."""
+    if _module is not None:
+        _module.plans_drop_packed()
+
+
 class _Observer(threading.local):
     """The packed weights that the current thread has used since the recording of a call began, None outside of it."""
 
