@@ -181,7 +181,14 @@ import fastds.models, pytest, torch._dynamo, torch._subclasses, triton
 with torch._subclasses.FakeTensorMode():
     pass
 """
-_PYTEST = "import os, sys, pytest; os.chdir(sys.argv.pop(1)); sys.exit(pytest.main(sys.argv[1:]))"
+# The root comes last on sys.path: test modules outside it find tests.support, and fastds stays the installed package.
+_PYTEST = """
+import os, sys, pytest
+root = sys.argv.pop(1)
+os.chdir(root)
+sys.path.append(root)
+sys.exit(pytest.main(sys.argv[1:]))
+"""
 
 
 def interpret(root, path, names):
