@@ -54,6 +54,7 @@ class Accessor:
         threads: int | None = None,
         precision: str | None = None,
         device: str | None = None,
+        graph: str | None = None,
         progress: bool = False,
     ) -> xr.Dataset:
         """Downscale these fields. This is fastds.downscale(model, data, ...).
@@ -97,6 +98,8 @@ class Accessor:
             threads: number of CPU threads. Default: torch's setting.
             precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
             device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.
+            graph: "auto" (replay forwards of repeated shapes from graphs, see fastds.compile_graph) or "never".
+                Default: "auto".
             progress: show a progress bar. Default: False.
 
         Returns:
@@ -134,6 +137,7 @@ class Accessor:
         threads: int | None = None,
         precision: str | None = None,
         device: str | None = None,
+        graph: str | None = None,
         progress: bool = False,
     ) -> xr.Dataset:
         """Forecast from these radar frames. This is fastds.nowcast(model, data, ...).
@@ -168,6 +172,8 @@ class Accessor:
             threads: number of CPU threads. Default: torch's setting.
             precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
             device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.
+            graph: "auto" (replay forwards of repeated shapes from graphs, see fastds.compile_graph) or "never".
+                Default: "auto".
             progress: show a progress bar. Default: False.
 
         Returns:
@@ -196,6 +202,7 @@ class Accessor:
         threads: int | None = None,
         precision: str | None = None,
         device: str | None = None,
+        graph: str | None = None,
     ) -> list[dict]:
         """Interpolate these fields to points, with a model and bilinearly. This is fastds.query.
 
@@ -216,6 +223,8 @@ class Accessor:
             threads: number of CPU threads. Default: torch's setting.
             precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
             device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.
+            graph: "auto" (replay forwards of repeated shapes from graphs, see fastds.compile_graph) or "never".
+                Default: "auto".
 
         Returns:
             One dict for each field and point: the columns of the point, the leading coordinates, NAME (value of the

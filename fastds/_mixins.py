@@ -70,6 +70,7 @@ class DownscaleMixin:
         threads: int | None = None,
         precision: str | None = None,
         device: str | None = None,
+        graph: str | None = None,
         progress: bool = False,
     ) -> xr.Dataset:
         """Downscale data with this model. This is fastds.downscale(model, data, ...).
@@ -111,6 +112,8 @@ class DownscaleMixin:
             threads: number of CPU threads. Default: torch's setting.
             precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
             device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.
+            graph: "auto" (replay forwards of repeated shapes from graphs, see fastds.compile_graph) or "never".
+                Default: "auto".
             progress: show a progress bar. Default: False.
 
         Returns:
@@ -152,6 +155,7 @@ class NowcastMixin:
         threads: int | None = None,
         precision: str | None = None,
         device: str | None = None,
+        graph: str | None = None,
         progress: bool = False,
     ) -> xr.Dataset:
         """Forecast radar frames with this model. This is fastds.nowcast(model, data, ...).
@@ -185,6 +189,8 @@ class NowcastMixin:
             threads: number of CPU threads. Default: torch's setting.
             precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
             device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.
+            graph: "auto" (replay forwards of repeated shapes from graphs, see fastds.compile_graph) or "never".
+                Default: "auto".
             progress: show a progress bar. Default: False.
 
         Returns:

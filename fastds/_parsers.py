@@ -376,6 +376,12 @@ def _add_execution(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=["fp32", "bf16"], help="precision inside the network (default: bf16 on a GPU, else fp32)"
     )
+    parser.add_argument(
+        "--graph",
+        choices=["auto", "never"],
+        help="auto: replay the network from a graph when the shapes of its inputs repeat, which saves the time between "
+        "kernels (default: auto)",
+    )
 
 
 def _add_device(parser: ArgumentParser) -> None:

@@ -99,8 +99,8 @@ def _collect_options(options, names: Sequence[str]) -> dict:
 
 _READ_OPTIONS = ("missing", "units", "start", "stop")
 _DOWNSCALE_OPTIONS = (
-    "var", "tile", "halo", "threads", "precision", "device", "time_factor", "scale", "grid", "like", "members", "seed",
-    "level", "static", "dynamics", "dtype", "coarsened", "smooth", *_READ_OPTIONS,
+    "var", "tile", "halo", "threads", "precision", "device", "graph", "time_factor", "scale", "grid", "like", "members",
+    "seed", "level", "static", "dynamics", "dtype", "coarsened", "smooth", *_READ_OPTIONS,
 )  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def _run_nowcast(options) -> None:
     report = _collect_report_options(options, options.input, options.output, options.truth, options.picture)
     names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity")
     names += ("members", "seed")
-    names += ("threads", "precision", "device", "picture", "truth", "dtype", "stop")
+    names += ("threads", "precision", "device", "graph", "picture", "truth", "dtype", "stop")
     read = _collect_options(options, ("var", "missing", "units")) | _parse_z_r(options)
     chosen = _collect_options(options, names) | read | _parse_probability(options)
     form = _parse_mlcast_origin(options, "nowcast")
@@ -191,7 +191,7 @@ def _run_query(options) -> None:
 
     chosen = {
         name: options[name]
-        for name in ("model", "outside", "var", "static", "threads", "precision", "device", *_READ_OPTIONS)
+        for name in ("model", "outside", "var", "static", "threads", "precision", "device", "graph", *_READ_OPTIONS)
     }
     print(query_file(options.input, options.points, options.output, **chosen).summary())
 

@@ -15,6 +15,7 @@ import resource
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,14 +23,14 @@ import torch
 
 from fastds._options import get_option_names, spell_argument, use_option_names
 from fastds.archive.store import Store
-from fastds.archive.worker_watchdog import KILLED_MESSAGE, watch_workers
+from fastds.archive.worker_watchdog import CHECK_INTERVAL_S, KILLED_MESSAGE, watch_workers
 from fastds.data.packages import require
 from fastds.inference.chunking import Chunk, Pipeline, compute_chunk
 from fastds.inference.execution import check_count
 from fastds.memory import RETENTION_ENVIRONMENT
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 CHUNKS_AHEAD = 3  # chunks per worker that are queued at the scheduler, so that no worker is idle
 MIN_WORK_S = 12.0  # workers start only if more work remains; their start takes about a third of this time
@@ -258,6 +259,24 @@ def _select_gpu() -> contextlib.AbstractContextManager:
     return torch.cuda.device(number % count)
 
 
+def wait_for_result(client: Client, future: Future) -> ChunkResult:
+    """Return the result of a future, also where dask would wait forever.
+
+    If a worker is lost after its task is done and the client is closed before the result is fetched, dask waits for data
+    that never arrive.
+
+    Raises:
+        CancelledError: The client is closed.
+        KilledWorker: The workers that computed the chunk were killed repeatedly.
+    """
+    while True:
+        try:
+            return future.result(timeout=CHECK_INTERVAL_S)
+        except TimeoutError:
+            if client.status in ("closing", "closed"):
+                raise CancelledError(future.key) from None
+
+
 def compute_on_cluster(
     found: tuple[Client, int, str], pipeline: PickledPipeline, store: Path, chunks: Iterable[Chunk]
 ) -> Iterator[ChunkResult]:
@@ -290,7 +309,7 @@ def compute_on_cluster(
     for future in running:
         chunk = submitted.pop(future.key)
         try:
-            result = future.result()
+            result = wait_for_result(client, future)
         except KilledWorker:
             result = ChunkResult(chunk, KILLED_MESSAGE)
         yield dataclasses.replace(result, worker=who)

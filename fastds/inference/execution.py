@@ -13,8 +13,10 @@ from torch import nn
 
 from fastds._argument_types import is_whole_number
 from fastds._options import OptionError
+from fastds.models.graph_cache import GraphCache, use_graphs
 
 DEVICES = ("auto", "cpu", "cuda")
+GRAPHS = ("auto", "never")
 PRECISIONS = ("fp32", "bf16")
 MAX_COUNT = 10_000  # Largest number of members or steps. A larger number is a mistake that would exhaust memory.
 
@@ -26,11 +28,13 @@ class ExecutionConfig(NamedTuple):
         threads: number of CPU threads; None: torch's setting.
         device: device of the network; None: there is no network.
         precision: precision inside the network, "fp32" or "bf16".
+        graphs: graphs of the network, by shapes; None: the network runs without graphs.
     """
 
     threads: int | None
     device: torch.device | None
     precision: str
+    graphs: GraphCache | None = None
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of the network."""
@@ -40,20 +44,29 @@ class ExecutionConfig(NamedTuple):
         """Return the attributes that describe these settings in an output file."""
         return {"fastds_precision": self.precision, "fastds_device": getattr(self.device, "type", "cpu")}
 
+    def make_notes(self) -> list[str]:
+        """Return notes for the user about the graphs."""
+        return [] if self.graphs is None else self.graphs.make_notes()
 
-def check_execution(threads: int | None, precision: str | None = None, device: str | None = None) -> None:
+
+def check_execution(
+    threads: int | None, precision: str | None = None, device: str | None = None, graph: str | None = None
+) -> None:
     """Check execution settings.
 
     Args:
         threads: number of CPU threads, or None.
         precision: "fp32", "bf16" or None.
         device: "auto", "cpu", "cuda" or None.
+        graph: "auto", "never" or None.
 
     Raises:
         ValueError: a value that is not allowed, or a GPU that does not exist.
     """
     if precision not in (None, *PRECISIONS):
         raise OptionError("precision", f"must be fp32 or bf16, got {precision!r}")
+    if graph not in (None, *GRAPHS):
+        raise OptionError("graph", f"must be auto or never, got {graph!r}")
     if threads is not None:
         check_count("threads", threads)
     if device not in (None, *DEVICES):
@@ -84,7 +97,11 @@ def check_count(name: str, value: int) -> None:
 
 
 def resolve_execution(
-    model: nn.Module | None, threads: int | None, precision: str | None = None, device: str | None = None
+    model: nn.Module | None,
+    threads: int | None,
+    precision: str | None = None,
+    device: str | None = None,
+    graph: str | None = None,
 ) -> ExecutionConfig:
     """Return the execution settings for a network.
 
@@ -93,15 +110,17 @@ def resolve_execution(
         threads: number of CPU threads; None: torch's setting.
         precision: "fp32" or "bf16"; None: bf16 on a GPU, else fp32.
         device: "cuda", "cpu" or "auto" (a GPU if there is one); None: the device of the model.
+        graph: "never", or "auto" (or None): graphs of repeated shapes, see fastds.models.graph_cache.
 
     Raises:
         ValueError: a value that is not allowed, or a GPU that does not exist.
     """
-    check_execution(threads, precision, device)
+    check_execution(threads, precision, device, graph)
     if model is None:
         return ExecutionConfig(threads, None, precision or "fp32")
     place = get_device(model) if device is None else torch.device(resolve_device(device))
-    return ExecutionConfig(threads, place, precision or ("bf16" if place.type == "cuda" else "fp32"))
+    graphs = None if graph == "never" else GraphCache()
+    return ExecutionConfig(threads, place, precision or ("bf16" if place.type == "cuda" else "fp32"), graphs)
 
 
 def resolve_device(device: str) -> str:
@@ -118,8 +137,8 @@ def get_device(model: nn.Module) -> torch.device:
 def inference_context(model: nn.Module | None, settings: ExecutionConfig) -> Iterator[None]:
     """Context manager that prepares a network for inference and restores its state on exit.
 
-    Within the block, the model is on its device and in evaluation mode, gradients are disabled, and torch has
-    settings.threads threads.
+    Within the block, the model is on its device and in evaluation mode, gradients are disabled, torch has
+    settings.threads threads, and forwards of repeated shapes are replayed from settings.graphs.
 
     Args:
         model: network, or None.
@@ -131,8 +150,10 @@ def inference_context(model: nn.Module | None, settings: ExecutionConfig) -> Ite
         torch.set_num_threads(int(settings.threads))
     if model is not None:
         model.eval().to(settings.device)
+    if settings.graphs is not None:
+        settings.graphs.drop_outdated()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), use_graphs(settings.graphs):
             yield
     finally:
         torch.set_num_threads(before)

@@ -24,6 +24,11 @@ _EMPTY = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_stride
 Call = tuple[Callable, tuple, dict[str, Any]]
 
 
+def call_module(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Return model(*args, **kwargs), the function that graphs capture by default."""
+    return model(*args, **kwargs)
+
+
 class GraphRecorder(TorchDispatchMode):
     """Dispatch mode that runs operators and records the calls that a replay must repeat.
 
@@ -178,14 +183,16 @@ class CPUForwardGraph:
         model: network, of which a copy in evaluation mode is recorded.
         arguments: arguments of the forward, a `fastds.models.graph.Arguments`.
         dtype: dtype of the arithmetic. Any dtype but torch.float32 runs under autocast.
+        function: function or method of the model that is recorded, called as function(model, *args, **kwargs).
 
     Raises:
         RuntimeError: If the forward reads tensor values, draws random numbers, or depends on its inputs in any way that
             a fixed list of calls cannot reproduce.
     """
 
-    def __init__(self, model: nn.Module, arguments, dtype: torch.dtype):
+    def __init__(self, model: nn.Module, arguments, dtype: torch.dtype, function: Callable[..., Any] = call_module):
         self.model, self.dtype = copy.deepcopy(model).eval().requires_grad_(False), dtype
+        self.function = function
         examples = [z.detach() for z in arguments.leaves if isinstance(z, Tensor)]
         self.inputs = [z.clone() for z in examples]
         self.args, self.kwargs = arguments.replace_tensors(self.inputs)
@@ -202,7 +209,7 @@ class CPUForwardGraph:
 
     def _forward(self) -> Any:
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32, cache_enabled=False):
-            return self.model(*self.args, **self.kwargs)
+            return self.function(self.model, *self.args, **self.kwargs)
 
     def _record(self, constants: list[Tensor]) -> GraphRecorder:
         self.calls: list[Call] = []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-from fastds.models.cpu_graph import CPUForwardGraph
+from fastds.models.cpu_graph import CPUForwardGraph, call_module
 from fastds.nn.convolutions import MultiInputConv3x3
 
 WARM_UP_RUNS = 3  # before the capture, for Triton's compilation, cuDNN's selection and the allocator
@@ -79,9 +79,7 @@ def compile_graph(
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     args, kwargs = resolve_arguments(model, inputs, options)
     arguments = Arguments(args, kwargs, device)
-    with _capture_on(device):
-        kind = GradientGraph if train else ForwardGraph if device.type == "cuda" else CPUForwardGraph
-        graph = kind(model, arguments, dtype)
+    graph = capture(model, arguments, dtype, train=train)
 
     def call(*inputs: Any, **options: Any) -> Any:
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
@@ -90,15 +88,32 @@ def compile_graph(
     return call
 
 
-@contextlib.contextmanager
-def _capture_on(device: torch.device) -> Iterator[None]:
-    """Context manager in which a graph is captured on the device."""
-    if device.type == "cpu":
-        with _mark_capturing():
-            yield
-    else:
-        with torch.cuda.device(device), enable_cudnn_benchmark():
-            yield
+def capture(
+    model: nn.Module,
+    arguments: "Arguments",
+    dtype: torch.dtype,
+    function: Callable[..., Any] = call_module,
+    train: bool = False,
+) -> "GradientGraph | ForwardGraph | CPUForwardGraph":
+    """Capture function(model, *args, **kwargs).
+
+    Args:
+        model: network on a CPU or a CUDA device.
+        arguments: arguments of the function after the model.
+        dtype: dtype of the arithmetic.
+        function: function or method of the model.
+        train: True captures the forward and the backward, on a CUDA device.
+
+    Raises:
+        RuntimeError: If the function cannot be captured.
+    """
+    # In inference mode, composite operators such as aten.to reach the recorder of a CPU undecomposed.
+    with torch.inference_mode(False):
+        if arguments.device.type == "cpu":
+            with _mark_capturing():
+                return CPUForwardGraph(model, arguments, dtype, function)
+        with torch.cuda.device(arguments.device), enable_cudnn_benchmark():
+            return (GradientGraph if train else ForwardGraph)(model, arguments, dtype, function)
 
 
 def check_graph_device(model: nn.Module, dtype: torch.dtype | None, train: bool = False) -> torch.device:
@@ -148,6 +163,7 @@ class Arguments:
 
     def __init__(self, args: tuple, kwargs: dict[str, Any], device: torch.device):
         self.leaves, self.spec = tree_flatten((args, kwargs))
+        self.device = device
         for i, z in enumerate(self.leaves):
             if isinstance(z, Tensor) and z.device != device:
                 raise ValueError(f"input {i} is on {z.device}, expected {device}, the device of the model")
@@ -203,26 +219,32 @@ def freeze_model(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 class ForwardGraph:
     """CUDA graph of a forward without gradients. A call takes new input tensors and returns new output tensors."""
 
-    def __init__(self, model: nn.Module, arguments: Arguments, dtype: torch.dtype):
-        self.model, self.dtype = freeze_model(model, dtype), dtype
+    def __init__(
+        self, model: nn.Module, arguments: Arguments, dtype: torch.dtype, function: Callable[..., Any] = call_module
+    ):
+        self.model, self.dtype, self.function = freeze_model(model, dtype), dtype, function
         self.inputs = [z.detach().clone() for z in arguments.leaves if isinstance(z, Tensor)]
         self.arguments = arguments.replace_tensors(self.inputs)
-        self.graph = torch.cuda.CUDAGraph()
         with torch.no_grad():
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARM_UP_RUNS):
-                    self.forward()
-            torch.cuda.current_stream().wait_stream(stream)
-            with torch.cuda.graph(self.graph):
-                self.output = self.forward()
+            self.graph, self.output = self.capture()
+
+    def capture(self) -> tuple[torch.cuda.CUDAGraph, Any]:
+        """Capture the forward after warm-up runs, and return the graph and the output that its replays overwrite."""
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP_RUNS):
+                self.forward()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            output = self.forward()
+        return graph, output
 
     def forward(self) -> Any:
         """Run the model as the graph captures it."""
         args, kwargs = self.arguments
         with capture_mode(self.dtype):
-            return self.model(*args, **kwargs)
+            return self.function(self.model, *args, **kwargs)
 
     def __call__(self, *tensors: Tensor) -> Any:
         for new, held in zip(tensors, self.inputs, strict=True):
@@ -237,11 +259,15 @@ class GradientGraph:
     A call takes new input tensors and returns outputs with gradients.
     """
 
-    def __init__(self, model: nn.Module, arguments: Arguments, dtype: torch.dtype):
+    def __init__(
+        self, model: nn.Module, arguments: Arguments, dtype: torch.dtype, function: Callable[..., Any] = call_module
+    ):
         examples = tuple(z.detach().clone() for z in arguments.leaves if isinstance(z, Tensor))
-        self.run = torch.cuda.make_graphed_callables(
-            TensorModule(model, arguments, dtype), examples, WARM_UP_RUNS, allow_unused_input=True
-        )
+        self.run = self.capture(TensorModule(model, arguments, dtype, function), examples)
+
+    def capture(self, module: "TensorModule", examples: tuple[Tensor, ...]) -> Callable[..., Any]:
+        """Return a function that replays the forward of the module, and whose backward replays its backward."""
+        return torch.cuda.make_graphed_callables(module, examples, WARM_UP_RUNS, allow_unused_input=True)
 
     def __call__(self, *tensors: Tensor) -> Any:
         return self.run(*tensors)
@@ -250,15 +276,17 @@ class GradientGraph:
 class TensorModule(nn.Module):
     """Wrap a model as a module whose only inputs are the tensors among its arguments, run in `capture_mode`."""
 
-    def __init__(self, model: nn.Module, arguments: Arguments, dtype: torch.dtype):
+    def __init__(
+        self, model: nn.Module, arguments: Arguments, dtype: torch.dtype, function: Callable[..., Any] = call_module
+    ):
         super().__init__()
-        self.model, self.arguments, self.dtype = model, arguments, dtype
+        self.model, self.arguments, self.dtype, self.function = model, arguments, dtype, function
         self.training = model.training
 
     def forward(self, *tensors: Tensor) -> Any:
         args, kwargs = self.arguments.replace_tensors(list(tensors))
         with capture_mode(self.dtype):
-            return self.model(*args, **kwargs)
+            return self.function(self.model, *args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -81,6 +81,7 @@ def downscale(
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
+    graph: str | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Downscale radar frames, gridded fields or humidity.
@@ -125,6 +126,8 @@ def downscale(
         threads: number of CPU threads. Default: torch's setting.
         precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
         device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.
+        graph: "auto" (replay forwards of repeated shapes from graphs, see fastds.compile_graph) or "never".
+            Default: "auto".
         progress: show a progress bar. Default: False.
 
     Returns:
@@ -170,6 +173,7 @@ def nowcast(
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
+    graph: str | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Forecast radar frames.
@@ -204,6 +208,8 @@ def nowcast(
         threads: number of CPU threads. Default: torch's setting.
         precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
         device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.
+        graph: "auto" (replay forwards of repeated shapes from graphs, see fastds.compile_graph) or "never".
+            Default: "auto".
         progress: show a progress bar. Default: False.
 
     Returns:
@@ -251,6 +257,7 @@ def predict(
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
+    graph: str | None = None,
     progress: bool = False,
     steps: int | None = None,
     lead: str | None = None,
@@ -303,6 +310,8 @@ def predict(
         threads: number of CPU threads. Default: torch's setting.
         precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
         device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.
+        graph: "auto" (replay forwards of repeated shapes from graphs, see fastds.compile_graph) or "never".
+            Default: "auto".
         progress: show a progress bar. Default: False.
         steps: nowcasts: number of forecast frames. Default: 12.
         lead: nowcasts: lead time of the last frame, such as "60min", in place of steps.
@@ -359,6 +368,7 @@ def query(
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
+    graph: str | None = None,
 ) -> list[dict]:
     """Interpolate gridded fields to points, with a model and bilinearly.
 
@@ -379,6 +389,8 @@ def query(
         threads: number of CPU threads. Default: torch's setting.
         precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
         device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.
+        graph: "auto" (replay forwards of repeated shapes from graphs, see fastds.compile_graph) or "never".
+            Default: "auto".
 
     Returns:
         One dict for each field and point: the columns of the point, the leading coordinates, NAME (value of the model)

@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 from fastds._options import OptionError, spell_name
+from fastds.inference.execution import GRAPHS
 
 # Types of a model-card field. With Any, jsonargparse would parse text with a colon as a dict.
 CardValue = int | float | str | list | dict | None
@@ -52,6 +53,8 @@ class RunConfig:
         device: "auto" (a GPU if there is one), "cpu" or "cuda".
         devices: number of processes that share each batch, one per GPU or on the CPU; gradients are averaged. Only a
             training with one process accepts max_minutes and is reproduced bit by bit when resumed.
+        graph: "auto" (with one process on a GPU, forward and backward are replayed as CUDA graphs, if their outputs and
+            gradients are those without graphs) or "never".
         report: HTML file with learning curves, validation scores and the configuration. Default: no report.
     """
 
@@ -67,6 +70,7 @@ class RunConfig:
     threads: int | None = None
     device: str = "auto"
     devices: int = 1
+    graph: str = "auto"
     report: str | None = None
 
     def __post_init__(self):
@@ -78,6 +82,8 @@ class RunConfig:
             )
         if not 0.0 <= self.ema_decay < 1.0:
             raise OptionError("ema_decay", f"must lie in [0, 1), got {self.ema_decay}")
+        if self.graph not in GRAPHS:
+            raise OptionError("graph", f"must be {' or '.join(GRAPHS)}, got {self.graph!r}")
         if not 0 <= self.seed < 1 << 32:
             raise OptionError("seed", f"must lie in 0 to 2^32 - 1, got {self.seed}")
         if self.output.endswith(".safetensors"):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fastds._options import spell_name
 from fastds.inference.ood.score import compute_ranges
+from fastds.models.graph_cache import GraphCache, use_graphs
 from fastds.training.config import RunConfig, SupervisedConfig
 from fastds.training.lightning_extra import L
 from fastds.training.model_card import add_training_data
@@ -122,6 +124,8 @@ class BaseLightningModule(L.LightningModule):
         super().__init__()
         self.config = config
         self.elapsed, self._since = 0.0, None
+        self.graphs: GraphCache | None = None
+        self._shown_failures: set[str] = set()
         self._random_state = None
 
     def training_seconds(self) -> float:
@@ -139,10 +143,23 @@ class BaseLightningModule(L.LightningModule):
     def on_train_start(self) -> None:
         _apply_present_options(self.trainer)
         self._since = time.monotonic()
+        if self.config.graph != "never" and self.trainer.world_size == 1:
+            self.graphs = GraphCache(train=True)
         if self.is_finished():  # the resumed run was already complete
             self.trainer.should_stop = True
         if self.trainer.world_size > 1:  # each process draws different random numbers
             torch.manual_seed(self.config.seed + 1_000_003 * (self.global_rank + 1) + self.steps_done())
+
+    def use_graphs(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which forwards with gradients are replayed as CUDA graphs, see config.graph."""
+        return use_graphs(self.graphs)
+
+    def _report_graph_failures(self) -> None:
+        """Print once for each network why it is trained without a graph."""
+        for name, reason in self.graphs.failures.items() if self.graphs is not None else ():
+            if name not in self._shown_failures:
+                self._shown_failures.add(name)
+                print(f"trained without a graph: {name}: {reason}", flush=True)
 
     def is_finished(self) -> bool:
         """Return whether the last step or the time limit is reached."""
@@ -152,6 +169,7 @@ class BaseLightningModule(L.LightningModule):
         )
 
     def on_train_batch_end(self, outputs, batch: dict, batch_index: int) -> None:
+        self._report_graph_failures()
         # Lightning validates before stopping because of should_stop, but not when it stops at its own max_steps.
         if self.is_finished():
             self.trainer.should_stop = True
@@ -214,7 +232,9 @@ class SupervisedModule(BaseLightningModule):
         return self.model
 
     def training_step(self, batch: dict, batch_index: int) -> Tensor | None:
-        loss = self.loss(self(batch), batch)
+        with self.use_graphs():
+            prediction = self(batch)
+        loss = self.loss(prediction, batch)
         self._finite_loss = bool(torch.isfinite(loss))
         if not self._finite_loss:
             # With several processes, one process cannot skip a step that the others make.

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of killed workers, which are replaced, or end the run with an error message."""
 
+import concurrent.futures
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -98,6 +100,20 @@ def test_permanently_lost_workers_end_the_run(files, whole, monkeypatch, capsys)
             assert process.wait() != 0
     assert "there has been no worker for 1 s; repeat the command when there are some" in capsys.readouterr().err
     goes_on_elsewhere(files, whole)
+
+
+def test_result_is_not_awaited_after_the_client_is_closed():
+    """Dask waits forever for a result whose worker is lost, if the client is closed meanwhile."""
+    client = types.SimpleNamespace(status="running")
+
+    def wait(timeout):
+        client.status = "closing"
+        raise TimeoutError
+
+    with pytest.raises(concurrent.futures.CancelledError):
+        workers.wait_for_result(client, types.SimpleNamespace(key="chunk", result=wait))
+    done = types.SimpleNamespace(result=lambda timeout: "result")
+    assert workers.wait_for_result(client, done) == "result"
 
 
 def test_lost_scheduler_ends_the_run(files, whole, capsys):

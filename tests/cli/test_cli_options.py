@@ -267,7 +267,7 @@ def demonstrated(printed):
 
 RUNS = {
     f"downscale in.nc out.nc --model radar.safetensors {READING} --tile 16 --halo 0 --threads 1 --precision bf16 "
-    "--device cpu --truth truth.nc --report out.html": tiles_and_errors,
+    "--device cpu --graph never --truth truth.nc --report out.html": tiles_and_errors,
     f"downscale in.nc part.nc --model radar.safetensors {READING} --start 2024-06-01T12:10 --stop 2024-06-01T12:20": (
         times_of("part.nc", 10, 15, 20)
     ),
@@ -289,7 +289,7 @@ RUNS = {
     "downscale humid.nc members.nc --model humid.safetensors --members 2 --seed 3 --level 850": two_members,
     f"nowcast known.nc now.nc --model rolling.safetensors {READING} --steps 4 --block 2 --start 2024-06-01T12:50 "
     "--interval 10min --coarsen 2 --quantity reflectivity --threads 1 --precision bf16 --device cpu "
-    "--picture now.png "
+    "--graph never --picture now.png "
     "--truth known.nc --report now.html": rolled,
     f"nowcast known.nc hind.nc --model persistence {READING} --lead 10min --every 15min": hindcast,
     f"nowcast known.nc hind.zarr --model persistence {READING} --lead 10min --every 5min --workers 1 --append "
@@ -310,7 +310,7 @@ RUNS = {
     f"nowcast known.nc reached.nc --model extrapolation {READING} --steps 2 --members 3 --seed 4 "
     "--probability 0.5,2": reached,
     f"query fields.nc --points points.csv --output a.csv {FIELDS} --outside nan --threads 1 --device cpu "
-    "--precision fp32": stations,
+    "--precision fp32 --graph auto": stations,
     f"query fields.nc --points points.csv --output b.csv {FIELDS} --var t --start {SECOND} --stop {SECOND} "
     "--outside nan": second_time,
     f"evaluate pred.nc truth.nc {READING} --start 2024-06-01T12:00 --stop 2024-06-01T12:10 --workers 1": one_pair,

@@ -95,7 +95,7 @@ def test_error_names_options_of_another_task(event):
         UnknownOptionError, match="baselines is no argument for radar, .* input, model, report, var, z_r"
     ):
         fastds.evaluate(event, event, baselines=["persistence"])
-    with pytest.raises(UnknownOptionError, match="scale is no argument for nowcast, .* every, interval, lead"):
+    with pytest.raises(UnknownOptionError, match="scale is no argument for nowcast, .* every, graph, interval, lead"):
         fastds.predict("extrapolation", event, scale=2)
 
 

@@ -43,9 +43,16 @@ def test_resolve_device_selection(gpu_there):
         (("bf16", "cpu"), (CPU, "bf16")),
         *([((None, "cuda"), there)] if gpu_there else []),
     ):
-        assert resolve_execution(NETWORK, 2, *asked) == ExecutionConfig(2, *wanted)
+        settings = resolve_execution(NETWORK, 2, *asked)
+        assert settings[:3] == (2, *wanted) and settings.graphs is not None
+    assert resolve_execution(NETWORK, 2, None, None, "never").graphs is None
     assert resolve_execution(None, None, None, "auto") == ExecutionConfig(None, None, "fp32")
     assert resolve_execution(torch.nn.Identity(), None, None, None).device == CPU
+
+
+def test_graph_option_is_checked():
+    with pytest.raises(ValueError, match="graph must be auto or never, got 'always'"):
+        resolve_execution(NETWORK, None, None, None, "always")
 
 
 def test_resolve_device_rejects_unavailable_devices(monkeypatch):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastds._mixins import DownscaleMixin
 from fastds.models.baselines.interpolation import check_sequence, trilinear, upsample
 from fastds.models.card import ModelCard
+from fastds.models.graph_cache import capturable
 from fastds.models.inputs import check_input
 from fastds.nn.convolutions import Conv3x3
 from fastds.ops.core.layout import get_padding_to_multiple
@@ -53,6 +54,10 @@ class _RefinementNetwork(DownscaleMixin, nn.Module):
         c = self.config["in_channels"]
         if x.shape[1:3] != (_FRAMES, c):
             raise ValueError(f"x must have shape (B, {_FRAMES}, {c}, h, w), got {tuple(x.shape)}")
+        return self._run(x)
+
+    @capturable
+    def _run(self, x: Tensor) -> Tensor:
         y = self.interpolate_input(x)
         height, width = y.shape[-2:]
         z = self.refine(_pad_to_multiple(y, 2**self.levels))[..., :height, :width]

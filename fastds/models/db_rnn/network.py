@@ -8,6 +8,7 @@ from fastds._mixins import NowcastMixin
 from fastds.models.card import ModelCard
 from fastds.models.db_rnn.cells import CELLS
 from fastds.models.db_rnn.module import ModuleState, MSModule, pad_to_multiple
+from fastds.models.graph_cache import capturable
 from fastds.models.inputs import check_input
 from fastds.ops.core.buffer_pool import reuse_memory
 from fastds.ops.impl.conv_rnn.fused import recompute_gates
@@ -104,20 +105,34 @@ class _Nowcaster(NowcastModel):
             TypeError: If frames have a wrong dtype.
         """
         check_frames(frames, steps, self)
-        known, size = frames.shape[1], frames.shape[-2:]
         if feed_truth > 0 and (truth is None or truth.shape[1] < steps - 1):
             raise ValueError(f"truth must hold {steps - 1} frames for scheduled sampling")
+        use = None
+        if feed_truth > 0:
+            use = torch.rand(steps - 1, len(frames), 1, 1, 1, device=frames.device) < feed_truth
+        return self._roll(frames, steps, truth if feed_truth > 0 else None, use)
+
+    @capturable
+    def _roll(self, frames: Tensor, steps: int, truth: Tensor | None, use_truth: Tensor | None) -> tuple[Tensor, ...]:
+        """Run over checked frames, see `roll`.
+
+        Args:
+            frames: (B, m, 1, H, W).
+            steps: number n of forecast frames.
+            truth: (B, n - 1, 1, H, W), or None without scheduled sampling.
+            use_truth: (n - 1, B, 1, 1, 1) bool, whether the true frame replaces the forecast as input; or None.
+        """
+        known, size = frames.shape[1], frames.shape[-2:]
         frames = pad_to_multiple(frames, self.multiple)
-        truth = pad_to_multiple(truth, self.multiple) if feed_truth > 0 else None
+        truth = None if truth is None else pad_to_multiple(truth, self.multiple)
         total = known + steps - 1
         state, series, frame = self.init_state(), None, None
         with reuse_memory(CELLS[self.config["cell"]].uniform_sizes):
             for t in range(total):
                 if t < known:
                     frame = frames[:, t]
-                elif feed_truth > 0:
-                    use = torch.rand(frame.shape[0], 1, 1, 1, device=frame.device) < feed_truth
-                    frame = torch.where(use, truth[:, t - known].to(frame.dtype), frame)
+                elif truth is not None:
+                    frame = torch.where(use_truth[t - known], truth[:, t - known].to(frame.dtype), frame)
                 with recompute_gates(self.recompute):
                     results = self.step(frame, state)
                 series = series or [_FrameBuffer(total) for _ in results]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fastds.models.card import ModelCard
 from fastds.models.db_rnn.module import pad_to_multiple
 from fastds.models.db_rnn.network import NowcastModel, check_frames
+from fastds.models.graph_cache import capturable
 from fastds.nn.convolutions import Conv1x1, Conv2d, Conv3x3
 
 SLOPE = 0.2  # negative slope of all leaky ReLUs
@@ -156,10 +157,14 @@ class SimVP(NowcastModel):
         check_frames(frames, steps, self)
         if frames.shape[1] != self.frames:
             raise ValueError(f"frames has {frames.shape[1]} time steps, expected the {self.frames} of the network")
+        return (self._roll(frames, steps),)
+
+    @capturable
+    def _roll(self, frames: Tensor, steps: int) -> Tensor:
         size, passes = frames.shape[-2:], [pad_to_multiple(frames, self.multiple)]
         for _ in range(-(-steps // self.frames)):
             passes.append(self.run_pass(passes[-1]))
-        return (torch.cat(passes[1:], 1)[:, :steps, :, : size[0], : size[1]],)
+        return torch.cat(passes[1:], 1)[:, :steps, :, : size[0], : size[1]]
 
     def forward(self, frames: Tensor, steps: int = 5) -> tuple[Tensor]:
         return self.roll(frames, steps)

@@ -14,6 +14,7 @@ from fastds.models.fczsm.conv_lstm import DeformableConvLSTM, repeat_batch
 from fastds.models.fczsm.convert import convert
 from fastds.models.fczsm.guidance import StaticBranch, compute_interpolation_offsets
 from fastds.models.graph import compile_graph
+from fastds.models.graph_cache import capturable
 from fastds.models.inputs import check_input, check_samples
 from fastds.nn.chunks import apply_in_chunks, can_chunk, split_rows
 from fastds.nn.convolutions import Conv1x1, Conv3x3, PixelShuffleUpsample, ResidualBlock
@@ -230,8 +231,12 @@ class FCZSM(DownscaleMixin, nn.Module):
             TypeError: If x is not floating-point, or if only one of x and the weights is float64.
         """
         self._check_inputs(x, static, flow)
+        return self._run(x, static, self._resolve_flow(x, flow))
+
+    @capturable
+    def _run(self, x: Tensor, static: Tensor | None, flow: Tensor | None) -> Tensor:
+        """Run the network on checked inputs, see `forward`. The flow is given if the network needs it."""
         b, n, _, h, w = x.shape
-        flow = self._resolve_flow(x, flow)
         pad = (0, get_padding_to_multiple(w, 4), 0, get_padding_to_multiple(h, 4))
         frames = _pad_edges(x.transpose(0, 1).flatten(0, 1), pad).contiguous(memory_format=torch.channels_last)
         guide_flow = _pad_edges(flow.float(), pad) if self.config["flow_guided"] else None

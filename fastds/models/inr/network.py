@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastds._mixins import DownscaleMixin
 from fastds.models.card import ModelCard
 from fastds.models.graph import is_capturing
+from fastds.models.graph_cache import capturable
 from fastds.models.inputs import check_input
 from fastds.models.inr import decoders
 from fastds.models.inr.decoders import DECODERS, Encoded
@@ -238,6 +239,11 @@ class INRDownscaler(DownscaleMixin, nn.Module):
         """Border handling of queries for rows and columns."""
         return "clamp", "wrap" if self.periodic_x else "clamp"
 
+    @property
+    def capture_state(self) -> bool:
+        """Setting that a graph of `encode` depends on, see fastds.models.graph_cache."""
+        return self.periodic_x
+
     def set_periodic(self, periodic: bool) -> None:
         """Set whether columns are periodic. The weights do not depend on it.
 
@@ -279,6 +285,7 @@ class INRDownscaler(DownscaleMixin, nn.Module):
         last = (node, node and not self.periodic_x)
         return tuple(max(1, round((n - at) * s) + at) for n, s, at in zip(size, pair, last, strict=True))
 
+    @capturable(finite=True)
     def encode(self, x: Tensor, factor: Tensor, static: Tensor | None = None) -> Encoded:
         """Encode fields, once for all queries.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastds._mixins import NowcastMixin
 from fastds.models.card import ModelCard
 from fastds.models.db_rnn.module import pad_to_multiple
+from fastds.models.graph_cache import capturable
 from fastds.nn.convolutions import Conv3x3
 from fastds.nn.recurrent import run_gru, run_gru_without_input
 from fastds.ops import pixel_shuffle, pixel_unshuffle
@@ -59,6 +60,19 @@ class ConvGRU(nn.Module):
         if x is None:
             return torch.cat(run_gru_without_input(*convolutions, h, times, keep="1-z"))
         return torch.cat(run_gru(*convolutions, x, h, times, keep="1-z"))
+
+
+def _draw_noise(state: Tensor, steps: int, members: int) -> Tensor:
+    """Return the noise of an ensemble, (steps * members * B, C, h, w).
+
+    Args:
+        state: (B, C, h, w), a tensor of the shape, dtype and device of the noise of one member and step.
+        steps: number of frames.
+        members: number of members.
+    """
+    shape = (state.shape[0], steps, *state.shape[1:])
+    noise = [state.new_empty(shape).normal_() for _ in range(members)]  # one member at a time, as in mlcast
+    return torch.stack(noise).permute(2, 0, 1, 3, 4, 5).flatten(0, 2)
 
 
 class Block(nn.Module):
@@ -120,7 +134,11 @@ class MLCastConvGRU(NowcastMixin, nn.Module):
         multiple = 2**self.num_blocks
         x = F.pad(x, (0, get_padding_to_multiple(width, multiple), 0, get_padding_to_multiple(height, multiple)))
         states = self._encode(x)
-        y = self._decode(states, steps, ensemble_size if noisy else 0)  # (steps * members * B, C, H, W)
+        x = None
+        if noisy:
+            x = _draw_noise(states[0], steps, ensemble_size)
+            states = [state.repeat(ensemble_size, 1, 1, 1) for state in states]
+        y = self._decode(states, steps, x)  # (steps * members * B, C, H, W)
         y = y.unflatten(0, (steps, ensemble_size, batch)).permute(2, 0, 1, 3, 4, 5).flatten(2, 3)
         return y[..., :height, :width]
 
@@ -142,6 +160,7 @@ class MLCastConvGRU(NowcastMixin, nn.Module):
         y = self._run(x, steps, members or 1, self.noisy_decoder or members is not None)
         return ((y[..., :height, :width] + 1) / 2).clamp(0, 1)
 
+    @capturable
     def _encode(self, x: Tensor) -> list[Tensor]:
         """Return the last output of each encoder block, the deepest first."""
         times, states = x.shape[1], []
@@ -151,20 +170,15 @@ class MLCastConvGRU(NowcastMixin, nn.Module):
             states.append(x.unflatten(0, (times, -1))[-1])
         return states[::-1]
 
-    def _decode(self, states: list[Tensor], steps: int, members: int) -> Tensor:
+    @capturable
+    def _decode(self, states: list[Tensor], steps: int, x: Tensor | None) -> Tensor:
         """Run the decoder.
 
         Args:
-            states: result of `_encode`.
+            states: result of `_encode`, repeated for each member.
             steps: number of frames.
-            members: number of members; 0 stands for one forecast without noise.
+            x: noise (steps * members * B, C, h, w), or None for one forecast without noise.
         """
-        x = None
-        if members:
-            shape = (states[0].shape[0], steps, *states[0].shape[1:])
-            noise = [states[0].new_empty(shape).normal_() for _ in range(members)]  # one member at a time, as in mlcast
-            x = torch.stack(noise).permute(2, 0, 1, 3, 4, 5).flatten(0, 2)
-            states = [state.repeat(members, 1, 1, 1) for state in states]
         for block, state in zip(self.decoder.blocks, states, strict=True):
             x = pixel_shuffle(block.convgru(x, state, steps), 2)
         return x

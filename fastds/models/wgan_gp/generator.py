@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastds._mixins import DownscaleMixin
 from fastds.models.baselines.interpolation import interpolate
 from fastds.models.card import ModelCard
+from fastds.models.graph_cache import capturable
 from fastds.models.inputs import check_input
 from fastds.models.wgan_gp.layers import MIXINGS, ConvGRU, MixedConv, ResidualAttentionBlock, SqueezeExcitation
 from fastds.nn.convolutions import Conv1x1, Conv3x3
@@ -153,7 +154,12 @@ class HumidityGenerator(DownscaleMixin, nn.Module):
         check_input("x", x, self)
         if x.ndim != 5 or x.shape[2] != c["in_channels"]:
             raise ValueError(f"x must have shape (B, T, {c['in_channels']}, h, w), got {tuple(x.shape)}")
-        eps = self.draw(x, noise, seed)
+        return self._run(x, self.draw(x, noise, seed))
+
+    @capturable
+    def _run(self, x: Tensor, eps: Tensor | None) -> Tensor:
+        """Run the network on a checked input and its noise, see `draw`."""
+        c = self.config
         h = x if c["noise"] != "concat" else torch.cat([x, eps], 2)
         h = self.stem(h.flatten(0, 1), activation="relu" if c["stem_activation"] else None)
         if c["noise"] != "concat" and eps is not None:

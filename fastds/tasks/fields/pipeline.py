@@ -60,11 +60,11 @@ class FieldsPipeline:
 
     def __init__(
         self, model, dataset, *, scale=None, grid=None, like=None, var=None, static=None, threads=None,
-        precision=None, device=None, coarsened=None,
+        precision=None, device=None, graph=None, coarsened=None,
     ):  # fmt: skip
         if sum(v is not None for v in (scale, grid, like)) != 1:
             raise ValueError(f"give exactly one of {spell_argument('scale', 'grid', 'like')}")
-        check_execution(threads, precision, device)
+        check_execution(threads, precision, device, graph)
         self.grid = self.convention = find_geometry(dataset, var)
         if like is not None:
             self.convention = _find_target_grid(like, self.grid)
@@ -75,7 +75,7 @@ class FieldsPipeline:
             self.target = make_target_by_spacing(self.grid, grid)
         self.dataset = dataset = select_field(dataset, self.grid, var)
         self.method, self.note = pick_method(model, dataset, self.grid, static)
-        self.execution = resolve_execution(self.method.model, threads, precision, device)
+        self.execution = resolve_execution(self.method.model, threads, precision, device, graph)
         check_inside(self.grid, *self.target)
         if coarsened not in (None, *COARSENING_OPERATORS):
             raise OptionError(
@@ -221,7 +221,7 @@ class FieldsPipeline:
         notes = [f"{self.note}: {names} on {size} points"]
         notes += [f"not in the result: {', '.join(others)}"] if others else []
         notes += [f"running totals, made finer as differences between times: {self._totals}"] if self._totals else []
-        notes += self.method.changes.notes()
+        notes += self.method.changes.notes() + self.execution.make_notes()
         return RunSummary(self.method.name, {}, notes)
 
 

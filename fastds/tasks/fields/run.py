@@ -46,6 +46,7 @@ def downscale(
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
+    graph: str | None = None,
     coarsened: str | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
@@ -65,6 +66,7 @@ def downscale(
         threads: number of CPU threads; None: torch's setting.
         precision: "fp32" or "bf16"; None: bf16 on a GPU, else fp32.
         device: "auto", "cpu" or "cuda"; None: the device of the model.
+        graph: "auto" or "never": whether forwards of repeated shapes are replayed from graphs; None: "auto".
         coarsened: "mean" if each value of the dataset is known to be the mean of the finer cells within its cell. The
             result is then back-projected, see fastds.tasks.fields.back_projection. None: not known.
         progress: show a progress bar.
@@ -76,7 +78,7 @@ def downscale(
         ValueError: data, model or target grid that do not fit, or target points outside a regional domain.
     """
     where = {"scale": scale, "grid": grid, "like": like, "var": var}
-    execution = {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
+    execution = {"threads": threads, "precision": precision, "device": device, "graph": graph, "coarsened": coarsened}
     return _downscale(model, dataset, static=static, progress=progress, folder=None, **where, **execution)[0]
 
 
@@ -93,6 +95,7 @@ def downscale_file(
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
+    graph: str | None = None,
     coarsened: str | None = None,
     progress: bool = False,
     truth: str | os.PathLike | None = None,
@@ -115,6 +118,7 @@ def downscale_file(
         threads: see downscale.
         precision: see downscale.
         device: see downscale.
+        graph: see downscale.
         coarsened: see downscale.
         progress: see downscale.
         truth: file with which the result will be compared; it is checked before the computation.
@@ -125,7 +129,7 @@ def downscale_file(
         Summary of the run.
     """
     chosen = {"scale": scale, "grid": grid, "like": like, "var": var, "static": static, "progress": progress}
-    chosen |= {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
+    chosen |= {"threads": threads, "precision": precision, "device": device, "graph": graph, "coarsened": coarsened}
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, RunSummary]:
         def check(output: xr.Dataset) -> None:
@@ -188,6 +192,7 @@ def query(
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
+    graph: str | None = None,
 ) -> list[dict]:
     """Compute the values of all variables at points, by the model and by bilinear interpolation.
 
@@ -203,6 +208,7 @@ def query(
         threads: see downscale.
         precision: see downscale.
         device: see downscale.
+        graph: see downscale.
 
     Returns:
         One dict per field and point: the columns of the point, the leading coordinates, NAME (value of the model),
@@ -212,7 +218,7 @@ def query(
     Raises:
         ValueError: data, model or points that do not fit, or a column of the points with the name of a result.
     """
-    options = {"threads": threads, "precision": precision, "device": device}
+    options = {"threads": threads, "precision": precision, "device": device, "graph": graph}
     return _query(model, dataset, points, outside, var, static, **options)[0]
 
 
@@ -292,6 +298,7 @@ def query_file(
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
+    graph: str | None = None,
     **reading: Unpack[ReadOptions],
 ) -> RunSummary:
     """Query a file at the points of a CSV file and write the rows to another CSV file.
@@ -307,6 +314,7 @@ def query_file(
         threads: see downscale.
         precision: see downscale.
         device: see downscale.
+        graph: see downscale.
         reading: options for reading the input, see fastds.data.reading.
 
     Returns:
@@ -314,7 +322,7 @@ def query_file(
     """
     check_target(source, target)
     check_target(points, target)
-    options = {"threads": threads, "precision": precision, "device": device}
+    options = {"threads": threads, "precision": precision, "device": device, "graph": graph}
     with open_input(source, var, **reading) as dataset:
         rows, name, note = _query(model, dataset, points, outside, var, static, **options)
     write_csv(target, list(rows[0]), (list(row.values()) for row in rows))

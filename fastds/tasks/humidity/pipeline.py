@@ -56,11 +56,12 @@ class HumidityPipeline:
     step_multiple = SEQUENCE
 
     def __init__(
-        self, model, dataset, *, members=None, seed=0, var=None, level=None, threads=None, precision=None, device=None
+        self, model, dataset, *, members=None, seed=0, var=None, level=None, threads=None, precision=None, device=None,
+        graph=None,
     ):  # fmt: skip
         self.model = model = load_model(model)
         _check_arguments(model, members, seed)
-        self.execution = resolve_execution(model, threads, precision, device)
+        self.execution = resolve_execution(model, threads, precision, device, graph)
         self.names = _map_time_names(dataset)
         self.dataset = dataset = dataset.rename(self.names)
         self.field = choose_field(dataset, var, level)
@@ -195,7 +196,7 @@ class HumidityPipeline:
 
     def make_summary(self) -> RunSummary:
         """Return the summary of the run."""
-        notes = [f"model {self.model.card.name}", *self.changes.notes()]
+        notes = [f"model {self.model.card.name}", *self.changes.notes(), *self.execution.make_notes()]
         return RunSummary(self.model.card.name, self._settings(), notes)
 
 

@@ -32,6 +32,7 @@ def downscale(
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
+    graph: str | None = None,
     progress: bool = False,
 ) -> xr.Dataset:
     """Downscale a field to a single field or an ensemble.
@@ -50,6 +51,7 @@ def downscale(
         threads: number of CPU threads; None: torch's setting.
         precision: "fp32" or "bf16"; None: bf16 on a GPU, else fp32.
         device: "auto", "cpu" or "cuda"; None: the device of the model.
+        graph: "auto" or "never": whether forwards of repeated shapes are replayed from graphs; None: "auto".
         progress: show a progress bar.
 
     Returns:
@@ -62,7 +64,7 @@ def downscale(
     A UserWarning is issued if humidity is clipped to [0, 105] %, or if pressure or statistics of the field are outside
     the ranges in the model card.
     """
-    execution = {"threads": threads, "precision": precision, "device": device}
+    execution = {"threads": threads, "precision": precision, "device": device, "graph": graph}
     return _downscale(load_model(model), dataset, members, seed, var, level, execution, progress)[0]
 
 
@@ -78,6 +80,7 @@ def downscale_file(
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
+    graph: str | None = None,
     progress: bool = False,
     truth: str | os.PathLike | None = None,
     dtype: str = "input",
@@ -96,6 +99,7 @@ def downscale_file(
         threads: see downscale.
         precision: see downscale.
         device: see downscale.
+        graph: see downscale.
         progress: see downscale.
         truth: file with which the result will be compared; it is checked before the computation.
         dtype: type of the fields in target: "input" (packed integers if the input is packed) or "float32".
@@ -111,7 +115,7 @@ def downscale_file(
             check_truth_file(truth, fits, var, **reading)
 
         generator = load_model(model)
-        execution = {"threads": threads, "precision": precision, "device": device}
+        execution = {"threads": threads, "precision": precision, "device": device, "graph": graph}
         options = members, seed, var, level, execution, progress, None if truth is None else check
         out, notes = _downscale(generator, dataset, *options)
         return out, RunSummary(generator.card.name, dict(out.attrs), [describe_model(generator, model), *notes])

@@ -158,7 +158,7 @@ class AdversarialModule(BaseLightningModule):
         if with_noise_free:
             noise["noise"] = torch.randn(self.generator.noise_shape(coarse), device=coarse.device)
             noise["noise"].unflatten(0, (draws + 1, -1))[draws] = 0
-        with self.autocast():
+        with self.autocast(), self.use_graphs():
             fields = run_network(self.generator, coarse, **noise).unflatten(0, (draws + with_noise_free, -1))
         return fields[:draws], fields[draws] if with_noise_free else None
 

@@ -107,6 +107,7 @@ class Options:
         threads: number of CPU threads; None: torch's setting.
         precision: "fp32" or "bf16"; None: bf16 on a GPU, else fp32.
         device: "auto", "cpu" or "cuda"; None: the device of the model.
+        graph: "auto" or "never": whether forwards of repeated shapes are replayed from graphs; None: "auto".
     """
 
     steps: int | None = None
@@ -126,9 +127,10 @@ class Options:
     threads: int | None = None
     precision: str | None = None
     device: str | None = None
+    graph: str | None = None
 
     def __post_init__(self):
-        check_execution(self.threads, self.precision, self.device)
+        check_execution(self.threads, self.precision, self.device, self.graph)
         if self.quantity not in QUANTITIES:
             raise OptionError("quantity", f"must be one of {', '.join(QUANTITIES)}, got {self.quantity!r}")
         if self.steps is not None and self.lead is not None:
@@ -183,7 +185,9 @@ class NowcastPipeline:
         method = method.with_smooth_forecasts() if options.smooth else method
         self.method = method = method.to_ensemble_mean() if options.n_members else method
         self.options, self.source, card = options, source, method.card
-        self.execution = resolve_execution(method.model, options.threads, options.precision, options.device)
+        self.execution = resolve_execution(
+            method.model, options.threads, options.precision, options.device, options.graph
+        )
         self.z_r, origin = find_z_r(source.dataset, source.raw, options.z_r)
         spacing = compute_mean_spacing(source)
         self.factor, interval = _find_factor(card, source, options, spacing), _find_interval(card, source, options)
@@ -335,7 +339,7 @@ class NowcastPipeline:
         text += f" of {self.options.n_members} members," * bool(self.ensemble) + f" of {len(leads)} fields"
         text += f" every {leads[0] / 60:g} min"
         notes = [self.note, *self.source.notes, *self.notes, f"{text}, rain by {self.settings['fastds_z_r']}"]
-        notes += self.changes.notes()
+        notes += self.changes.notes() + self.execution.make_notes()
         return RunSummary(self.method.name, self._make_attributes(), notes)
 
     @functools.cached_property

@@ -19,6 +19,7 @@ from fastds.models.db_rnn.discriminator import Discriminator, select_variant
 from fastds.models.db_rnn.losses import compute_loss_weights, discriminator_loss, generator_loss, pixel_loss
 from fastds.models.db_rnn.module import MSModule
 from fastds.models.db_rnn.network import NowcastModel
+from fastds.models.graph_cache import use_graphs
 from fastds.tasks.nowcast.config import STAGES, TrainingConfig
 from fastds.tasks.nowcast.rain_loss import RainLoss
 from fastds.tasks.nowcast.samples import NowcastData
@@ -70,11 +71,14 @@ class NowcastModule(SupervisedModule):
             raise OptionError("loss.terms", f"{given} are for networks that deblur (DBRNN)")
         if config.stage == "deblurrer":
             self.network.forecaster.requires_grad_(False)
-        if not config.loss.decoupling:
+        shared = [
+            part.shared for part in self.network.modules() if isinstance(part, MSModule) and part.shared is not None
+        ]
+        self.has_decoupling_loss = bool(config.loss.decoupling and shared)
+        if not self.has_decoupling_loss:
             # without decoupling loss, the shared parameters of the cells have no gradient, for which DDP would wait
-            for part in self.network.modules():
-                if isinstance(part, MSModule) and part.shared is not None:
-                    part.shared.requires_grad_(False)
+            for part in shared:
+                part.requires_grad_(False)
         self.discriminator = self.discriminator_optimiser = self._judged = None
         self._similarities = []
         if config.loss.terms == "adversarial":
@@ -95,9 +99,9 @@ class NowcastModule(SupervisedModule):
 
     def forward(self, batch: dict) -> tuple[Tensor, ...]:
         """Return the predictions of frames 1 to m + n - 1, (B, m + n - 1, 1, H, W) for each output of the network."""
-        if not (self.training and self.config.loss.decoupling):
+        if not (self.training and self.has_decoupling_loss):
             return self.roll(batch)
-        with memory_similarities() as self._similarities:
+        with memory_similarities() as self._similarities, use_graphs(None):  # a graph would return no similarities
             return self.roll(batch)
 
     def roll(self, batch: dict) -> tuple[Tensor, ...]:

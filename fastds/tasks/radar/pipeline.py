@@ -46,11 +46,12 @@ class RadarPipeline:
 
     def __init__(
         self, model, dataset, *, var=None, z_r=None, tile=None, halo=None, threads=None, precision=None,
-        device=None, time_factor=2, static=None, dynamics=None, coarsened=None, members=None, seed=None, smooth=False,
+        device=None, graph=None, time_factor=2, static=None, dynamics=None, coarsened=None, members=None, seed=None,
+        smooth=False,
     ):  # fmt: skip
         if time_factor not in TIME_FACTORS:
             raise OptionError("time_factor", f"must be 2 or 4 (applied by recursion), got {time_factor}")
-        check_execution(threads, precision, device)
+        check_execution(threads, precision, device, graph)
         if coarsened is not None:
             check_modes([coarsened], "coarsened")
         self.model, self.note = pick_model(model)
@@ -70,7 +71,7 @@ class RadarPipeline:
                 f"{join_names(self.dynamics.names)} at times between those of the data",
             )
         self.time_factor = time_factor = find_time_factor(source, time_factor)
-        self.settings = resolve_execution(self.model, threads, precision, device)
+        self.settings = resolve_execution(self.model, threads, precision, device, graph)
         cards = self.model.card.static_variables
         self.maps = static_maps(static, source.raw, source.dataset, cards) if needed else None
         drawn = None if members is None else RadarEnsemble(int(members), int(seed or 0), self.model.card)
@@ -161,6 +162,7 @@ class RadarPipeline:
         drawn = [] if self.first is None else [f"{self.first.size} members, error model {ERROR_MODEL}"]
         notes = [self.note, *self.source.notes, *describe_single_time(self.source), *self.tiled.notes(), *drawn]
         notes += [f"read in addition to the reflectivity: {self.dynamics_text}"] * bool(self.dynamics_text)
+        notes += self.settings.make_notes()
         return RunSummary(self.model.card.name, self._make_attributes(), notes)
 
     @functools.cached_property

@@ -43,6 +43,7 @@ def downscale(
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
+    graph: str | None = None,
     time_factor: int = 2,
     static: xr.Dataset | list[str] | None = None,
     dynamics: Dynamics | None = None,
@@ -71,6 +72,7 @@ def downscale(
         threads: number of CPU threads; None: torch's setting.
         precision: "fp32" or "bf16"; None: bf16 on a GPU, else fp32.
         device: "auto", "cpu" or "cuda"; None: the device of the model.
+        graph: "auto" or "never": whether forwards of repeated shapes are replayed from graphs; None: "auto".
         time_factor: 2, or 4 by applying the model twice.
         static: static maps for a model that reads static maps: a Dataset, or files FILE.nc or FILE.nc:VARIABLE on any
             grid.
@@ -99,7 +101,7 @@ def downscale(
     A UserWarning is issued if grid spacing, time step or motion statistics are outside the ranges in the model card.
     """
     options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
-    options |= {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
+    options |= {"threads": threads, "precision": precision, "device": device, "graph": graph, "coarsened": coarsened}
     options |= {"members": members, "seed": seed, "smooth": smooth, "dynamics": dynamics}
     return _downscale(model, dataset, progress=progress, **options)[0]
 
@@ -116,6 +118,7 @@ def downscale_file(
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
+    graph: str | None = None,
     time_factor: int = 2,
     static: xr.Dataset | list[str] | None = None,
     dynamics: Dynamics | None = None,
@@ -145,6 +148,7 @@ def downscale_file(
         threads: see downscale.
         precision: see downscale.
         device: see downscale.
+        graph: see downscale.
         time_factor: see downscale.
         static: see downscale.
         dynamics: see downscale.
@@ -166,7 +170,7 @@ def downscale_file(
         ValueError: data or options that do not fit.
     """
     options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
-    options |= {"threads": threads, "precision": precision, "device": device, "coarsened": coarsened}
+    options |= {"threads": threads, "precision": precision, "device": device, "graph": graph, "coarsened": coarsened}
     options |= {"members": members, "seed": seed, "smooth": smooth, "dynamics": dynamics}
 
     if origin is not None and members is not None:
