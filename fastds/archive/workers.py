@@ -262,8 +262,8 @@ def _select_gpu() -> contextlib.AbstractContextManager:
 def wait_for_result(client: Client, future: Future) -> ChunkResult:
     """Return the result of a future, also where dask would wait forever.
 
-    If a worker is lost after its task is done and the client is closed before the result is fetched, dask waits for data
-    that never arrive.
+    If a worker is lost after its task is done and the client is closed before the result is fetched, dask waits for
+    data that never arrive.
 
     Raises:
         CancelledError: The client is closed.

@@ -19,7 +19,13 @@ class ChangeCounts:
         self.changed, self.total = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0)
 
     def add(self, kind: str, changed: int, total: int) -> None:
-        """Count `changed` values out of `total` additional values."""
+        """Add changed values to the count of a kind of change.
+
+        Args:
+            kind: kind of change, a key of `kinds`.
+            changed: number of changed values.
+            total: number of values that were checked.
+        """
         self.changed[kind] += int(changed)
         self.total[kind] += int(total)
 

@@ -38,7 +38,16 @@ class Chunk:
 
 
 def split_range(start: int, stop: int, steps: int) -> list[tuple[int, int]]:
-    """Split a range into half-open ranges of at most `steps` steps."""
+    """Split a range into consecutive half-open ranges.
+
+    Args:
+        start: first index.
+        stop: index after the last index.
+        steps: maximum length of a range.
+
+    Returns:
+        Pairs (first index, index after the last index).
+    """
     return [(first, min(first + steps, stop)) for first in range(start, stop, steps)]
 
 

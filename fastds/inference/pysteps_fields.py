@@ -33,7 +33,16 @@ def check_metadata(metadata: Metadata | None) -> Metadata:
 
 
 def to_linear(precip: np.ndarray, metadata: Metadata, unit: str = "mm/h") -> tuple[np.ndarray, Metadata]:
-    """Convert fields to mm/h or mm without transformation; return the fields and their metadata."""
+    """Convert fields of pysteps to mm/h or mm, without transformation.
+
+    Args:
+        precip: fields in the unit and transformation of `metadata`.
+        metadata: metadata of the fields.
+        unit: "mm/h" or "mm".
+
+    Returns:
+        Converted fields and their metadata.
+    """
     from pysteps.utils import conversion
 
     change = conversion.to_raindepth if unit == "mm" else conversion.to_rainrate

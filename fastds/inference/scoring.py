@@ -72,7 +72,16 @@ def sum_scores(
 
 
 def score_item(scoring: EvaluationItems, number: int, on_item: Callable[[Any], None] | None = None) -> ScoreSums:
-    """Return the scores of one item; empty if the item has missing data."""
+    """Compute the scores of one item.
+
+    Args:
+        scoring: items and their scores.
+        number: index of the item.
+        on_item: function that is called with the item if it has no missing data; None: no function.
+
+    Returns:
+        Scores of the item; empty if the item has missing data.
+    """
     item = scoring.read_item(number)
     if item is None:
         return ScoreSums()

@@ -27,7 +27,13 @@ _MAX_WIDTH = 10_000  # terminal width in columns; larger than any table
 
 
 def write_csv(path: str | os.PathLike, header: list[str], lines: Iterable[list[str]]) -> None:
-    """Write a CSV file atomically."""
+    """Write a CSV file atomically.
+
+    Args:
+        path: path of the file, which is overwritten.
+        header: names of the columns.
+        lines: rows of the table.
+    """
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
@@ -142,7 +148,17 @@ def format_count(number: int, what: str) -> str:
 
 
 def track_progress(items: Collection, progress: bool, unit: str = "starts", doing: str = "evaluating") -> Iterator:
-    """Yield the items, with a progress bar if `progress` is set."""
+    """Yield items and show a progress bar.
+
+    Args:
+        items: items to iterate over.
+        progress: whether to show the progress bar.
+        unit: name of the items in the progress bar, in the plural.
+        doing: description of the work in the progress bar.
+
+    Yields:
+        The items.
+    """
     with progress_bar(progress, len(items), doing, unit) as advance:
         for item in items:
             yield item

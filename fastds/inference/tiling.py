@@ -49,10 +49,18 @@ class Tile:
 
 
 def check_multiple(name: str, value: int, minimum: int) -> int:
-    """Return value as int.
+    """Check an option that must be a multiple of ALIGNMENT.
+
+    Args:
+        name: name of the option.
+        value: value of the option, in coarse pixels.
+        minimum: smallest valid value.
+
+    Returns:
+        The value as int.
 
     Raises:
-        ValueError: value is not a multiple of 16 (coarse pixels) or is less than minimum.
+        ValueError: value is not a multiple of ALIGNMENT or is less than minimum.
     """
     if isinstance(value, bool) or int(value) != value or value < minimum or value % ALIGNMENT:
         raise OptionError(

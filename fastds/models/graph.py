@@ -142,10 +142,18 @@ def check_graph_device(model: nn.Module, dtype: torch.dtype | None, train: bool 
 
 
 def resolve_arguments(model: nn.Module, inputs: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Return args and kwargs for `forward`.
+    """Return the arguments of `forward` for a call of a model.
 
-    If the model has a method `prepare_inputs`, args are its results. They include inputs that are computed on the CPU,
-    such as optical flow.
+    If the model has a method `prepare_inputs`, the positional arguments are its results. They include inputs that are
+    computed on the CPU, such as optical flow.
+
+    Args:
+        model: the network.
+        inputs: positional arguments of the call.
+        options: keyword arguments of the call.
+
+    Returns:
+        Positional and keyword arguments of `forward`.
     """
     return (model.prepare_inputs(*inputs, **options), {}) if hasattr(model, "prepare_inputs") else (inputs, options)
 

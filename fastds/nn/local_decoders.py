@@ -45,9 +45,17 @@ def _get_compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def expand_to_batch(pair: Sequence[float], x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a pair of numbers for each sample of x, (B, 2), created on the device of x.
+    """Repeat a pair of numbers for each sample of a batch, on the device of x.
 
     A copy from the host would synchronize with the device.
+
+    Args:
+        pair: two numbers.
+        x: (B, ...), the batch.
+        dtype: dtype of the result.
+
+    Returns:
+        (B, 2).
     """
     return torch.stack([torch.full((x.shape[0],), value, dtype=dtype, device=x.device) for value in pair], 1)
 

@@ -44,7 +44,16 @@ def fold_time(x: Tensor) -> Tensor:
 
 
 def unfold_time(folded: Tensor, batch: int, times: int) -> tuple[Tensor, ...]:
-    """Return the maps (B, ...) of the T steps of a tensor folded by fold_time, also if B = 0."""
+    """Split a tensor that was folded by fold_time into its time steps, also if B = 0.
+
+    Args:
+        folded: (T*B, ...).
+        batch: number B of samples.
+        times: number T of time steps.
+
+    Returns:
+        T tensors (B, ...).
+    """
     return folded.unflatten(0, (times, batch)).unbind()
 
 

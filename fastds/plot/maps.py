@@ -184,7 +184,16 @@ def _block_centres(
 def colour_bar(
     figure: Figure, image: QuadMesh, axes: np.ndarray, levels: Sequence[float], label: str, extend: str
 ) -> None:
-    """Draw one colour bar below several maps."""
+    """Draw one colour bar below several maps.
+
+    Args:
+        figure: figure of the maps.
+        image: one of the maps, which determines colours and norm.
+        axes: axes of the maps.
+        levels: values of the ticks.
+        label: label of the colour bar.
+        extend: ends of the bar with a triangle: "neither", "both", "min" or "max".
+    """
     bar = figure.colorbar(
         image, ax=axes, ticks=levels, extend=extend, location="bottom", shrink=0.8, aspect=40, pad=0.01, label=label
     )

@@ -93,6 +93,14 @@ def make_samples(folder: str | pathlib.Path, blocks: Sequence[Block] = BLOCKS, s
 
     Each block is used forwards and backwards in time, so that growth and decay of rain are equally frequent. The
     reflectivity of every second forecast is shifted at random.
+
+    Args:
+        folder: folder of the files.
+        blocks: parts of files.
+        seed: random seed of each block and direction of time.
+
+    Returns:
+        Samples of each block.
     """
     methods = [_load_method(name) for name in METHODS]
     return [

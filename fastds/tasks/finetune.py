@@ -200,6 +200,18 @@ def make_config(
 
     It consists of the shipped configuration that trained the weights, the user's data, and the input range and
     coarsening in the weights' card.
+
+    Args:
+        model: shipped name or weights file.
+        card: model card of the weights.
+        data: file or folder of the training data.
+        output: folder of the run.
+        minutes: length of the training in minutes.
+        learning_rate: highest learning rate.
+        steps: number of optimizer steps; None: no limit.
+
+    Returns:
+        The configuration.
     """
     # The name of weights begins with the name of the configuration that trained them. For example, the configuration
     # wgan-gp-small trained wgan-gp-small-x2. Fine-tuning appends "-finetuned".

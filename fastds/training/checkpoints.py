@@ -31,6 +31,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint writer that replaces the previous file only when the new file is complete."""
 
     def save_checkpoint(self, checkpoint: dict, path: str, storage_options: None = None) -> None:
+        """Write a checkpoint atomically, and create its folder if needed.
+
+        Args:
+            checkpoint: contents of the checkpoint.
+            path: path of the file.
+            storage_options: not used.
+        """
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as part:
             torch.save(checkpoint, part)

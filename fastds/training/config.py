@@ -178,7 +178,16 @@ class SupervisedConfig(RunConfig):
 
 
 def check_minimum(name: str, value: float, least: float) -> None:
-    """Raise ValueError if the value of an option is below its minimum."""
+    """Check that the value of an option is not below its minimum.
+
+    Args:
+        name: name of the option.
+        value: value of the option.
+        least: smallest valid value.
+
+    Raises:
+        ValueError: the value is below the minimum.
+    """
     if value < least:
         raise OptionError(name, f"must be at least {least}, got {value}")
 

@@ -44,6 +44,11 @@ def add_file_names(card: ModelCard, config: RunConfig, files: Iterable[str]) -> 
 
     If the training starts from existing weights (config.model.start), the names are added to the training data of these
     weights with the prefix "trained further on".
+
+    Args:
+        card: card of the network, changed in place.
+        config: configuration of the training.
+        files: names of the training files.
     """
     if "training_data" not in _select_card_fields(config):
         further = "trained further on " if config.model.start else ""

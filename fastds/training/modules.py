@@ -169,6 +169,13 @@ class BaseLightningModule(L.LightningModule):
         )
 
     def on_train_batch_end(self, outputs, batch: dict, batch_index: int) -> None:
+        """Stop the training at the last step or at the time limit, and report networks that are trained without a graph.
+
+        Args:
+            outputs: result of the training step, not used.
+            batch: the batch, not used.
+            batch_index: index of the batch in the epoch, not used.
+        """
         self._report_graph_failures()
         # Lightning validates before stopping because of should_stop, but not when it stops at its own max_steps.
         if self.is_finished():
@@ -272,6 +279,18 @@ class SupervisedModule(BaseLightningModule):
         return min(1.0, done)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Clip the norm of the gradient to config.gradient_clip, if that is set.
+
+        A step with a gradient that is not finite is skipped.
+
+        Args:
+            optimizer: optimizer of the step.
+            gradient_clip_val: not used.
+            gradient_clip_algorithm: not used.
+
+        Raises:
+            FloatingPointError: too many successive steps are not finite.
+        """
         parameters, largest = list(self.model.parameters()), self.config.gradient_clip
         if largest is None:
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

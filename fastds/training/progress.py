@@ -36,6 +36,14 @@ class TrainingProgress(callbacks.Callback):
             self._line.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, *_) -> None:
+        """Print or update the progress, if the last output is old enough.
+
+        Args:
+            trainer: the trainer.
+            module: the module that is trained.
+            outputs: result of the training step.
+            _: further arguments of Lightning, not used.
+        """
         now = time.monotonic()
         if not trainer.is_global_zero or now - self._printed < (LINE_EVERY if self._line is None else 1.0):
             return
@@ -68,5 +76,12 @@ class TrainingProgress(callbacks.Callback):
         return " or ".join(bounds + ([f"after {minutes:g} minutes"] if minutes else []))
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Stop the line in the terminal.
+
+        Args:
+            trainer: the trainer, not used.
+            module: the module that is trained, not used.
+            stage: stage of the trainer, not used.
+        """
         if self._line is not None:
             self._line.stop()

@@ -82,7 +82,16 @@ def check_without_warnings(source: fd.ReflectivityInput) -> None:
 
 
 def make_synthetic_events(count: int, seed: int, frames: int = 24) -> list[xr.Dataset]:
-    """Make synthetic rain events with the seeds seed, seed + 1, ..., which move at 5, 10, ..., 25 m/s in turn."""
+    """Make synthetic rain events that move at 5, 10, 15, 20 or 25 m/s in turn.
+
+    Args:
+        count: number of events.
+        seed: seed of the first event. The next events have the seeds seed + 1, seed + 2, ...
+        frames: number of frames of an event.
+
+    Returns:
+        Datasets with the variable "reflectivity".
+    """
     events = (fd.synthetic_event(seed=seed + k, frames=frames, speed=5.0 + 5.0 * (k % 5)) for k in range(count))
     return [event[["reflectivity"]] for event in events]
 

@@ -149,7 +149,22 @@ def _make_loggers(output: pathlib.Path) -> list:
 def run_trainer(
     trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, config: RunConfig
 ) -> pathlib.Path:
-    """Run the trainer, from the last checkpoint if there is one and config.resume is set. See run_training."""
+    """Run the trainer, from the last checkpoint if there is one and config.resume is set. See run_training.
+
+    Args:
+        trainer: the trainer.
+        module: the module to train.
+        data: data of the training and the validation.
+        config: configuration of the training.
+
+    Returns:
+        Path of best.safetensors.
+
+    Raises:
+        Interrupted: a signal arrived, and the checkpoint is written.
+        KeyboardInterrupt: the trainer was interrupted otherwise.
+        ValueError: the last checkpoint cannot be resumed, or no validation error was finite.
+    """
     output = pathlib.Path(config.output)
     last, best = output / "checkpoints" / "last.ckpt", output / "best.safetensors"
     resume = config.resume and last.exists()
@@ -211,6 +226,15 @@ class ExportBest(callbacks.Callback):
     def on_validation_batch_start(
         self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_index: int, dataloader_index: int = 0
     ) -> None:
+        """Add the batch to the sum that identifies the validation samples.
+
+        Args:
+            trainer: the trainer, not used.
+            module: the module that is trained, not used.
+            batch: the batch.
+            batch_index: index of the batch. The sum is reset at index 0.
+            dataloader_index: not used.
+        """
         numbers = (value for value in tree_leaves(batch) if isinstance(value, torch.Tensor))
         of_batch = sum(float(value.nan_to_num().double().abs().sum()) for value in numbers)
         self._sum = of_batch + (self._sum if batch_index else 0.0)

@@ -49,7 +49,16 @@ def match_code(codes: np.ndarray, code: float | None) -> np.ndarray:
 
 
 def compute_cell_centres(corner: float, step: float, size: int) -> np.ndarray:
-    """Return the centres of `size` cells of width `step` (negative: descending); the first cell begins at `corner`."""
+    """Compute the centres of equally spaced cells.
+
+    Args:
+        corner: outer edge of the first cell.
+        step: width of a cell; negative for descending centres.
+        size: number of cells.
+
+    Returns:
+        (size,), in the unit of `corner`.
+    """
     return corner + step * (np.arange(size) + 0.5)
 
 

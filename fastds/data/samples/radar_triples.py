@@ -92,7 +92,16 @@ class FrameStore:
     def dbz(
         self, frames: Sequence[int] | np.ndarray, rows: slice = slice(None), columns: slice = slice(None)
     ) -> np.ndarray:
-        """Return the reflectivity of some frames, (len(frames), h, w), in dBZ, float32, NaN where missing."""
+        """Return the reflectivity of selected frames.
+
+        Args:
+            frames: Indices of the frames.
+            rows: Slice of rows; all rows by default.
+            columns: Slice of columns; all columns by default.
+
+        Returns:
+            (len(frames), h, w) in dBZ, float32, NaN where missing.
+        """
         part = np.stack([self.data[frame, rows, columns] for frame in frames])
         return part if self.table is None else self.table[part]
 
@@ -106,7 +115,16 @@ class FrameStore:
         return self.sequences(3, interval, every)
 
     def sequences(self, length: int, interval: int = 1, every: int = 1) -> np.ndarray:
-        """Return indices (n, length) of frames at `interval` times the cadence, see `fastds.data.sequences`."""
+        """Find sequences of equally spaced frames, see `fastds.data.sequences`.
+
+        Args:
+            length: Number of frames of a sequence.
+            interval: Time between frames, in multiples of the cadence.
+            every: Sequences start at multiples of this number of intervals; 1: at any frame.
+
+        Returns:
+            (n, length) indices of frames.
+        """
         return times.sequences(self.seconds, length, interval * self.cadence, every)
 
 

@@ -67,6 +67,20 @@ class Cell(nn.Module):
         return None
 
     def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
+        """Run one time step. Subclasses implement this method.
+
+        Args:
+            x: (B, C, H, W), input.
+            state: state of the previous step, or None for zeros.
+            m: zigzag memory (B, C, H, W), or None.
+            previous: (B, C, H, W), feature map selected by `difference`, or None.
+
+        Returns:
+            h, the new state, and the new zigzag memory or None.
+
+        Raises:
+            NotImplementedError: The subclass does not implement the method.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
 

@@ -290,7 +290,16 @@ class SpatialMemory(nn.Module):
             return conv_output_gate(c, m, value, self.output.weight, self.output.sum_biases(), residual=q)
 
     def emit_with_gate(self, q: Tensor, c: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute h' and the pre-activation of the output gate. Arguments are those of `emit`."""
+        """Compute the new hidden state h' and the pre-activation of the output gate.
+
+        Args:
+            q: contribution of x and h to the pre-activation of the output gate.
+            c: new temporal memory c'.
+            m: new zigzag memory m'.
+
+        Returns:
+            h' and the pre-activation.
+        """
         c, m = c.to(q.dtype), m.to(q.dtype)
         gate = self.output(c, m, residual=q)
         return output_gate(gate, self.mix(c, m)), gate
@@ -461,6 +470,19 @@ class PredRNNV2(PredRNN):
         return Conv1x1(channels, channels)
 
     def forward(self, x, state, m, previous, folded=None, shared=None):
+        """Run one time step, and collect the similarity of the memory increments if `memory_similarities` is active.
+
+        Args:
+            x: (B, C, H, W), input; (B, 2, H, W) with folded weights, see Cell.fold.
+            state: (h, c) of the previous step, or None for zeros.
+            m: zigzag memory (B, C, H, W), or None for zeros.
+            previous: not used.
+            folded: result of `fold`, or None.
+            shared: 1x1 convolution A of all cells of the module. It is used only while similarities are collected.
+
+        Returns:
+            h, the new state (h, c), and the new zigzag memory.
+        """
         similarities = _get_collector()
         if similarities is None:
             return super().forward(x, state, m, previous, folded)
@@ -505,6 +527,18 @@ class MemoryInMemory(nn.Module):
         self.steady_output = Conv3x3(channels, channels)
 
     def forward(self, d: Tensor, c: Tensor, n: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Run one time step.
+
+        Args:
+            d: (B, C, H, W), change of the input since the previous step.
+            c: (B, C, H, W), temporal memory of the previous step.
+            n: (B, C, H, W), non-stationary memory of the previous step.
+            s: (B, C, H, W), stationary memory of the previous step.
+
+        Returns:
+            T and the new memories n' and s', each (B, C, H, W).
+        """
+
         def weights(module: nn.Module) -> tuple[Tensor, Tensor]:
             return module.weight, module.sum_biases()
 
@@ -549,10 +583,16 @@ class MIM(Cell):
     def run_core(
         self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None
     ) -> tuple[Tensor, Any, Tensor, Tensor]:
-        """Run one step. Arguments are those of `forward`, see Cell.
+        """Run one time step, and also return the pre-activation of the output gate.
+
+        Args:
+            x: (B, C, H, W), input.
+            state: (h, c, n, s) of the previous step, or None for zeros.
+            m: zigzag memory (B, C, H, W), or None for zeros.
+            previous: (B, C, H, W), see `difference` of Cell, or None for zeros. Not used in layer 0.
 
         Returns:
-            (h, state, m, pre-activation of the output gate).
+            h, the new state (h, c, n, s), the new zigzag memory, and the pre-activation of the output gate.
         """
         if state is None:
             memories = [zeros(x, memory=True) if k == 0 or self.layer else None for k in range(3)]

@@ -118,7 +118,16 @@ class LagrangianRNN(NowcastModel):
         return self._roll(frames, steps, flow, matched=False)[0]
 
     def prepare_inputs(self, frames: Tensor, steps: int = 12, flow: Tensor | None = None) -> tuple:
-        """Return the arguments of `forward`, with missing values filled and the flow computed if it is None."""
+        """Prepare the arguments of `forward`.
+
+        Args:
+            frames: (B, m >= 2, 1, H, W) in [0, 1], NaN where missing.
+            steps: n.
+            flow: (B, 2, H, W), see estimate_backward_flow. None computes it.
+
+        Returns:
+            The frames with missing values filled, steps, and the flow.
+        """
         self._check_frames(frames)
         return fill_missing(frames), steps, estimate_backward_flow(frames) if flow is None else flow
 

@@ -206,6 +206,17 @@ class MSRNN(_Nowcaster):
     def forward(
         self, frames: Tensor, steps: int = 5, truth: Tensor | None = None, feed_truth: float = 0.0
     ) -> tuple[Tensor, ...]:
+        """Run over the m input frames and n - 1 forecast frames.
+
+        Args:
+            frames: (B, m, 1, H, W) in [0, 1]. Missing values (NaN) count as dry.
+            steps: number n of forecast frames.
+            truth: (B, n - 1, 1, H, W), the true frames after the input, for scheduled sampling, or None.
+            feed_truth: probability, per sample and step, that the true frame replaces the forecast as input.
+
+        Returns:
+            A tuple of one tensor (B, m + n - 1, 1, H, W), the forecasts of frames 1 to m + n - 1.
+        """
         return self.roll(frames, steps, truth, feed_truth)
 
 
@@ -259,6 +270,17 @@ class DBRNN(_Nowcaster):
     def forward(
         self, frames: Tensor, steps: int = 5, truth: Tensor | None = None, feed_truth: float = 0.0
     ) -> tuple[Tensor, ...]:
+        """Run over the m input frames and n - 1 deblurred forecast frames.
+
+        Args:
+            frames: (B, m, 1, H, W) in [0, 1]. Missing values (NaN) count as dry.
+            steps: number n of forecast frames.
+            truth: (B, n - 1, 1, H, W), the true frames after the input, for scheduled sampling, or None.
+            feed_truth: probability, per sample and step, that the true frame replaces the deblurred forecast as input.
+
+        Returns:
+            Forecasts and deblurred forecasts of frames 1 to m + n - 1, each (B, m + n - 1, 1, H, W).
+        """
         return self.roll(frames, steps, truth, feed_truth)
 
 

@@ -141,6 +141,16 @@ class DeformableConvLSTM(nn.Module):
         self.merge = Conv1x1(2 * features, features)
 
     def forward(self, frames: list[Tensor], static: list[Tensor] | None = None, flow: Tensor | None = None) -> Tensor:
+        """Run over the frames in both directions of time.
+
+        Args:
+            frames: T = 2N-1 feature maps (B, n, h, w) in time order.
+            static: static features, one tensor of batch size 1 or B per level, or None.
+            flow: (B, N-1, 2, 2, h, w), optical flow as baselines.optical_flow returns it, or None.
+
+        Returns:
+            (T*B, n, h, w), frame-major.
+        """
         steps, batch = len(frames), frames[0].shape[0]
         middle = steps // 2
         order = [k for pair in zip(range(middle), range(steps - 1, middle, -1), strict=True) for k in pair] + [middle]

@@ -258,11 +258,30 @@ class FCZSM(DownscaleMixin, nn.Module):
     def compile_graph(
         self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None, dtype: torch.dtype | None = None
     ) -> Callable[..., Tensor]:
-        """Capture the forward for inference, see fastds.compile_graph. The arguments are those of `forward`."""
+        """Capture the forward for inference, see fastds.compile_graph.
+
+        Args:
+            x: (B, N, C, h, w), an example of the input.
+            static: static maps, see `forward`.
+            flow: optical flow, see `forward`.
+            dtype: dtype of the arithmetic, see fastds.compile_graph.
+
+        Returns:
+            A function with the arguments of `forward`, for inputs of the same shapes and dtypes.
+        """
         return compile_graph(self, x, static, flow, dtype=dtype)
 
     def prepare_inputs(self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None) -> tuple:
-        """Return the arguments of `forward`, with the optical flow computed if the network needs it."""
+        """Prepare the arguments of `forward`.
+
+        Args:
+            x: (B, N, C, h, w).
+            static: static maps, see `forward`.
+            flow: optical flow, see `forward`. None computes it if the network needs it.
+
+        Returns:
+            x, static, and the flow. The flow is None if the network does not use it.
+        """
         self._check_inputs(x, static, flow)
         return x, static, self._resolve_flow(x, flow)
 

@@ -98,7 +98,20 @@ class MetaSRDecoder(LocalDecoder):
         mask: Tensor | None = None,
         gain: Tensor | None = None,
     ) -> Tensor:
-        """Evaluate the decoder. Arguments are those of CiaoSRDecoder.query."""
+        """Evaluate the decoder.
+
+        Args:
+            maps: (B, M, H, W), result of prepare.
+            where: grid or points with Q queries.
+            cell: (B, 2) or (B, Q, 2), size of a query in half pixels.
+            skip: (B, O, H, W), field to interpolate and add, or None.
+            edge: for rows and columns "clamp" or "wrap".
+            mask: (B, H, W) bool, valid pixels, or None.
+            gain: (O,), factor per output channel, or None.
+
+        Returns:
+            (B, Q, O).
+        """
         if gain is not None:
             depth = gain.repeat_interleave(self.width)
             maps = maps * torch.cat([depth, gain])[:, None, None].to(maps.dtype)

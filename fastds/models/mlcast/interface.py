@@ -45,6 +45,16 @@ class MLCastNetwork(nn.Module):
         self.name, self.input_channels = name, input_channels
 
     def forward(self, x: Tensor, steps: int, ensemble_size: int = 1) -> Tensor:
+        """Forecast frames on the scale of MLCast.
+
+        Args:
+            x: (B, T, 1, H, W) in [-1, 1], input frames.
+            steps: number of forecast frames.
+            ensemble_size: number of members.
+
+        Returns:
+            (B, steps, ensemble_size, H, W).
+        """
         if isinstance(self.network, MLCastConvGRU):
             return self.network(x, steps, ensemble_size)
         y = self.network((x + 1) / 2, steps)

@@ -56,6 +56,16 @@ class ConvGRU(nn.Module):
         self.cell = Cell(channels)
 
     def forward(self, x: Tensor | None, h: Tensor | None, times: int) -> Tensor:
+        """Run the cell over a sequence.
+
+        Args:
+            x: (T*B, C, H, W), input of all steps, or None for zeros.
+            h: (B, C, H, W), initial hidden state. None for zeros is allowed only together with an x.
+            times: number T of steps.
+
+        Returns:
+            (T*B, C, H, W), hidden states of all steps.
+        """
         convolutions = self.cell.combined_gates, self.cell.out_gate
         if x is None:
             return torch.cat(run_gru_without_input(*convolutions, h, times, keep="1-z"))
@@ -126,6 +136,16 @@ class MLCastConvGRU(NowcastMixin, nn.Module):
         self.encoder, self.decoder = Coder(channels[:-1]), Coder(channels[:0:-1])
 
     def forward(self, x: Tensor, steps: int, ensemble_size: int = 1) -> Tensor:
+        """Forecast frames on the scale of MLCast.
+
+        Args:
+            x: (B, T >= 1, C, H, W), input frames, reflectivity from 0 to 60 dBZ scaled to -1 ... 1.
+            steps: number of forecast frames.
+            ensemble_size: number of members. With more than one member, the decoder uses noise.
+
+        Returns:
+            (B, steps, C * ensemble_size, H, W), on the scale of the input. Members follow one another along channels.
+        """
         return self._run(x, steps, ensemble_size, ensemble_size > 1 or self.noisy_decoder)
 
     def _run(self, x: Tensor, steps: int, ensemble_size: int, noisy: bool) -> Tensor:

@@ -177,10 +177,18 @@ class HumidityGenerator(DownscaleMixin, nn.Module):
         return (*x.shape[:2], channels, *x.shape[3:])
 
     def draw(self, x: Tensor, noise: str | Tensor, seed: int | None) -> Tensor | None:
-        """Draw the noise of a call, in the dtype of x. Arguments are those of `forward`.
+        """Draw the noise of a call, in the dtype of x.
+
+        Args:
+            x: (B, T, C, h, w), input of the call.
+            noise: "random", "zero", or a tensor of shape noise_shape(x).
+            seed: seed of "random" noise, or None for torch's random state.
 
         Returns:
             The noise, or None if noise is "zero" and would only be added.
+
+        Raises:
+            ValueError: If the tensor has a wrong shape, or if noise is an unknown string.
         """
         shape = self.noise_shape(x)
         if isinstance(noise, Tensor):

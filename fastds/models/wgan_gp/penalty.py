@@ -148,6 +148,17 @@ class CriticLoss(nn.Module):
     def compute_loss(
         self, real: Tensor, fake: Tensor, coarse: Tensor | None, epsilon: Tensor | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the loss for `forward`, which checks and detaches the samples.
+
+        Args:
+            real: (B, T, C, H, W), normalised.
+            fake: generated samples of the same shape, detached.
+            coarse: coarse fields for a conditional critic, or None.
+            epsilon: see gradient_penalty.
+
+        Returns:
+            The loss and the values to log, see `forward`.
+        """
         extra = () if coarse is None else (coarse,)
         score_real, score_fake = self.compute_scores(real, fake, extra)
         logs = {"real": score_real.mean().detach(), "fake": score_fake.mean().detach()}
@@ -159,7 +170,16 @@ class CriticLoss(nn.Module):
         return score_fake.mean() - score_real.mean() + self.weight * penalty, logs
 
     def compute_scores(self, real: Tensor, fake: Tensor, extra: tuple) -> tuple[Tensor, Tensor]:
-        """Compute D(real) and D(fake), in one batch if the critic scores its samples independently."""
+        """Compute D(real) and D(fake), in one batch if the critic scores its samples independently.
+
+        Args:
+            real: (B, T, C, H, W), normalised.
+            fake: generated samples of the same shape.
+            extra: further arguments of the critic: the coarse fields, or none.
+
+        Returns:
+            Scores of the real and of the generated samples, float32.
+        """
         if not getattr(self.critic, "has_independent_samples", False):
             return self.critic(real, *extra).float(), self.critic(fake, *extra).float()
         both = self.critic(torch.cat([real, fake]), *(torch.cat([e, e]) for e in extra))

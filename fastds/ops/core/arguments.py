@@ -45,7 +45,16 @@ def check_tensor(
 
 
 def check_shape(name: str, tensor: Tensor, expected: tuple) -> None:
-    """Raise ValueError unless the tensor, the value of argument `name`, has the expected shape."""
+    """Check the shape of a tensor argument.
+
+    Args:
+        name: str, name of the argument in error messages.
+        tensor: value of the argument.
+        expected: required shape.
+
+    Raises:
+        ValueError: the shape differs.
+    """
     if tensor.shape != expected:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected)}")
 
@@ -88,7 +97,16 @@ def check_dense(names, values) -> None:
 
 
 def check_choice(name: str, value, allowed: tuple[str, ...]) -> None:
-    """Raise ValueError unless the value of argument `name` is one of the allowed values."""
+    """Check that the value of an argument is one of the allowed values.
+
+    Args:
+        name: str, name of the argument in error messages.
+        value: value of the argument.
+        allowed: allowed values.
+
+    Raises:
+        ValueError: the value is not allowed.
+    """
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 

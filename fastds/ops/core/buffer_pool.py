@@ -90,7 +90,16 @@ def allocate_maps(shape: tuple[int, int, int, int], dtypes, like: Tensor) -> lis
 
 
 def allocate_map(shape: tuple[int, int, int, int], dtype: torch.dtype, like: Tensor) -> Tensor:
-    """Allocate one uninitialized channels_last feature map: see allocate_maps."""
+    """Allocate one uninitialized channels_last feature map, see allocate_maps.
+
+    Args:
+        shape: (B, C, H, W).
+        dtype: dtype of the map.
+        like: tensor that gives the device.
+
+    Returns:
+        The map.
+    """
     return allocate_maps(shape, (dtype,), like)[0]
 
 

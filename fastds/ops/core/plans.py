@@ -98,7 +98,13 @@ def planned(function: Function) -> Function:
 
 
 def has_plan(owner: object, args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Return True if a call with these arguments would run a plan."""
+    """Return True if a call with these arguments would run a plan.
+
+    Args:
+        owner: public function or Op that is called.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+    """
     key = (*args, *kwargs.values(), tuple(kwargs)) if kwargs else args
     return _module is not None and _module.plans_state(getattr(owner, "__wrapped__", owner), *key) == "ready"
 

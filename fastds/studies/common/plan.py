@@ -276,7 +276,16 @@ def time_second_call(call: Callable[[], object]) -> float:
 
 
 def format_title(title: str, budget: str, steps: int) -> str:
-    """Append a note to the title of a table unless the budget is "paper", because networks and trainings are small."""
+    """Append a note to the title of a table unless the budget is "paper", because networks and trainings are small.
+
+    Args:
+        title: title of the table.
+        budget: budget of the study.
+        steps: number of steps of each training.
+
+    Returns:
+        The title.
+    """
     if budget == PAPER:
         return title
     return f"{title} (small networks, {steps} steps each, not the paper's training)"

@@ -155,7 +155,16 @@ def find_most_echo(blocks: list[EvaluationBlock], above: float = 0.0) -> tuple[E
 
 
 def read_grid(config: RadarFiles, block: EvaluationBlock, sample: int) -> MapGrid:
-    """Read the map grid of the window of a sample."""
+    """Read the map grid of the window of a sample.
+
+    Args:
+        config: files of the study.
+        block: test samples of one file.
+        sample: index of the sample in the block.
+
+    Returns:
+        The grid.
+    """
     window = block.windows[sample] if block.windows else block.window
     with fd.open_dataset(resolve_path(config, block.name)) as dataset:
         return MapGrid.of(fd.to_reflectivity(dataset, config.var).raw[..., *window])

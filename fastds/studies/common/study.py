@@ -90,7 +90,16 @@ class PaperStudy:
         raise NotImplementedError
 
     def train(self, name: str, seed: int, output: pathlib.Path) -> object:
-        """Train a method in a folder, or resume its training there."""
+        """Train a method in a folder, or resume its training there.
+
+        Args:
+            name: the method.
+            seed: random seed.
+            output: folder of the training.
+
+        Raises:
+            NotImplementedError: the subclass does not implement the method.
+        """
         raise NotImplementedError
 
     def measure_step_seconds(self, name: str) -> float:

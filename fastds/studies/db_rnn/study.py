@@ -219,12 +219,29 @@ class DbRnnStudy(PaperStudy):
         return measure_costs(self.config, networks, self.data, self.blocks)
 
     def make_training(self, name: str, seed: int, output: pathlib.Path) -> TrainingConfig:
+        """Make the configuration of a training.
+
+        Args:
+            name: the method.
+            seed: random seed.
+            output: folder of the training.
+
+        Returns:
+            The configuration.
+        """
         c = self.config
         options = self.run_options | {"seed": seed, "output": str(output)}
         start = str(output / "start.safetensors") if METHODS[name].kind == "staged" else None
         return make_training_config(name, c.ablation, c.budget, self.steps, self.data, c.data.z_r, start, **options)
 
     def train(self, name: str, seed: int, output: pathlib.Path) -> None:
+        """Train a method in a folder, or resume its training there.
+
+        Args:
+            name: the method.
+            seed: random seed.
+            output: folder of the training.
+        """
         if METHODS[name].kind == "staged":
             self._save_forecaster(name, seed, output)
         train(self.make_training(name, seed, output))

@@ -120,7 +120,16 @@ def make_tables(
 
 
 def tabulate_ranking(results: Mapping[str, ScoreSums], labels: np.ndarray, data: str = "hko-7") -> ResultTable:
-    """Tabulate the difference in each score for each pair of the ranking in the paper."""
+    """Tabulate the difference in each score for each pair of the ranking in the paper.
+
+    Args:
+        results: method -> scores. Pairs with a method that is missing here are left out.
+        labels: block of time of each sample.
+        data: data set of the paper, see get_published.
+
+    Returns:
+        The table.
+    """
     rows = []
     for better, other in PAPER_RANKING:
         if better not in results or other not in results:
@@ -281,7 +290,17 @@ def make_long_charts(counted: Mapping[str, np.ndarray], hours: list[str]) -> dic
 
 
 def make_maps(grid: MapGrid, fields: Mapping[str, np.ndarray], sample: dict, minutes: list[str]) -> Maps:
-    """Make the maps of forecasts of one sample for the page."""
+    """Make the maps of forecasts of one sample for the page.
+
+    Args:
+        grid: grid of the maps.
+        fields: method -> forecasts (n, H, W) in dBZ.
+        sample: test sample with y and valid.
+        minutes: lead times.
+
+    Returns:
+        The maps, with the truth as the first method.
+    """
     truth = np.where(sample["valid"][:, 0].numpy(), to_dbz(sample["y"]), np.nan)
     drawn = Maps(grid, ["truth", *fields], radar_style())
     shown = {name: clear_below_floor(z, _ECHO_DBZ) for name, z in {"truth": truth, **fields}.items()}

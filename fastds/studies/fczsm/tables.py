@@ -175,7 +175,16 @@ def make_charts(curves: Mapping[str, pathlib.Path]) -> dict[str, Chart]:
 
 
 def make_maps(grid: MapGrid, fields: Fields, sample: dict) -> Maps:
-    """Make the maps of one sample for the page."""
+    """Make the maps of one sample for the page.
+
+    Args:
+        grid: grid of the maps.
+        fields: method -> (3, H, W) in dBZ.
+        sample: test sample with the truth.
+
+    Returns:
+        The maps, with the truth as the first method.
+    """
     drawn = Maps(grid, ["truth", *fields], radar_style())
     shown = {name: clear_below_floor(z, FLOOR_DBZ) for name, z in {"truth": _truth(sample), **fields}.items()}
     for k, time in enumerate(TIMES):

@@ -86,6 +86,15 @@ def compute_crop_errors(
 
 
 def cut_crop(field: Tensor, crop: Crop, size: int | None) -> Tensor:
-    """Cut a crop (C, size, size) out of a field (C, H, W), or return the whole field if size is None."""
+    """Cut a crop out of a field.
+
+    Args:
+        field: (C, H, W).
+        crop: position of the crop.
+        size: side of the crop in pixels; None for the whole field.
+
+    Returns:
+        (C, size, size), or the field from the first row and column of the crop to its end if size is None.
+    """
     stop = [None, None] if size is None else [crop.row + size, crop.column + size]
     return field[:, crop.row : stop[0], crop.column : stop[1]]

@@ -236,7 +236,16 @@ def _get_run_folder(config: StudyConfig, name: str, seed: int) -> pathlib.Path:
 
 
 def make_training_config(config: StudyConfig, name: str, seed: int) -> TrainingConfig:
-    """Make the training configuration of a method, with validation at factors of its training."""
+    """Make the training configuration of a method, with validation at factors of its training.
+
+    Args:
+        config: options of the study.
+        name: the method, a key of config.methods.
+        seed: random seed.
+
+    Returns:
+        The configuration.
+    """
     method = config.methods[name]
     data = config.data
     if method.scales:
@@ -251,7 +260,16 @@ def make_training_config(config: StudyConfig, name: str, seed: int) -> TrainingC
 
 
 def train_and_score(config: StudyConfig, name: str, seed: int) -> dict:
-    """Train a method, and score the weights with the lowest validation error on the test part."""
+    """Train a method, and score the weights with the lowest validation error on the test part.
+
+    Args:
+        config: options of the study.
+        name: the method, a key of config.methods.
+        seed: random seed.
+
+    Returns:
+        Options, costs and scores of the run by name.
+    """
     training = make_training_config(config, name, seed)
     before = time.process_time()
     model = models.load(field_training.train(training))
@@ -264,7 +282,16 @@ def train_and_score(config: StudyConfig, name: str, seed: int) -> dict:
 
 
 def score_run(config: StudyConfig, name: str, seed: int) -> dict:
-    """Score the weights of a finished run."""
+    """Score the weights of a finished run.
+
+    Args:
+        config: options of the study.
+        name: the method, a key of config.methods.
+        seed: random seed.
+
+    Returns:
+        Errors by factor and further values, see `score`.
+    """
     model = models.load(_get_run_folder(config, name, seed) / "best.safetensors").eval()
     with torch.no_grad():
         return score(lambda x, size: model(x, size=size), config, config.methods[name].test)

@@ -87,7 +87,16 @@ def tabulate_ranking(results: Mapping[str, Mapping[str, Mapping[str, np.ndarray]
 
 
 def tabulate_variables(errors: Errors, variables: list[str], units: list[str]) -> ResultTable:
-    """Tabulate the root mean squared errors of the protocol "clean", in the units of the variables."""
+    """Tabulate the root mean squared errors of the protocol "clean", in the units of the variables.
+
+    Args:
+        errors: method -> factor -> (crops, variables) mean squared errors.
+        variables: names of the variables.
+        units: units of the variables.
+
+    Returns:
+        The table.
+    """
     rows = []
     for name, found in errors.items():
         for factor, mse in found.items():

@@ -165,6 +165,15 @@ def find_most_varied_day(regions: list[Region]) -> tuple[int, int]:
 
 
 def predict_field(predict: Predict, regions: list[Region], chosen: tuple[int, int]) -> Tensor:
-    """Return one member (H, W) at the first time of a day."""
+    """Predict one member at the first time of a day.
+
+    Args:
+        predict: function from coarse fields (T, h, w) to members (M, T, H, W).
+        regions: test regions.
+        chosen: indices of the region and of the day.
+
+    Returns:
+        (H, W).
+    """
     region, day = chosen
     return torch.as_tensor(predict(regions[region].coarse[day])[0, 0])

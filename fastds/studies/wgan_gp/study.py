@@ -80,10 +80,27 @@ class WganGpStudy(PaperStudy):
         return measure_trainings(training, networks)
 
     def make_training(self, name: str, seed: int, output: pathlib.Path) -> TrainingConfig:
+        """Make the configuration of a training.
+
+        Args:
+            name: the method.
+            seed: random seed.
+            output: folder of the training.
+
+        Returns:
+            The configuration.
+        """
         options = self.run_options | {"seed": seed, "output": str(output)}
         return make_training_config(name, self.base, self.config.budget, self.steps, **options)
 
     def train(self, name: str, seed: int, output: pathlib.Path) -> None:
+        """Train a method in a folder, or resume its training there.
+
+        Args:
+            name: the method.
+            seed: random seed.
+            output: folder of the training.
+        """
         train(self.make_training(name, seed, output))
 
     def measure_step_seconds(self, name: str) -> float:

@@ -61,7 +61,16 @@ def tabulate_ranking(results: Results, labels: np.ndarray) -> ResultTable:
 
 
 def tabulate_ensembles(means: Results, labels: np.ndarray, members: int) -> ResultTable:
-    """Tabulate the scores of ensemble means."""
+    """Tabulate the scores of ensemble means.
+
+    Args:
+        means: method -> score -> one number for each test sample.
+        labels: day and tile of each test sample.
+        members: number of ensemble members.
+
+    Returns:
+        The table.
+    """
     names = (*SCORES, "crps", "spread_skill")
     rows = [(name, *(Estimate.from_samples(found[s], labels) for s in names)) for name, found in means.items()]
     return ResultTable(f"Means of {members} members", ("method", *(name.upper() for name in names)), rows)

@@ -26,6 +26,14 @@ def make_noise_seed(seed: int, member: int, time: object) -> list[int]:
 
     The seed depends on the time itself and not on its index in the file, so that files with other times give the same
     seed.
+
+    Args:
+        seed: random seed of the ensemble.
+        member: index of the member.
+        time: time of the field.
+
+    Returns:
+        Three integers.
     """
     return [seed, member, int.from_bytes(format_time(time).encode())]
 

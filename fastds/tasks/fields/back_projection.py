@@ -101,7 +101,16 @@ class BackProjection:
 
 
 def make_back_projection(coarse: Geometry, latitude: Tensor, longitude: Tensor) -> BackProjection:
-    """Make the back-projection from a coarse grid to a finer grid with these coordinates."""
+    """Make the back-projection from a coarse grid to a finer grid.
+
+    Args:
+        coarse: coarse grid.
+        latitude: (H',), latitudes (or y) of the rows of the fine grid.
+        longitude: (W',), longitudes (or x) of the columns of the fine grid.
+
+    Returns:
+        The back-projection.
+    """
     at = [positions.numpy() for positions in coarse.positions(latitude, longitude)]
     return BackProjection((coarse.latitude.numel(), coarse.longitude.numel()), at, coarse.periodic)
 
@@ -129,7 +138,16 @@ def _apply_axes(axes: "Sequence[scipy.sparse.csr_array]", field: np.ndarray) -> 
 
 
 def find_cells(at: np.ndarray, n: int, periodic: bool) -> np.ndarray:
-    """Return the indices of the coarse cells that contain positions along an axis."""
+    """Return the indices of the coarse cells that contain positions along an axis.
+
+    Args:
+        at: (m,), positions in coarse cells, counted from 0 at the centre of the first cell.
+        n: number of coarse cells.
+        periodic: whether the axis is periodic; otherwise positions outside the grid take the nearest cell.
+
+    Returns:
+        (m,) int64.
+    """
     cells = np.floor(at + 0.5).astype(np.int64)
     return cells % n if periodic else cells.clip(0, n - 1)
 

@@ -150,6 +150,16 @@ class Plane(Geometry):
         return find_indices(self.latitude, latitude), find_indices(self.longitude, longitude)
 
     def points(self, latitude: Tensor, longitude: Tensor, outside: str) -> PointSpec:
+        """Return scattered points.
+
+        Args:
+            latitude: (Q,), y in the units of the grid.
+            longitude: (Q,), x in the units of the grid.
+            outside: handling of points outside the grid, see from_index.
+
+        Returns:
+            The points in rows and columns of the grid.
+        """
         at = torch.stack(self.positions(latitude, longitude), -1)
         return from_index(at, (self.latitude.numel(), self.longitude.numel()), outside=outside)
 

@@ -24,7 +24,16 @@ DEFAULT_MODEL, FALLBACK = "inr-small", "inr-any"  # FALLBACK takes any variable
 
 
 def check_inside(grid: Geometry, latitude: Tensor, longitude: Tensor) -> None:
-    """Raise ValueError if a target grid extends beyond the fields by more than half a cell."""
+    """Check that a target grid extends beyond the fields by at most half a cell.
+
+    Args:
+        grid: grid of the fields.
+        latitude: (H',), latitudes (or y) of the target rows.
+        longitude: (W',), longitudes (or x) of the target columns.
+
+    Raises:
+        ValueError: the target grid extends further.
+    """
     ends = torch.cartesian_prod(latitude[[0, -1]], longitude[[0, -1]])
     try:
         grid.points(*ends.T, outside="error")

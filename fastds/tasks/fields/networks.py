@@ -102,7 +102,16 @@ class FieldModel(Fields):
         return self.model.encode(x.to(device), self._factor(factor), static)
 
     def decode(self, encoded: Encoded, where: PointSpec | GridSpec, factor: tuple[float, float]) -> Tensor:
-        """Return the values (1, Q, channels), on the CPU, of an encoded group of fields at the points `where`."""
+        """Evaluate an encoded group of fields at points.
+
+        Args:
+            encoded: result of `encode`.
+            where: Q points of the grid.
+            factor: scale factors along rows and columns.
+
+        Returns:
+            (1, Q, channels), on the CPU.
+        """
         if isinstance(where, PointSpec):
             where = where.to(get_device(self.model))
         return self.model.decode(encoded, where, 2 / self._factor(factor)).cpu()
@@ -111,7 +120,16 @@ class FieldModel(Fields):
         return torch.tensor([factor], dtype=torch.float32, device=get_device(self.model))
 
     def predict_points(self, x: Tensor, where: PointSpec, factor: tuple[float, float]) -> Tensor:
-        """Return the values (Q, predicted channels) of fields (1, C, H, W) at points."""
+        """Predict fields at points.
+
+        Args:
+            x: fields (1, C, H, W), NaN = missing.
+            where: Q points of the grid.
+            factor: scale factors along rows and columns.
+
+        Returns:
+            (Q, predicted channels).
+        """
         made = (self.decode(self.encode(x[:, group], factor), where, factor) for group in self.groups)
         y = torch.cat(list(made), 2)[0]
         rows, columns = (where.base + where.frac.double())[0].numpy().T

@@ -152,7 +152,13 @@ class RunningTotals:
         return x
 
     def add(self, at: dict, channel: int, fine: np.ndarray) -> None:
-        """Replace the fine increment of a channel by its total, in place; channels without totals are not changed."""
+        """Replace the fine increment of a channel by its total, in place.
+
+        Args:
+            at: indices of the leading dimensions. Successive calls must go through them in order.
+            channel: index of the channel. A channel without a running total is not changed.
+            fine: fine increment (H', W'), changed in place.
+        """
         if channel in self.running:
             self._get_total(channel, at).add(fine)
 

@@ -224,7 +224,15 @@ def select_main_fields(dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], 
 
 
 def select_field(dataset: xr.Dataset, grid: Geometry, var: str | None) -> xr.Dataset:
-    """Return the dataset with `var` as its only field, or with all fields if `var` is None.
+    """Select one field of a dataset.
+
+    Args:
+        dataset: dataset with fields on `grid`.
+        grid: grid of the fields.
+        var: name of the field, or None for all fields.
+
+    Returns:
+        The dataset with `var` as its only field, or with all fields if `var` is None.
 
     Raises:
         ValueError: there is no such field.

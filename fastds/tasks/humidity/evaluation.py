@@ -114,7 +114,16 @@ def score_network(
 
 
 def compute_scores(field: Tensor, truth: Tensor, data_range: float) -> dict[str, float]:
-    """Return field_scores, and the power at the shortest wavelengths relative to the truth."""
+    """Compute field_scores, and the power at the shortest wavelengths relative to the truth.
+
+    Args:
+        field: (T, H, W), predicted field, in the unit of the field.
+        truth: (T, H, W), in the same unit.
+        data_range: in the same unit, see field_scores.
+
+    Returns:
+        Scores by name.
+    """
     bands = ((2.0, 4.0), (4.0, 8.0))
     power = metrics.spectral_ratio(field, truth, floor=-math.inf, bands=bands)
     return metrics.field_scores(field, truth, data_range) | {f"power {a:g}-{b:g} px": power[a, b] for a, b in bands}

@@ -162,7 +162,18 @@ class NetworkEnsemble:
         self.method, self.execution, self.seed, self.min_echo = method, execution, seed, compute_min_echo(z_r)
 
     def draw(self, z: np.ndarray, paths: object, steps: int, start: object, members: int) -> Iterator[np.ndarray]:
-        """Yield the members (steps, H, W) in dBZ. Arguments are those of Ensemble.draw."""
+        """Yield the ensemble members, which the network draws in batches.
+
+        Args:
+            z: input frames (known, H, W) in dBZ, NaN = missing.
+            paths: not used.
+            steps: number of forecast frames.
+            start: time of the last frame.
+            members: number of members.
+
+        Yields:
+            Members (steps, H, W) in dBZ, with the floor of the model card where there is no echo.
+        """
         floor = np.float32(self.method.card.floor_dbz)
         if not (z[-1] >= self.min_echo).any():
             yield from (np.full((steps, *z.shape[1:]), floor) for _ in range(members))

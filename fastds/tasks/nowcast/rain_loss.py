@@ -38,10 +38,32 @@ class RainLoss(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     def forward(self, y: Tensor, truth: Tensor, reference: Tensor, valid: Tensor) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            y: (B, n, 1, H, W), forecast.
+            truth: (B, n, 1, H, W).
+            reference: (B, n, 1, H, W), reference forecast.
+            valid: (B, n, 1, H, W) bool, pixels that count.
+
+        Returns:
+            A scalar.
+        """
         loss = self.compute_relative_error(y, truth, reference, valid)
         return loss + self.weight * self.compute_csi_deficit(y, truth, valid) if self.weight > 0 else loss
 
     def compute_relative_error(self, y: Tensor, truth: Tensor, reference: Tensor, valid: Tensor) -> Tensor:
+        """Compute the squared error relative to the reference, averaged over floors and lead times.
+
+        Args:
+            y: (B, n, 1, H, W), forecast.
+            truth: (B, n, 1, H, W).
+            reference: (B, n, 1, H, W), reference forecast.
+            valid: (B, n, 1, H, W) bool, pixels that count.
+
+        Returns:
+            A scalar.
+        """
         total = 0.0
         for floor in self.floors:
             x = truth.clamp(min=floor)
@@ -50,7 +72,16 @@ class RainLoss(nn.Module):
         return total / len(self.floors)
 
     def compute_csi_deficit(self, y: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-        """Return 1 - CSI, averaged over thresholds and lead times, and update the sums."""
+        """Compute the loss 1 - soft CSI, and update the sums H and U over the batches.
+
+        Args:
+            y: (B, n, 1, H, W), forecast.
+            truth: (B, n, 1, H, W).
+            valid: (B, n, 1, H, W) bool, pixels that count.
+
+        Returns:
+            A scalar, the mean over thresholds and lead times. Its gradient is described in the class.
+        """
         parts = []
         for threshold in self.thresholds:
             p = torch.sigmoid((y - threshold) / self.width) * valid

@@ -151,7 +151,13 @@ class NowcastModule(SupervisedModule):
         return generator_loss(*prediction, truth, weights, self.discriminator)
 
     def on_train_batch_end(self, outputs, batch: dict, batch_index: int) -> None:
-        """Make a step of the discriminator after the step of the network."""
+        """Make a step of the discriminator, if there is one, after the step of the network.
+
+        Args:
+            outputs: result of the training step, not used.
+            batch: the batch.
+            batch_index: index of the batch in the epoch.
+        """
         if self._judged is not None:
             self.discriminator.requires_grad_(True)
             loss = discriminator_loss(self.discriminator, *self._judged)

@@ -135,7 +135,16 @@ def _load_error_model() -> ErrorModel:
 
 
 def check_members(members: int | None, seed: int | None, card: ModelCard) -> None:
-    """Raise ValueError for an invalid number of members or seed, or for a model that the error model does not cover."""
+    """Check the options of an ensemble.
+
+    Args:
+        members: number of members, or None for no ensemble.
+        seed: random seed, or None.
+        card: model card of the network.
+
+    Raises:
+        ValueError: members or seed is invalid, or the error model does not cover the network.
+    """
     check_whole("members", members, 2, MAX_COUNT)
     check_whole("seed", seed, 0)
     if members is None:

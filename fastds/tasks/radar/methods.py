@@ -41,6 +41,16 @@ class Baseline(nn.Module):
         self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # has the device of the module
 
     def forward(self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None) -> Tensor:
+        """Compute the baseline.
+
+        Args:
+            x: (B, N, 1, h, w) in [0, 1].
+            static: not used.
+            flow: (B, N - 1, 2, 2, h, w), optical flow for "advection"; None computes it. Other baselines do not use it.
+
+        Returns:
+            (B, 2N - 1, 1, 2h, 2w).
+        """
         return advection(x, 2, flow) if self.name == "advection" else BASELINES[self.name](x, 2)
 
 

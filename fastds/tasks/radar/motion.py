@@ -68,5 +68,14 @@ def smooth_flow(this: Motion, before: Motion | None, after: Motion | None) -> Te
 
 
 def smooth_pair_flow(before: Tensor | None, this: Tensor, after: Tensor | None) -> Tensor:
-    """Apply smooth_flow to pairs of frames (2, h, w) in [0, 1]."""
+    """Compute the optical flow of a pair of frames with smooth_flow.
+
+    Args:
+        before: (2, h, w) in [0, 1], previous pair, or None.
+        this: (2, h, w) in [0, 1], pair of frames.
+        after: (2, h, w) in [0, 1], next pair, or None.
+
+    Returns:
+        (1, 2, 2, h, w), see smooth_flow.
+    """
     return smooth_flow(Motion(this), *(None if pair is None else Motion(pair) for pair in (before, after)))

@@ -102,7 +102,20 @@ def _compute_source_gradients(
 
 
 def forward(x, weight, bias, x2, residual, act, negative_slope):
-    """Run conv1x1: see fastds.ops.conv1x1 for the arguments."""
+    """Compute conv1x1, see fastds.ops.conv1x1.
+
+    Args:
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 1, 1).
+        bias: (O,) or None.
+        x2: (B, C2, H, W), second source, or None.
+        residual: (B, O, H, W) or None.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float, slope of leaky_relu.
+
+    Returns:
+        (B, O, H, W).
+    """
     args = (x, weight, bias, x2, residual, act, negative_slope)
     if x.shape[0] == 0:
         return forward_fake(*args)
@@ -113,7 +126,20 @@ def forward(x, weight, bias, x2, residual, act, negative_slope):
 
 
 def forward_fake(x, weight, bias, x2, residual, act, negative_slope):
-    """Allocate the result of forward."""
+    """Allocate the result of forward.
+
+    Args:
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 1, 1).
+        bias: (O,) or None.
+        x2: (B, C2, H, W), second source, or None.
+        residual: (B, O, H, W) or None.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float, slope of leaky_relu.
+
+    Returns:
+        (B, O, H, W), uninitialized.
+    """
     return empty_map((x.shape[0], weight.shape[0], *x.shape[2:]), x.dtype, x)
 
 
@@ -156,5 +182,18 @@ def _backward_library(grad_y, x, weight, x2, y, negative_slope, needs_grad):
 
 
 def backward_fake(grad_y, x, weight, x2, y, negative_slope, needs_grad):
-    """Allocate the results of backward."""
+    """Allocate the results of backward.
+
+    Args:
+        grad_y: gradient of the result.
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 1, 1).
+        x2: (B, C2, H, W), second source, or None.
+        y: result if there is an activation, else None.
+        negative_slope: float, slope of the activation for negative inputs.
+        needs_grad: five bools, one for each gradient.
+
+    Returns:
+        Uninitialized tensors, one for each requested gradient.
+    """
     return conv3x3_kernels.backward_fake(grad_y, x, weight, x2, y, negative_slope, "zeros", 1, "direct", needs_grad)

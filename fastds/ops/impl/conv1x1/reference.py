@@ -12,7 +12,20 @@ def conv1x1(
     x: Tensor, weight: Tensor, bias: Tensor | None, x2: Tensor | None, residual: Tensor | None, act: str,
     negative_slope: float,
 ) -> Tensor:  # fmt: skip
-    """Compute act(conv(concat(x, x2)) + bias + residual): see fastds.ops.conv1x1."""
+    """Compute act(conv(concat(x, x2)) + bias + residual), see fastds.ops.conv1x1.
+
+    Args:
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 1, 1).
+        bias: (O,) or None.
+        x2: (B, C2, H, W), second source, or None.
+        residual: (B, O, H, W) or None.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float, slope of leaky_relu.
+
+    Returns:
+        (B, O, H, W), dtype of x, channels_last.
+    """
     dtype = torch.promote_types(x.dtype, weight.dtype)
     source = (x if x2 is None else torch.cat([x, x2], 1)).to(dtype)
     y = F.conv2d(source, weight, bias)
@@ -23,7 +36,20 @@ def conv1x1_backward(
     grad_y: Tensor, x: Tensor, weight: Tensor, x2: Tensor | None, y: Tensor | None, negative_slope: float,
     needs_grad: list[bool],
 ) -> list[Tensor]:  # fmt: skip
-    """Compute the requested gradients of x, weight, bias, x2 and residual from the gradient of the result y."""
+    """Compute the gradients of x, weight, bias, x2 and residual from the gradient of the result y.
+
+    Args:
+        grad_y: gradient of the result.
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 1, 1).
+        x2: (B, C2, H, W), second source, or None.
+        y: result if there is an activation, else None.
+        negative_slope: float, slope of the activation for negative inputs.
+        needs_grad: five bools, one for each gradient.
+
+    Returns:
+        The requested gradients, in the order above.
+    """
     grad = backpropagate_epilogue(grad_y, y, negative_slope, 1)
     upcast_grad = grad.to(torch.promote_types(grad.dtype, weight.dtype))
     grad_sources = F.conv_transpose2d(upcast_grad, weight.to(upcast_grad.dtype)).to(x.dtype)

@@ -278,8 +278,13 @@ def _estimate_seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple
 def is_engine_faster(direction: str, isa: str, dtype: torch.dtype, *shape: int) -> bool:
     """Return True if the engine is expected to be faster than the library for one of PASSES.
 
-    The arguments are those of _estimate_seconds. For "inference" the rule of is_op_faster is applied, so that recorded
-    ops and direct calls give the same bits.
+    For "inference" the rule of is_op_faster is applied, so that recorded ops and direct calls give the same bits.
+
+    Args:
+        direction: one of PASSES.
+        isa: instruction set of the native module.
+        dtype: dtype of x.
+        *shape: ints, see _estimate_seconds.
     """
     if direction == "inference":
         return is_op_faster((direction,), isa, dtype, *shape)
@@ -292,6 +297,12 @@ def is_op_faster(directions: tuple[str, ...], isa: str, dtype: torch.dtype, *sha
     """Return True if the op is expected to be faster than torch's convolution for all given passes together.
 
     It is assumed that each pass of the op runs on the faster of engine and library and has the overhead of a call.
+
+    Args:
+        directions: some of PASSES.
+        isa: instruction set of the native module.
+        dtype: dtype of x.
+        *shape: ints, see _estimate_seconds.
     """
     seconds = [_estimate_seconds(direction, isa, dtype, shape) for direction in directions]
     return len(directions) * CALL_OVERHEAD + sum(map(min, seconds)) < MARGIN * sum(library for _, library in seconds)

@@ -59,7 +59,13 @@ def _apply_cost_rule(rule: Callable, passes: str | tuple[str, ...], x: Tensor, w
 
 
 def is_op_faster(x: Tensor, weight: Tensor, groups: int) -> bool:
-    """Return True if the op is faster than torch's convolution, including the gradients that autograd will need."""
+    """Return True if the op, with the gradients that autograd will need, should run instead of torch's convolution.
+
+    Args:
+        x: (B, C, H, W).
+        weight: (O, C / groups, k, k).
+        groups: number of groups.
+    """
     tracked = torch.is_grad_enabled()
     passes = costs.PASSES_BY_GRADIENTS[tracked and x.requires_grad, tracked and weight.requires_grad]
     return _apply_cost_rule(costs.is_op_faster, passes, x, weight, groups)
@@ -171,7 +177,17 @@ def grad_weight(grad: Tensor, x: Tensor, weight: Tensor, groups: int) -> Tensor:
 
 
 def forward(x, weight, bias, groups):
-    """Run conv2d: see fastds.ops.conv2d for the arguments."""
+    """Compute conv2d, see fastds.ops.conv2d.
+
+    Args:
+        x: (B, C, H, W).
+        weight: (O, C / groups, k, k).
+        bias: (O,) or None.
+        groups: number of groups.
+
+    Returns:
+        (B, O, H, W).
+    """
     if x.shape[0] == 0:
         return forward_fake(x, weight, bias, groups)
     trained = library.is_training_call(x, weight, bias)
@@ -181,12 +197,33 @@ def forward(x, weight, bias, groups):
 
 
 def forward_fake(x, weight, bias, groups):
-    """Allocate the result of forward."""
+    """Allocate the result of forward.
+
+    Args:
+        x: (B, C, H, W).
+        weight: (O, C / groups, k, k).
+        bias: (O,) or None.
+        groups: number of groups.
+
+    Returns:
+        (B, O, H, W), uninitialized.
+    """
     return empty_map((x.shape[0], weight.shape[0], *x.shape[2:]), x.dtype, x)
 
 
 def backward(grad_y, x, weight, groups, needs_grad):
-    """Return the requested gradients of x, weight and bias."""
+    """Compute the gradients of x, weight and bias.
+
+    Args:
+        grad_y: (B, O, H, W), gradient of the result.
+        x: (B, C, H, W).
+        weight: (O, C / groups, k, k).
+        groups: number of groups.
+        needs_grad: three bools, one for each gradient.
+
+    Returns:
+        The requested gradients, in the order above.
+    """
     if x.shape[0] == 0:
         return [g.zero_() for g in backward_fake(grad_y, x, weight, groups, needs_grad)]
     x_by_engine, weight_by_engine = (
@@ -206,7 +243,18 @@ def backward(grad_y, x, weight, groups, needs_grad):
 
 
 def backward_fake(grad_y, x, weight, groups, needs_grad):
-    """Allocate the results of backward."""
+    """Allocate the results of backward.
+
+    Args:
+        grad_y: (B, O, H, W), gradient of the result.
+        x: (B, C, H, W).
+        weight: (O, C / groups, k, k).
+        groups: number of groups.
+        needs_grad: three bools, one for each gradient.
+
+    Returns:
+        Uninitialized tensors, one for each requested gradient.
+    """
     makers = (
         lambda: empty_map(x.shape, x.dtype, x),
         lambda: torch.empty(weight.shape, dtype=weight.dtype, device=x.device),

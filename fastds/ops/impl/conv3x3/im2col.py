@@ -55,7 +55,23 @@ def _to_maps(rows: Tensor, shape: torch.Size) -> Tensor:
 
 @without_autocast
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
-    """Run conv3x3: see fastds.ops.conv3x3 for the arguments."""
+    """Compute conv3x3 by im2col, see fastds.ops.conv3x3.
+
+    Args:
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 3, 3).
+        bias: (O,) or None.
+        x2: (B, C2, H, W), second source, or None.
+        residual: (B, O, H, W) or None.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float, slope of leaky_relu.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle, 1: none.
+        out_dtype: dtype of the result.
+
+    Returns:
+        (B, O / shuffle^2, shuffle * H, shuffle * W).
+    """
     columns = _unfold((x, x2), padding_mode, out_dtype)
     y = weight.to(out_dtype).flatten(1) @ columns
     if bias is not None:
@@ -92,19 +108,56 @@ def _grad_weight(rows: Tensor, x, x2, padding_mode: str, dtype: torch.dtype) -> 
 
 @without_autocast
 def grad_x(grad, weight, padding_mode, dtype):
-    """Compute the gradient of the concatenated input from the gradient of the output before the epilogue."""
+    """Compute the gradient of the concatenated input from the gradient of the output before the epilogue.
+
+    Args:
+        grad: (B, O, H, W), gradient of the output before the epilogue.
+        weight: (O, C, 3, 3).
+        padding_mode: "zeros", "replicate" or "circular_x".
+        dtype: dtype of the gradient.
+
+    Returns:
+        (B, C, H, W).
+    """
     return _grad_x(_to_rows(grad.to(dtype)), weight, grad.shape, padding_mode, dtype)
 
 
 @without_autocast
 def grad_weight(grad, x, x2, padding_mode, dtype):
-    """Compute the gradient of the weight from the gradient of the output before the epilogue."""
+    """Compute the gradient of the weight from the gradient of the output before the epilogue.
+
+    Args:
+        grad: (B, O, H, W), gradient of the output before the epilogue.
+        x: (B, C1, H, W), first source.
+        x2: (B, C2, H, W), second source, or None.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        dtype: dtype of the gradient.
+
+    Returns:
+        (O, C1 + C2, 3, 3).
+    """
     return _grad_weight(_to_rows(grad.to(x.dtype)), x, x2, padding_mode, dtype)
 
 
 @without_autocast
 def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad):
-    """Compute the gradients of x, weight, bias, x2 and residual; gradients that are not needed are None."""
+    """Compute the gradients of x, weight, bias, x2 and residual; gradients that are not needed are None.
+
+    Args:
+        grad_y: gradient of the result.
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 3, 3).
+        x2: (B, C2, H, W), second source, or None.
+        y: result if there is an activation, else None.
+        negative_slope: float, slope of the activation for negative inputs.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle, 1: none.
+        algorithm: not used.
+        needs_grad: five bools, one for each gradient.
+
+    Returns:
+        The five gradients, in the order above.
+    """
     grad = backpropagate_epilogue(grad_y, y, negative_slope, shuffle)
     rows, grads = _to_rows(grad.to(x.dtype)), [None] * 5
     if needs_grad[0] or needs_grad[3]:

@@ -14,7 +14,24 @@ OTHER_ALGORITHMS = {"direct": library, "planes": planes, "product": im2col, "imp
 
 
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm):
-    """Run conv3x3 on the selected algorithm: see fastds.ops.conv3x3 for the arguments."""
+    """Compute conv3x3 by the selected algorithm, see fastds.ops.conv3x3.
+
+    Args:
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 3, 3).
+        bias: (O,) or None.
+        x2: (B, C2, H, W), second source, or None.
+        residual: (B, O, H, W) or None.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float, slope of leaky_relu.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle, 1: none.
+        out_dtype: dtype of the result.
+        algorithm: str, requested algorithm.
+
+    Returns:
+        (B, O / shuffle^2, shuffle * H, shuffle * W).
+    """
     args = (x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype)
     if x.shape[0] == 0:
         return forward_fake(*args, algorithm)
@@ -32,14 +49,42 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
 
 
 def forward_fake(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm):
-    """Allocate the result of forward."""
+    """Allocate the result of forward.
+
+    Args:
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 3, 3).
+        bias: (O,) or None.
+        x2: (B, C2, H, W), second source, or None.
+        residual: (B, O, H, W) or None.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float, slope of leaky_relu.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle, 1: none.
+        out_dtype: dtype of the result.
+        algorithm: not used.
+
+    Returns:
+        Uninitialized tensor of the shape and dtype of the result.
+    """
     batch, _, height, width = x.shape
     shape = (batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle)
     return empty_map(shape, out_dtype, x)
 
 
 def grad_x(grad, weight, padding_mode, dtype, algorithm):
-    """Compute the gradient of the concatenated input from the gradient of the output before the epilogue."""
+    """Compute the gradient of the concatenated input from the gradient of the output before the epilogue.
+
+    Args:
+        grad: (B, O, H, W), gradient of the output before the epilogue.
+        weight: (O, C, 3, 3).
+        padding_mode: "zeros", "replicate" or "circular_x".
+        dtype: dtype of the gradient.
+        algorithm: str, requested algorithm.
+
+    Returns:
+        (B, C, H, W).
+    """
     if grad.shape[0] == 0:
         return grad_x_fake(grad, weight, padding_mode, dtype, algorithm)
     algorithm = select_algorithm(algorithm, grad, weight.shape[1], weight.shape[0], dtype, True)
@@ -56,13 +101,36 @@ def _engine_grad_x(grad, weight, padding_mode, shuffle, sign, slope, channels, d
 
 
 def grad_x_fake(grad, weight, padding_mode, dtype, algorithm):
-    """Allocate the result of grad_x."""
+    """Allocate the result of grad_x.
+
+    Args:
+        grad: (B, O, H, W), gradient of the output before the epilogue.
+        weight: (O, C, 3, 3).
+        padding_mode: "zeros", "replicate" or "circular_x".
+        dtype: dtype of the gradient.
+        algorithm: not used.
+
+    Returns:
+        (B, C, H, W), uninitialized.
+    """
     batch, _, height, width = grad.shape
     return empty_map((batch, weight.shape[1], height, width), dtype, grad)
 
 
 def grad_weight(grad, x, x2, padding_mode, dtype, algorithm):
-    """Compute the gradient of the weight from the gradient of the output before the epilogue."""
+    """Compute the gradient of the weight from the gradient of the output before the epilogue.
+
+    Args:
+        grad: (B, O, H, W), gradient of the output before the epilogue.
+        x: (B, C1, H, W), first source.
+        x2: (B, C2, H, W), second source, or None.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        dtype: dtype of the gradient.
+        algorithm: str, requested algorithm.
+
+    Returns:
+        (O, C1 + C2, 3, 3).
+    """
     if grad.shape[0] == 0:
         return grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm).zero_()
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
@@ -75,7 +143,19 @@ def grad_weight(grad, x, x2, padding_mode, dtype, algorithm):
 
 
 def grad_weight_fake(grad, x, x2, padding_mode, dtype, algorithm):
-    """Allocate the result of grad_weight."""
+    """Allocate the result of grad_weight.
+
+    Args:
+        grad: (B, O, H, W), gradient of the output before the epilogue.
+        x: (B, C1, H, W), first source.
+        x2: (B, C2, H, W), second source, or None.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        dtype: dtype of the gradient.
+        algorithm: not used.
+
+    Returns:
+        (O, C1 + C2, 3, 3), uninitialized.
+    """
     channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
     return torch.empty((grad.shape[1], channels, 3, 3), dtype=dtype, device=grad.device)
 
@@ -149,7 +229,24 @@ def _backward_engine(
 
 
 def backward_fake(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad, *added):
-    """Allocate the results of backward."""
+    """Allocate the results of backward.
+
+    Args:
+        grad_y: gradient of the result.
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 3, 3).
+        x2: (B, C2, H, W), second source, or None.
+        y: result if there is an activation, else None.
+        negative_slope: float, slope of the activation for negative inputs.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle, 1: none.
+        algorithm: not used.
+        needs_grad: five bools, one for each gradient.
+        *added: further arguments of backward, not used.
+
+    Returns:
+        Uninitialized tensors, one for each requested gradient.
+    """
     batch, _, height, width = x.shape
     device = x.device
 

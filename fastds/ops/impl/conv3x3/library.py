@@ -107,7 +107,13 @@ def plan_convolution(
 
 
 def is_training_call(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Return True if the result must be differentiable or the weight changes before the next call."""
+    """Return True if the result must be differentiable or the weight changes before the next call.
+
+    Args:
+        x: input of the convolution.
+        weight: filters.
+        bias: bias or None.
+    """
     if not torch.is_grad_enabled():
         return x.requires_grad and weight.requires_grad  # also inside an autograd.Function, where gradients are off
     return x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -250,7 +256,23 @@ def apply_epilogue(y: Tensor, residual: Tensor | None, act: str | None, negative
 
 @without_autocast
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
-    """Run conv3x3 on the library: see fastds.ops.conv3x3 for the arguments."""
+    """Compute conv3x3 by the library, see fastds.ops.conv3x3.
+
+    Args:
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 3, 3).
+        bias: (O,) or None.
+        x2: (B, C2, H, W), second source, or None.
+        residual: (B, O, H, W) or None.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float, slope of leaky_relu.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle, 1: none.
+        out_dtype: dtype of the result.
+
+    Returns:
+        (B, O / shuffle^2, shuffle * H, shuffle * W).
+    """
     bias, in_one_pass = None if bias is None else bias.to(out_dtype), can_fuse_epilogue(x)
     source, padding = _pad_input(_concatenate(x, x2).to(out_dtype), 3, padding_mode)
     convolution = plan_convolution(source, weight, padding, is_training_call(x, weight, bias))
@@ -334,14 +356,36 @@ def conv2d(x, weight, bias, groups, stride=1):
 
 @without_autocast
 def conv2d_backward(grad, x, weight, groups, needs_x, needs_weight):
-    """Compute the gradients of x and weight; gradients that are not needed are None."""
+    """Compute the gradients of x and weight of a convolution with zero padding.
+
+    Args:
+        grad: (B, O, H, W), gradient of the result.
+        x: (B, C, H, W).
+        weight: (O, C / groups, k, k).
+        groups: number of groups.
+        needs_x: bool, whether to compute the gradient of x.
+        needs_weight: bool, whether to compute the gradient of the weight.
+
+    Returns:
+        The gradients of x and weight; a gradient that is not needed is None.
+    """
     grad_x, grad_weight, _ = _compute_gradients(grad, x, weight, "zeros", needs_x, needs_weight, groups=groups)
     return grad_x, to_contiguous(grad_weight.to(weight.dtype)) if needs_weight else None
 
 
 @without_autocast
 def grad_x(grad, weight, padding_mode, dtype):
-    """Compute the gradient of the concatenated input from the gradient of the output before the epilogue."""
+    """Compute the gradient of the concatenated input from the gradient of the output before the epilogue.
+
+    Args:
+        grad: (B, O, H, W), gradient of the output before the epilogue.
+        weight: (O, C, 3, 3).
+        padding_mode: "zeros", "replicate" or "circular_x".
+        dtype: dtype of the gradient.
+
+    Returns:
+        (B, C, H, W).
+    """
     batch, _, height, width = grad.shape
     like = empty_map((batch, weight.shape[1], height, width), dtype, grad)
     return _compute_gradients(grad, like, weight, padding_mode, True, False)[0]
@@ -349,7 +393,18 @@ def grad_x(grad, weight, padding_mode, dtype):
 
 @without_autocast
 def grad_weight(grad, x, x2, padding_mode, dtype):
-    """Compute the gradient of the weight from the gradient of the output before the epilogue."""
+    """Compute the gradient of the weight from the gradient of the output before the epilogue.
+
+    Args:
+        grad: (B, O, H, W), gradient of the output before the epilogue.
+        x: (B, C1, H, W), first source.
+        x2: (B, C2, H, W), second source, or None.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        dtype: dtype of the gradient.
+
+    Returns:
+        (O, C1 + C2, 3, 3).
+    """
     source = _concatenate(x, x2)
     like = torch.empty((1, 1, 1, 1), dtype=x.dtype, device=grad.device).expand(grad.shape[1], source.shape[1], 3, 3)
     return to_contiguous(_compute_gradients(grad, source, like, padding_mode, False, True)[1].to(dtype))
@@ -371,7 +426,23 @@ def backpropagate_epilogue(grad_y: Tensor, y: Tensor | None, negative_slope: flo
 
 @without_autocast
 def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad):
-    """Compute the gradients of x, weight, bias, x2 and residual; gradients that are not needed are None."""
+    """Compute the gradients of x, weight, bias, x2 and residual; gradients that are not needed are None.
+
+    Args:
+        grad_y: gradient of the result.
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 3, 3).
+        x2: (B, C2, H, W), second source, or None.
+        y: result if there is an activation, else None.
+        negative_slope: float, slope of the activation for negative inputs.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle, 1: none.
+        algorithm: not used.
+        needs_grad: five bools, one for each gradient.
+
+    Returns:
+        The five gradients, in the order above.
+    """
     grad, needs_source = backpropagate_epilogue(grad_y, y, negative_slope, shuffle), needs_grad[0] or needs_grad[3]
     settings = (padding_mode, needs_source, needs_grad[1], needs_grad[2])
     grad_source, grad_weight, grad_bias = _compute_gradients(grad, _concatenate(x, x2), weight, *settings)

@@ -57,7 +57,23 @@ def _run(geometry, sources, weight, adjoint, bias, residual, act, negative_slope
 
 @without_autocast
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
-    """Run conv3x3: see fastds.ops.conv3x3 for the arguments."""
+    """Compute conv3x3 by sums of shifted planes, see fastds.ops.conv3x3.
+
+    Args:
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 3, 3).
+        bias: (O,) or None.
+        x2: (B, C2, H, W), second source, or None.
+        residual: (B, O, H, W) or None.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float, slope of leaky_relu.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle, 1: none.
+        out_dtype: dtype of the result.
+
+    Returns:
+        (B, O / shuffle^2, shuffle * H, shuffle * W).
+    """
     batch, _, height, width = x.shape
     y = empty_map((batch, weight.shape[0], height, width), out_dtype if shuffle == 1 else torch.float32, x)
     sources, geometry = [t for t in (x, x2) if t is not None], _describe_geometry(x, 1, padding_mode)
@@ -77,7 +93,17 @@ def _describe_geometry(x: Tensor, pad: int, padding_mode: str) -> tuple[int, ...
 
 
 def grad_x(grad, weight, padding_mode, dtype):
-    """Compute the gradient of the concatenated input from the gradient of the output before the epilogue."""
+    """Compute the gradient of the concatenated input from the gradient of the output before the epilogue.
+
+    Args:
+        grad: (B, O, H, W), gradient of the output before the epilogue.
+        weight: (O, C, 3, 3).
+        padding_mode: "zeros", "replicate" or "circular_x".
+        dtype: dtype of the gradient.
+
+    Returns:
+        (B, C, H, W).
+    """
     batch, _, height, width = grad.shape
     pad = 1 if padding_mode == "zeros" else 2
     size = (height + 2 * pad - 2, width + 2 * pad - 2)
@@ -87,7 +113,18 @@ def grad_x(grad, weight, padding_mode, dtype):
 
 
 def grad_weight(grad, x, x2, padding_mode, dtype):
-    """Compute the gradient of the weight from the gradient of the output before the epilogue."""
+    """Compute the gradient of the weight from the gradient of the output before the epilogue.
+
+    Args:
+        grad: (B, O, H, W), gradient of the output before the epilogue.
+        x: (B, C1, H, W), first source.
+        x2: (B, C2, H, W), second source, or None.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        dtype: dtype of the gradient.
+
+    Returns:
+        (O, C1 + C2, 3, 3).
+    """
     parts = [_grad_weight(grad, source, padding_mode, dtype) for source in (x, x2) if source is not None]
     return parts[0] if x2 is None else torch.cat(parts, 1)
 
@@ -109,7 +146,23 @@ def _grad_weight(grad: Tensor, x: Tensor, padding_mode: str, dtype: torch.dtype)
 
 @without_autocast
 def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad):
-    """Compute the gradients of x, weight, bias, x2 and residual; gradients that are not needed are None."""
+    """Compute the gradients of x, weight, bias, x2 and residual; gradients that are not needed are None.
+
+    Args:
+        grad_y: gradient of the result.
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 3, 3).
+        x2: (B, C2, H, W), second source, or None.
+        y: result if there is an activation, else None.
+        negative_slope: float, slope of the activation for negative inputs.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle, 1: none.
+        algorithm: not used.
+        needs_grad: five bools, one for each gradient.
+
+    Returns:
+        The five gradients, in the order above.
+    """
     grad, grads = library.backpropagate_epilogue(grad_y, y, negative_slope, shuffle), [None] * 5
     if needs_grad[0] or needs_grad[3]:
         both = grad_x(grad, weight, padding_mode, x.dtype)

@@ -53,7 +53,24 @@ def conv3x3(
     x, weight, bias=None, x2=None, residual=None, act="none", negative_slope=0.1, padding_mode="zeros", shuffle=1,
     out_dtype=None, algorithm="auto",
 ):  # fmt: skip
-    """Compute shuffle(act(conv(concat(x, x2)) + bias + residual)): see fastds.ops.conv3x3. The algorithm is ignored."""
+    """Compute shuffle(act(conv(concat(x, x2)) + bias + residual)), see fastds.ops.conv3x3.
+
+    Args:
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 3, 3).
+        bias: (O,) or None.
+        x2: (B, C2, H, W), second source, or None.
+        residual: (B, O, H, W) or None.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float, slope of leaky_relu.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle, 1: none.
+        out_dtype: dtype of the result; None: that of x.
+        algorithm: ignored.
+
+    Returns:
+        (B, O / shuffle^2, shuffle * H, shuffle * W), channels_last.
+    """
     out_dtype = out_dtype or x.dtype
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), out_dtype)
     source = pad(x if x2 is None else torch.cat([x, x2], 1), padding_mode).to(dtype)
@@ -152,9 +169,24 @@ def conv3x3_grad_weight(grad, x, x2, padding_mode, dtype, algorithm="auto"):
 def conv3x3_backward(
     grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad, add_x=None, add_x2=None
 ):  # fmt: skip
-    """Compute the requested gradients of x, weight, bias, x2 and residual from the gradient of the result y.
+    """Compute the gradients of x, weight, bias, x2 and residual from the gradient of the result y.
 
-    add_x and add_x2 are added to the gradients of x and x2. The algorithm is ignored.
+    Args:
+        grad_y: gradient of the result.
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 3, 3).
+        x2: (B, C2, H, W), second source, or None.
+        y: result if there is an activation, else None.
+        negative_slope: float, slope of the activation for negative inputs.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle, 1: none.
+        algorithm: ignored.
+        needs_grad: five bools, one for each gradient.
+        add_x: tensor that is added to the gradient of x, or None.
+        add_x2: tensor that is added to the gradient of x2, or None.
+
+    Returns:
+        The requested gradients, in the order above.
     """
     grad = backpropagate_epilogue(grad_y, y, negative_slope, shuffle)
     grad_x = grad_x2 = grad_weight = grad_bias = None

@@ -48,9 +48,23 @@ def is_faster(x, weight, bias, x2, residual, act, shuffle, out_dtype) -> bool:
 
 
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, stride=1):
-    """Run the convolution on the kernel.
+    """Compute a convolution by the kernel. unsupported_reason must be None for the arguments.
 
-    The arguments are those of library.convolve and fastds.ops.conv3x3; unsupported_reason must be None for them.
+    Args:
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, k, k).
+        bias: (O,) or None.
+        x2: (B, C2, H, W), second source, or None.
+        residual: tensor with the shape of the convolution's output, or None.
+        act: None or "none", "relu" or "leaky_relu".
+        negative_slope: float, slope of leaky_relu.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle, 1: none.
+        out_dtype: dtype of the result.
+        stride: stride in pixels.
+
+    Returns:
+        (B, O / shuffle^2, shuffle * ceil(H / stride), shuffle * ceil(W / stride)).
     """
     height, width = (-(-n // stride) * shuffle for n in x.shape[2:])
     out = empty_map((x.shape[0], weight.shape[0] // shuffle**2, height, width), out_dtype, x)

@@ -51,9 +51,17 @@ def get_packed_filters(weight: Tensor, adjoint: bool, shuffle: int, amx: bool) -
 
 
 def describe_filters(weight: Tensor, adjoint: bool, shuffle: int) -> tuple:
-    """Describe the filters for the native functions of csrc/conv3x3: address, dtype, sizes, strides and layout.
+    """Describe the filters for the native functions of csrc/conv3x3.
 
     The caller must hold a reference to the weight until the native call returns.
+
+    Args:
+        weight: (O, C, 3, 3).
+        adjoint: bool, whether the gradient of the input is computed.
+        shuffle: factor of the pixel shuffle of the output.
+
+    Returns:
+        Address, dtype code, first three sizes, strides, adjoint and shuffle.
     """
     kind = native.DTYPE_CODES[weight.dtype]
     return weight.data_ptr(), kind, *weight.shape[:3], *weight.stride(), adjoint, shuffle
@@ -122,7 +130,24 @@ def get_uncached_threshold(tiles: int, trained: bool) -> float:
 def forward(
     x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, amx
 ) -> Tensor:  # fmt: skip
-    """Run conv3x3 on the engine: see fastds.ops.conv3x3 for the arguments; amx: use AMX tiles."""
+    """Compute conv3x3 on the engine, see fastds.ops.conv3x3.
+
+    Args:
+        x: (B, C1, H, W), first source.
+        weight: (O, C1 + C2, 3, 3).
+        bias: (O,) or None.
+        x2: (B, C2, H, W), second source, or None.
+        residual: (B, O, H, W) or None.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float, slope of leaky_relu.
+        padding_mode: "zeros", "replicate" or "circular_x".
+        shuffle: factor of the pixel shuffle, 1: none.
+        out_dtype: dtype of the result.
+        amx: bool, use AMX tiles.
+
+    Returns:
+        (B, O / shuffle^2, shuffle * H, shuffle * W).
+    """
     batch, _, height, width = x.shape
     y = _allocate_output((batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle), out_dtype, x)
     sources = to_readable_layout((x, x2), amx)

@@ -10,7 +10,16 @@ from fastds.ops.core import native, triton_loader
 
 
 def count_groups(input: Tensor, offset: Tensor, weight: Tensor) -> tuple[int, int]:
-    """Return the numbers of convolution groups and offset groups of checked arguments."""
+    """Return the numbers of convolution groups and offset groups of checked arguments.
+
+    Args:
+        input: (B, C, H, W).
+        offset: (B, 2 * G * K, H', W'), in pixels, for G offset groups and K taps.
+        weight: (O, C / groups, k_h, k_w).
+
+    Returns:
+        (groups, G).
+    """
     return input.shape[1] // weight.shape[1], offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
 
 
@@ -58,7 +67,16 @@ def _make_dims(
 
 
 def make_triton_problem(weight, stride, padding, dilation, groups, offset_groups):
-    """Return the sizes of a call for fastds.kernels.deform_conv2d."""
+    """Return the sizes of a call for fastds.kernels.deform_conv2d.
+
+    Args:
+        weight: (O, C / groups, k_h, k_w).
+        stride: pair (rows, columns) in pixels.
+        padding: pair (rows, columns) in pixels.
+        dilation: pair (rows, columns) in pixels.
+        groups: number of convolution groups.
+        offset_groups: number of offset groups.
+    """
     pairs = (tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation))
     return triton_loader.load_kernels("deform_conv2d").Problem(*pairs, groups, offset_groups)
 
@@ -68,6 +86,15 @@ def can_use_shared_memory(input, offset, weight, mask, stride, padding, dilation
 
     Among other conditions, this needs 16-bit tensors with channel stride 1, 16 to 64 channels in a group and sums of at
     most 608 terms.
+
+    Args:
+        input: (B, C, H, W).
+        offset: (B, 2 * G * K, H', W'), in pixels, for G offset groups and K taps.
+        weight: (O, C / groups, k_h, k_w).
+        mask: (B, G * K, H', W') or None.
+        stride: pair (rows, columns) in pixels.
+        padding: pair (rows, columns) in pixels.
+        dilation: pair (rows, columns) in pixels.
     """
     has_address = type(input) in (Tensor, torch.nn.Parameter)  # fake tensors have none
     if native.get_missing_reason() is not None or not native.runs_on_cuda(input) or not has_address:
@@ -95,6 +122,16 @@ def forward_prefers_triton(input, offset, weight, bias, stride, padding, dilatio
     """Return True if the Triton kernel is preferred for the forward pass.
 
     The kernel in CUDA C++ is preferred where it can sample from shared memory.
+
+    Args:
+        input: (B, C, H, W).
+        offset: (B, 2 * G * K, H', W'), in pixels, for G offset groups and K taps.
+        weight: (O, C / groups, k_h, k_w).
+        bias: not used.
+        stride: pair (rows, columns) in pixels.
+        padding: pair (rows, columns) in pixels.
+        dilation: pair (rows, columns) in pixels.
+        mask: (B, G * K, H', W') or None.
     """
     geometry = (stride, padding, dilation)
     return prefers_triton(input, weight) and not can_use_shared_memory(input, offset, weight, mask, *geometry)

@@ -71,7 +71,22 @@ def get_output_size(size: int, kernel: int, stride: int, padding: int, dilation:
 
 
 def check(input, offset, weight, bias, stride, padding, dilation, mask) -> None:
-    """Check the arguments of fastds.ops.deform_conv2d, where stride, padding and dilation are pairs."""
+    """Check the arguments of fastds.ops.deform_conv2d.
+
+    Args:
+        input: (B, C, H, W).
+        offset: (B, 2 * G * K, H', W'), in pixels, for G offset groups and K taps.
+        weight: (O, C / groups, k_h, k_w).
+        bias: (O,) or None.
+        stride: pair (rows, columns) in pixels.
+        padding: pair (rows, columns) in pixels.
+        dilation: pair (rows, columns) in pixels.
+        mask: (B, G * K, H', W') or None.
+
+    Raises:
+        TypeError: an argument is not a Tensor or has a wrong dtype.
+        ValueError: a shape, device, stride, padding or dilation is invalid.
+    """
     check_tensor("input", input, 4, DTYPES, None, "input")
     check_tensor("offset", offset, 4, (input.dtype, torch.float32), input.device, "input")
     check_tensor("weight", weight, 4, (input.dtype,), input.device, "input")
@@ -114,6 +129,16 @@ def cast_for_autocast(input, offset, weight, bias, mask):
     """Cast the tensors under autocast.
 
     An offset of another dtype than the autocast dtype is cast to float32 if it is floating-point.
+
+    Args:
+        input: (B, C, H, W).
+        offset: (B, 2 * G * K, H', W'), in pixels, for G offset groups and K taps.
+        weight: (O, C / groups, k_h, k_w).
+        bias: (O,) or None.
+        mask: (B, G * K, H', W') or None.
+
+    Returns:
+        input, offset, weight, bias and mask.
     """
     dtype = get_autocast_dtype(input)
     if dtype is None:

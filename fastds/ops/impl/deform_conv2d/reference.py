@@ -112,6 +112,19 @@ def deform_conv2d(
     16-bit tensors are computed in float32 and rounded once at the end. A sample whose position is outside (-1, H) x
     (-1, W) or not finite is 0 and has no gradient with respect to its offset. The derivative at an integer position is
     the derivative towards larger coordinates. The caller must check the arguments.
+
+    Args:
+        input: (B, C, H, W).
+        offset: (B, 2 * G * K, H', W'), in pixels, for G offset groups and K taps.
+        weight: (O, C / groups, k_h, k_w).
+        bias: (O,) or None.
+        stride: int or pair (rows, columns) in pixels.
+        padding: int or pair in pixels.
+        dilation: int or pair in pixels.
+        mask: (B, G * K, H', W') or None.
+
+    Returns:
+        (B, O, H', W'), dtype of input.
     """
     args = (input, offset, weight, bias, stride, padding, dilation, mask)
     if not torch.amp.is_autocast_available(input.device.type):  # meta tensors

@@ -208,7 +208,16 @@ def gru_reset(pre_z: Tensor, pre_r: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_update_options(keep: str, activation: str, negative_slope: float) -> None:
-    """Check the options of gru_update."""
+    """Check the options of gru_update.
+
+    Args:
+        keep: must be "z" or "1-z".
+        activation: must be "tanh" or "leaky_relu".
+        negative_slope: slope of leaky_relu.
+
+    Raises:
+        ValueError: an option is invalid.
+    """
     check_choice("keep", keep, ("z", "1-z"))
     check_choice("activation", activation, ("tanh", "leaky_relu"))
     check_slope(negative_slope)

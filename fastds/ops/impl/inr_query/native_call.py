@@ -171,7 +171,16 @@ class Gradients(NamedTuple):
 
 
 def backward(grad_y: Tensor, query: Query, with_skip: bool) -> list[Tensor]:
-    """Compute the gradients of query.get_present_tensors(with_skip)."""
+    """Compute the gradients of the tensors query.get_present_tensors(with_skip).
+
+    Args:
+        grad_y: (B, Q, O), gradient of the result.
+        query: arguments of the op.
+        with_skip: bool, whether to include the gradient of the skip field.
+
+    Returns:
+        One gradient for each of these tensors, in its dtype.
+    """
     exact = query.compute_dtype
     total = None
     for first, stop, part in query.split_chunks():

@@ -25,7 +25,35 @@ def inr_query(
     maps, weights, biases, base, frac, axes, rho_w, cell_w, bias, rho_bias, phase, cell, skip, mask, feature, ensemble,
     heads, dk, act, weighting, wrap, out_dtype,
 ):  # fmt: skip
-    """Compute fastds.ops.inr_query. The arguments are those of query.Query."""
+    """Compute fastds.ops.inr_query. The arguments are those of query.Query.
+
+    Args:
+        maps: (B, M, H, W).
+        weights: weights of the trunk.
+        biases: biases of the trunk.
+        base: (B or 1, Q, 2), base of PointSpec, or None for a grid.
+        frac: (B or 1, Q, 2), frac of PointSpec, or None for a grid.
+        axes: GridSpec.numbers(), or [] for points.
+        rho_w: (D, 2) or None.
+        cell_w: (D, 2) or None.
+        bias: (D,) or None.
+        rho_bias: (heads, 2) or None.
+        phase: (N, 2) or None.
+        cell: (B, 2) or (B, Q, 2), or None.
+        skip: (B, O, H, W) or None.
+        mask: (B, H, W) bool or None.
+        feature: "affine", "slope", "fourier" or "dot".
+        ensemble: "none", "late", "early_area" or "early_attn".
+        heads: number of heads of early_attn.
+        dk: key channels of each head.
+        act: "relu" or "none".
+        weighting: "bilinear" or "areas".
+        wrap: pair of bools for rows and columns.
+        out_dtype: dtype of the result.
+
+    Returns:
+        (B, Q, O).
+    """
     dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
     to = lambda t: None if t is None else t.to(dtype)  # noqa: E731
     corners = Corners(base, frac, axes, maps, mask, wrap, ensemble == "none", weighting, dtype)

@@ -16,7 +16,18 @@ def _to_layout_of(like: Tensor, result: Tensor) -> Tensor:
 
 
 def pixel_shuffle(x, r, bias=None, act="none", negative_slope=0.1) -> Tensor:
-    """Compute shuffle_r(act(x + bias)): see fastds.ops.pixel_shuffle."""
+    """Compute shuffle_r(act(x + bias)), see fastds.ops.pixel_shuffle.
+
+    Args:
+        x: (B, C * r^2, H, W).
+        r: int, factor of the pixel shuffle.
+        bias: (C * r^2,) or None.
+        act: "none", "relu" or "leaky_relu".
+        negative_slope: float, slope of leaky_relu.
+
+    Returns:
+        (B, C, r * H, r * W), dtype of x.
+    """
     y = x if bias is None else x + bias[:, None, None]
     return _to_layout_of(x, shuffle_pixels(activate(y, act, negative_slope), r).to(x.dtype))
 

@@ -22,7 +22,17 @@ def _slice_shifted(padded, like, dy, dx):
 
 
 def window_attention2d(q, k, v, window=30):
-    """Compute y_p = sum_d softmax_d(q_p . k_{p+d}) v_{p+d}, with logit 0 and value 0 outside the image."""
+    """Compute y_p = sum_d softmax_d(q_p . k_{p+d}) v_{p+d}, with logit 0 and value 0 outside the image.
+
+    Args:
+        q: (B, C, H, W), queries.
+        k: (B, C, H, W), keys.
+        v: (B, C, H, W), values.
+        window: int, size of the window in pixels.
+
+    Returns:
+        (B, C, H, W), dtype of v.
+    """
     dtype = v.dtype
     q, k, v = upcast_half(q, k, v)
     logits, pad, shifts = _compute_logits(q, k, window)
@@ -31,6 +41,15 @@ def window_attention2d(q, k, v, window=30):
 
 
 def compute_log_sum_exp(q, k, window=30):
-    """Compute the logarithm of the softmax's denominator (B, H, W), without gradients."""
+    """Compute the logarithm of the softmax's denominator, without gradients.
+
+    Args:
+        q: (B, C, H, W), queries.
+        k: (B, C, H, W), keys.
+        window: int, size of the window in pixels.
+
+    Returns:
+        (B, H, W).
+    """
     with torch.no_grad():
         return _compute_logits(*upcast_half(q, k), window)[0].logsumexp(1)
