@@ -169,7 +169,7 @@ class BaseLightningModule(L.LightningModule):
         )
 
     def on_train_batch_end(self, outputs, batch: dict, batch_index: int) -> None:
-        """Stop the training at the last step or at the time limit, and report networks that are trained without a graph.
+        """Stop the training at its last step or time limit, and report networks that are trained without a graph.
 
         Args:
             outputs: result of the training step, not used.
