@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; None: sys.argv[1:].
 
     Returns:
-        Exit status: 0, 2 after an error of the user, 130 after an interruption, or 141 if standard output was closed.
+        Exit status. 0: success. 2: an error, or an input of `fastds check` that no command accepts. 130: Ctrl-C.
+        128 + n: signal n ended a training. 141: standard output was closed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if is_running_as_cli():

@@ -15,7 +15,8 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Intersections of the channel slices of the backward pass (backward_partition.h) with the convolution groups.
+// This file computes the intersections of the channel slices of the backward pass (backward_partition.h) with the
+// convolution groups.
 
 // The channels [begin, end) that a slice and a convolution group have in common. In a row of columns (tap, channel of the
 // slice) they form one run if they are the whole slice, otherwise one run per tap.
@@ -320,8 +321,8 @@ struct CornerProducts {
     }
 };
 
-// Computes products[4q + n] = sum over channels of (gradient of sample q) * (corner n). The masked samples replace the
-// gradients in `columns`.
+// Computes products[4q + n], the sum over channels of (gradient of masked sample q) * (value of its corner n). On entry
+// `columns` holds these gradients. On return it holds the masked samples.
 template <class A, class T>
 FASTDS_HD void compute_products(const Plan<A>& plan, const Samples<A>& s, int64_t run, const Image image, const T* x, A* columns,
                              A* products) {

@@ -97,7 +97,7 @@ def _describe_file(dataset: xr.Dataset, field: xr.DataArray) -> dict[str, str]:
 
 
 def get_file(dataset: xr.Dataset) -> str | None:
-    """Return the path from which a dataset was opened, or None if it is in memory."""
+    """Return the path from which a dataset was opened, or None if it is in memory or of several files."""
     return dataset.encoding.get("source")
 
 

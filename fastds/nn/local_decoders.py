@@ -40,7 +40,10 @@ class Trunk(nn.ModuleList):
 
 
 def _get_compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of coordinates and interpolated fields for features x, because 16 bits cannot resolve pixels."""
+    """Return the dtype of coordinates and interpolated fields for features x: float64 for float64, else float32.
+
+    16-bit dtypes are not used, because they cannot resolve pixels.
+    """
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

@@ -271,7 +271,10 @@ def run_gru(
 def _prepare_step_weights(
     maps: Tensor, *parameters: tuple[Tensor, Tensor | None], **selector_options: Any
 ) -> list[Any]:
-    """Convert recurrent weights and biases to contiguous tensors of the compute dtype, once for a sequence.
+    """Prepare recurrent weights and biases once for a sequence.
+
+    The weights become contiguous. Weights and biases are cast to the compute dtype here, unless the native engine
+    computes the convolution or the call is compiled: then the op casts them.
 
     Args:
         maps: (B, C, H, W), input of one step.
@@ -279,7 +282,7 @@ def _prepare_step_weights(
         **selector_options: keyword arguments of select_algorithm for the convolutions of a step.
 
     Returns:
-        flat list of weights and biases, with weights as maybe_share_weight returns them.
+        flat list [weight, bias, weight, bias, ...]. In training, maybe_share_weight may replace a weight.
     """
     found = []
     for weight, bias in parameters:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of radar fields and scores: maps, differences, training curves, spectra. They do not use pyplot."""
+"""Figures of radar fields and scores, such as maps, training curves, spectra and rank histograms.
+
+The figures do not use pyplot.
+"""
 
 from fastds.plot.curves import (
     draw_by_factor,

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps of several methods over time, encoded as small PNGs in the colours of fastds.plot."""
+"""Maps of several methods over time, encoded as small PNGs.
+
+Reflectivity has the colours of fastds.plot. Other fields have the colour map viridis.
+"""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ def main(arguments: Sequence[str]) -> None:
     """Run `fastds export` and print a summary.
 
     Raises:
-        ValueError: an invalid command line. Else as export.
+        ValueError: the command line is invalid, or `export` raises it.
+        ImportError: a required package is missing.
     """
     parser = build_command_parser("export")
     with use_option_names(get_spellings(parser)):

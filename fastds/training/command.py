@@ -171,7 +171,10 @@ def import_training(task: str) -> Iterator[ModuleType]:
 
 
 def quieten_lightning() -> None:
-    """Silence Lightning's messages. Call this after importing Lightning, because the import sets the log level."""
+    """Silence Lightning's log messages below the level WARNING, and three of its warnings.
+
+    Call this function after importing Lightning, because the import sets the log level.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # messages about devices, and tips
     warnings.filterwarnings("ignore", ".*is deprecated|(Experiment logs|Checkpoint) directory", module="lightning")
     # Lightning warns that a resumed epoch repeats samples. OffsetSampler continues with the next sample.

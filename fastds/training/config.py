@@ -39,8 +39,8 @@ class RunConfig:
     Args:
         output: folder for checkpoints, logs and exported weights.
         seed: random seed of the initial weights and the samples.
-        max_steps: number of optimizer steps. The learning rate reaches zero at max_steps or max_minutes, whichever
-            comes first. Default: no limit.
+        max_steps: number of optimizer steps. With the cosine schedule, the learning rate reaches zero at max_steps or
+            max_minutes, whichever comes first. Default: no limit.
         max_minutes: time limit in minutes of wall-clock time; pauses between resumed runs do not count. Default: 60 if
             the number of steps is not limited, else no limit.
         learning_rate: highest learning rate.

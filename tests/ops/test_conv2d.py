@@ -164,7 +164,7 @@ def test_filters_are_packed_in_parts(native, engine_isa, two_threads, by_engine,
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_no_read_outside_the_input(native, engine_isa, by_engine, dtype):
-    """The memory around the input is NaN, so that a read outside the input shows in the results."""
+    """The columns and channels next to those of x and grad are NaN, so that a read of them shows in the results."""
     wide = torch.full((2, 40, 9, 14), torch.nan, dtype=dtype).contiguous(memory_format=LAST)
     x, grad = wide[:, 3:9, :, 2:11], wide[:, 12:26, :, 2:11]
     x.copy_(torch.rand(x.shape)), grad.copy_(torch.rand(grad.shape))

@@ -24,7 +24,7 @@ def matches(probe: FileProbe) -> bool:
 
 
 def read(probe: FileProbe) -> xr.Dataset:
-    """Read the vertical maximum of reflectivity. The time is that of the file name, in milliseconds since 1970.
+    """Read the vertical maximum of reflectivity. The time comes from the file name (milliseconds since 1970).
 
     Raises:
         ValueError: The file name has no time, or the grid is not the national one.

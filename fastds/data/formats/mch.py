@@ -33,7 +33,8 @@ def read(probe: FileProbe) -> xr.Dataset:
     class 255 is missing.
 
     Raises:
-        ValueError: The file name has no product and time, or the image has another size.
+        ValueError: The file name does not contain product, time and interval, or the file is not a palette image of
+            640 x 710 pixels.
     """
     match = _NAME.match(probe.path.name)
     if match is None:

@@ -155,7 +155,7 @@ def check_longitudes(name: str, values: np.ndarray) -> None:
 
 
 def check_order(variable: xr.DataArray, dim: Hashable) -> None:
-    """Raise ValueError if a coordinate is not finite numbers in strictly ascending or descending order.
+    """Raise ValueError unless the values of a coordinate are finite and strictly ascending or descending.
 
     Longitudes may wrap around. A dimension without coordinate is accepted.
 

@@ -128,7 +128,7 @@ def _format_names(dataset: xr.Dataset, names: Iterable[Hashable] | None = None) 
 
 
 def check_values(values: np.ndarray, name: str = "the field", humidity: bool = False) -> None:
-    """Raise ValueError for missing values and, with `humidity`, for values outside [0, 105] %.
+    """Raise ValueError for missing or infinite values and, with `humidity`, for values outside [0, 105] %.
 
     Args:
         values: Any shape.
@@ -136,7 +136,7 @@ def check_values(values: np.ndarray, name: str = "the field", humidity: bool = F
         humidity: Whether the values are relative humidity in percent.
 
     Raises:
-        ValueError: The message contains the number of such values.
+        ValueError: If there are such values. The message contains their number.
     """
     bad = ~np.isfinite(values)
     if bad.any():
@@ -368,14 +368,14 @@ class FieldCrops(Dataset):
         return min(block.usable.shape[2:]) / (self.crop + 2 * self.halo)
 
     def _choose_window(self, drawn: Tensor, block: FieldBlock, in_whole: bool) -> tuple[int, int]:
-        """Return the fine rows and columns of a window.
+        """Return the numbers of fine rows and fine columns of a training window.
 
-        The exact factor of a sample is the ratio of the fine and coarse sizes.
+        The factor of a sample is the ratio of its fine size to its coarse size. Sizes are rounded to whole pixels.
 
         Args:
-            drawn: Random numbers in [0, 1) for each axis.
-            block: Block of the window.
-            in_whole: Whether factors are integers.
+            drawn: Random numbers in [0, 1), one for each axis.
+            block: FieldBlock that contains the window. Its size limits the factor.
+            in_whole: Whether to round the factors to integers, if the largest factor is at least 2.
         """
         low, high = self.scales[0], min(self.scales[1], self._compute_max_factor(block))
         factors = low + (high - low) * drawn

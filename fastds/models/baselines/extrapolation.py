@@ -25,7 +25,8 @@ def persistence(x: Tensor, steps: int) -> Tensor:
         steps: number of frames to forecast.
 
     Returns:
-        (B, steps, C, h, w). Missing pixels take the nearest value of their frame, or 0 if the frame has no value.
+        (B, steps, C, h, w). Missing pixels take the nearest value of their frame, or 0 if the frame has no value, but
+        stay missing during an export or the capture of a CUDA graph.
 
     Raises:
         ValueError: If x or steps has a wrong shape or value.

@@ -63,17 +63,18 @@ def match_intensities(y: Tensor, reference: Tensor, valid: Tensor, least: float)
 
 
 class LagrangianRNN(NowcastModel):
-    """Recurrent network on Lagrangian coordinates, which the DB-RNN paper does not contain.
+    """Recurrent network on Lagrangian coordinates. The DB-RNN paper does not contain this network.
 
-    The frames are advected along optical flow before and after the network:
+    The m input frames x and the forecasts y are advected along optical flow before and after the network:
 
         d_k = compute_trajectories(estimate_backward_flow(x), ...)[k - 1], the displacement to the origin k steps before
-        l_j(p) = x_j(p + d_{m-j}(p)), j < m;  l_m = x_m;  l_{t+1} = l_t + Out h_t, by a residual network
+        l_j(p) = x_j(p + d_{m-j}(p)), j < m;  l_m = x_m;  l_{t+1} = l_t + Out h_t
         y_k(p) = l_{m+k}(p + d_k(p))
 
-    `forecast` also gives l_{m+k} the distribution of intensities of l_m, see match_intensities, and fills the inflow in
-    y_k, see fill_inflow. The output layers are initialised with zeros, so that an untrained model is an extrapolation
-    along the flow.
+    h_t is the hidden state of the network and Out its output layer. If match_above is given, `forecast` also gives
+    l_{m+k} the intensities of l_m above match_above, see match_intensities. `forecast` fills the inflow in y_k, see
+    fill_inflow. The output layers are initialised with zeros, so that an untrained model is an extrapolation along the
+    flow.
 
     Args:
         network: "MSRNN" or "DBRNN".

@@ -128,7 +128,10 @@ class DirectionalAligner(nn.Module):
         )
 
     def compute_static_share(self, static: list[Tensor] | None) -> list[Tensor | None]:
-        """Compute the contribution of the static features to the guides, per level, before bias and activation."""
+        """Compute the contribution of the static features to the guides u_l of each level, see the class docstring.
+
+        The bias and the activation are not applied. If `static` is None, the result is None for each level.
+        """
         if static is None:
             return [None] * len(self.levels)
         n = self.features

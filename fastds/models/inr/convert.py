@@ -63,13 +63,19 @@ def from_published(state: dict[str, Tensor]) -> INRDownscaler:
 
 
 def _reshape_decoder(decoder: str, state: dict[str, Tensor], channels: int, outputs: int) -> dict[str, Tensor]:
-    """Return the tensors of a decoder whose shape differs from the shape in the published state dict.
+    """Reshape the tensors of a decoder that have another shape in the published state dict.
 
     Args:
         decoder: "liif", "lte" or "metasr".
         state: published state dict.
         channels: channels of the features.
         outputs: number of output channels.
+
+    Returns:
+        dict of the reshaped tensors only; their names are those of this package.
+
+    Raises:
+        ValueError: If the first layer of LIIF reads another number of values.
     """
     if decoder == "liif":
         first = state["imnet.layers.0.weight"]

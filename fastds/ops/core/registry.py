@@ -131,8 +131,9 @@ class Op:
     def _needs_dispatcher(self, args: tuple) -> bool:
         """Return True if the call must go through the dispatcher.
 
-        Such calls are those under torch.compile, a tracer, a dispatch mode or the profiler, and those with tensor
-        subclasses or devices other than CPU and CUDA.
+        Calls under torch.compile, a tracer, a dispatch mode or the profiler must do so. The same holds for calls with
+        subclasses of Tensor other than Parameter, and for calls whose main argument is not a tensor on a CPU or CUDA
+        device.
         """
         main = args[self.main]
         return (

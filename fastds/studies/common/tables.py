@@ -43,11 +43,11 @@ class ResultTable:
     """A table of a study.
 
     Attributes:
-        title: title.
+        title: line above the table.
         heads: column heads.
-        rows: cells, texts or Estimates.
-        digits: decimals of Estimates in texts.
-        sign: "+" for tables of differences.
+        rows: rows of cells. A cell is a text or an Estimate.
+        digits: decimals of Estimates, except in CSV files, which have six significant digits.
+        sign: "+" writes the sign of positive Estimates, "" does not.
     """
 
     title: str

@@ -134,9 +134,9 @@ class Ensemble:
             yield np.stack([field(lead, numbers) for lead, numbers in enumerate(drawn)])
 
     def _compute_parameters(self, features: ForecastFeatures, threshold: float) -> list[tuple[Tensor, ...]]:
-        """Return the parameters of the error model for each lead time.
+        """Return the fields m, s, g and e that the error model gives for each lead time.
 
-        They are adjusted to the mean rain of the advected last frame.
+        m is shifted, so that the expected mean rain approaches the mean rain of the advected last frame.
         """
 
         def rain(z: Tensor) -> Tensor:

@@ -25,11 +25,13 @@ _FLOOR = 0.0
 
 
 class EvaluationReport:
-    """Report of an evaluation with maps and curves, filled pair by pair.
+    """HTML report of an evaluation with scores, maps and curves.
+
+    `add` is called for each pair of `source`, in their order.
 
     Args:
         path: HTML file to write.
-        source: pairs of input frames.
+        source: prediction, truth and input, divided into pairs of successive input frames.
         model: see fastds.inference.run_facts.describe_run.
     """
 

@@ -201,7 +201,10 @@ def backward(
 def _backward_engine(
     grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, algorithm, needs_grad, add_x, add_x2, in_place
 ):  # fmt: skip
-    """Compute the gradients of backward on the engine; gradients that are not needed are None."""
+    """Return the gradients of x, weight, bias, x2 and residual, None where not needed.
+
+    The native engine computes them, except those of residual, and of bias if the gradient of weight is not needed.
+    """
     grad, amx = to_channels_last(grad_y), algorithm == "amx"
     if amx:
         grad = grad.to(x.dtype)

@@ -94,7 +94,8 @@ def defer_to_shared_node(weight: Tensor, grad: Tensor, x: Tensor, x2: Tensor | N
         x2: second source or None.
 
     Returns:
-        bool, False if the weight has no such node, so that the caller must compute the gradient.
+        bool, False if the weight has no such node or if autograd is compiled. The caller must then compute the
+            gradient of the weight.
     """
     node = get_shared_node(weight)
     if node is None or not torch._C._will_engine_execute_node(node):
