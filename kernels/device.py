@@ -39,7 +39,7 @@ def next_power_of_two(n: int) -> int:
 
 
 def needs_int64(*tensors) -> bool:
-    """Return whether 32-bit element addresses are too small for one of the tensors. None among them is ignored."""
+    """Return True if 32-bit element addresses are too small for one of the tensors. None arguments are ignored."""
     extents = (sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) for t in tensors if t is not None)
     return max(extents) >= 2**31 - 2**16  # masked lanes of a program compute addresses slightly beyond the tensor
 

@@ -2,8 +2,8 @@
 """Chunked inference that keeps intermediate feature maps in the processor's cache.
 
 Without gradients the intermediate maps of a chain of layers are not needed afterwards. Therefore each chunk of frames,
-or each band of rows, passes through the whole chain before the next one starts. Its intermediate maps fit in the cache
-and use the memory of those before, instead of newly mapped pages.
+or each band of rows, passes through the whole chain before the next one starts. The intermediate maps of a chunk fit in
+the cache and reuse the memory of the previous chunk's maps, so that no new pages are mapped.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ WORKING_SET_BYTES = 12 << 20
 
 
 def can_chunk(x: Tensor) -> bool:
-    """Return True if inference may run in chunks, which is on the CPU, without gradients and outside torch.compile."""
+    """Return True if inference may run in chunks: x is on the CPU, without gradients and outside torch.compile."""
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 

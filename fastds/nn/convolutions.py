@@ -51,13 +51,14 @@ def convolve(
         stride: int, stride in pixels.
 
     Returns:
-        (B, O / r^2, r*H/stride, r*W/stride), channels_last.
+        (B, O / r^2, r*H/stride, r*W/stride), channels_last. H/stride and W/stride are rounded up.
 
     Raises:
         TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape, device or option is invalid.
+        RuntimeError: the algorithm of the enclosing fastds.use_conv_algorithm(...) cannot run.
 
-    Dtypes, gradients and autocast are those of conv3x3. Results are deterministic where those of torch are.
+    Dtypes, gradients and autocast are those of conv3x3.
     """
     if type(x) is Proxy:
         return record_op(convolve, locals())
@@ -362,7 +363,7 @@ class MultiInputConv3x3(nn.Module):
         return self.bias if self.bias.ndim == 1 else self.bias.sum(0)
 
     def freeze_bias(self) -> None:
-        """Replace the biases by their sum, for inference on a GPU, which saves a kernel in each step."""
+        """Replace the biases by their sum. Inference on a GPU then launches one kernel less in each step."""
         self.bias = nn.Parameter(self.sum_biases().detach(), requires_grad=False)
 
     def forward(self, *sources: Tensor, residual: Tensor | None = None) -> Tensor:

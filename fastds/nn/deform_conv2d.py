@@ -100,10 +100,10 @@ class GuidedDeformConv2d(nn.Module):
 
     [o | m] = Conv3x3(guide);  y = deform_conv2d(x, o + base_offset, weight, bias, mask=sigmoid(m))
 
-    The convolution for offsets and mask is initialized to zero, so that at first the layer is an ordinary convolution
-    times 1/2 (the mask), plus bias. In bfloat16 the learned offsets are rounded to bfloat16, an error of up to 0.4 % of
-    a displacement; base_offset is added in float32. On a GPU one kernel computes everything after the convolution for
-    the offsets.
+    The convolution for offsets and mask is initialized to zero. Without base_offset, the initial layer is therefore an
+    ordinary convolution plus bias, where the convolution has the factor 1/2 if there is a mask. In bfloat16 the learned
+    offsets are rounded to bfloat16, an error of up to 0.4 % of a displacement; base_offset is added in float32. Where
+    guided_deform_conv2d supports the GPU, one kernel computes everything after the convolution for the offsets.
 
     Args:
         in_channels: int, C, channels of x and guide.

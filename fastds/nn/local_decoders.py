@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decoders that evaluate feature maps at any point, by a local ensemble (LIIF) or by attention.
 
-Both combine the four nearest pixels.
+Both kinds of decoder combine the features of the four nearest pixels.
 """
 
 import itertools
@@ -94,7 +94,7 @@ class LocalDecoder(nn.Module):
             x: (B, C, H, W), features.
             where: (H', W'), a grid size whose cells cover the same domain; a GridSpec or PointSpec of fastds.ops; or
                 coordinates (Q, 2) or (B, Q, 2), float32 or float64, (y, x) from -1 to 1 between the outer edges.
-            cell: (B, 2) or (B, Q, 2), size of a query in half pixels of x. None: 2 H / H' and 2 W / W' for a size or
+            cell: (B, 2) or (B, Q, 2), size of a query in half pixels of x. None: the spacing of the grid for a size or
                 GridSpec, 2 (one pixel) for points.
             skip: (B, O, H, W), field that is added by bilinear interpolation, or None.
             mask: (B, H, W) bool, False for missing pixels (see inr_query), or None.

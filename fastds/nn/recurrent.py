@@ -323,7 +323,7 @@ def compute_first_state(gates: Tensor, candidate: Tensor, hidden: int, options: 
 
 
 def run_gru_without_input(gates: Conv3x3, candidate: Conv3x3, h: Tensor, times: int, **options: Any) -> list[Tensor]:
-    """Run run_gru for an x of zeros, without convolving x.
+    """Run a convolutional GRU over a sequence of zeros, without convolving the zeros.
 
     Args:
         gates: convolution of [x; h] for the gates.

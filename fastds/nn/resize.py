@@ -15,10 +15,10 @@ from fastds.ops.impl.conv3x3 import library
 def upsample2(x: Tensor) -> Tensor:
     """Upsample feature maps by 2, bilinear with half-pixel centres: (B, C, H, W) -> (B, C, 2 H, 2 W).
 
-    On a GPU without gradients a Triton kernel runs, and the result is channels_last. Otherwise torch's function runs,
-    and the result has the memory format of x. Without gradients autocast is disabled for torch's function, because it
-    would cast to float32 and back with the same result. With gradients the function runs in float32 under autocast,
-    because the gradient sums up to 16 pixels.
+    On a GPU and without gradients, a Triton kernel runs where Triton supports the tensor, and the result is
+    channels_last. Otherwise torch's function runs, and the result has the memory format of x. On a GPU, autocast casts
+    the input of torch's function to float32. This is disabled without gradients, where it does not change the result,
+    and kept with gradients, because the gradient sums up to 16 pixels.
     """
     batch, channels, height, width = x.shape
     if library.can_fuse_epilogue(x):

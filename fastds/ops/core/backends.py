@@ -42,11 +42,11 @@ _warned: set[str] = set()
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Run every op inside the block on one backend, in all threads of the process.
+    """Run the ops inside the block on one backend, in all threads of the process.
 
-    An op that does not have this backend uses its default. An op that has it but cannot run it on the given inputs
-    raises RuntimeError with the reason. Graphs that torch.compile compiled before the block keep the backend that was
-    chosen then. If blocks overlap, the one entered last determines the backend.
+    An op that does not have this backend selects one as it does outside of the block. An op that has it but cannot run
+    it on the given inputs raises RuntimeError with the reason. Graphs that torch.compile compiled before the block keep
+    the backend that was chosen then. If blocks overlap, the one entered last determines the backend.
 
     torch.onnx.export(..., dynamo=True) supports only torch's own operators. Inside use_backend("reference") it can
     export networks that contain ops of fastds.

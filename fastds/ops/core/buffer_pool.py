@@ -104,7 +104,9 @@ def allocate_map(shape: tuple[int, int, int, int], dtype: torch.dtype, like: Ten
 
 
 def make_out_argument(shape: tuple[int, int, int, int], like: Tensor) -> dict[str, Tensor]:
-    """Return {"out": map} with a map from the pool for the result of an operator of torch, or {} if it uses no pool.
+    """Return {"out": map} with a map from the pool for the result of an operator of torch, or {} outside of the pool.
+
+    The result is also {} for maps that are too small for the pool.
 
     Args:
         shape: (B, C, H, W), shape of the result.

@@ -31,8 +31,9 @@ MAX_SCRATCH_BYTES = 16 << 20  # temporaries and workspace; each thread holds the
 MIN_ADDRESS = 1 << 22  # no tensor has a smaller address; smaller integers are constants
 MAX_CONSTANT = 1 << 32
 _ALLOCATIONS = frozenset(("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"))
-# Names of the functions of torch that return views and properties, besides _ALLOCATIONS and copies. A call that uses
-# other functions has no plan: the functions compute values, or return values that the Python code may depend on.
+# Names of functions of torch that return views and properties. A call that uses functions other than these,
+# _ALLOCATIONS and copies has no plan, because such functions compute values or return values that the Python code may
+# depend on.
 _HARMLESS = frozenset(
     ("__get__", "chunk", "data_ptr", "detach", "dim", "element_size", "is_conj", "is_contiguous", "is_floating_point")
     + ("is_neg", "narrow", "numel", "permute", "promote_types", "size", "split", "storage_offset", "stride")

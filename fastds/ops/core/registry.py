@@ -2,9 +2,9 @@
 """Registration of the ops torch.ops.fastds.*; fastds/ops/impl/null_op/op.py is an example.
 
 A public function sets default options, casts under autocast and calls its Op. The Op checks the arguments, selects a
-backend and runs it. The call goes through torch's dispatcher only under torch.compile, a tracer, a dispatch mode or the
-profiler, and for tensor subclasses and devices other than CPU and CUDA. The kernels registered with the dispatcher
-check, select and run in the same way, also for direct calls of torch.ops.fastds.X.
+backend and runs it. The call goes through torch's dispatcher only where that is necessary, for example under
+torch.compile (see Op._needs_dispatcher). The kernels registered with the dispatcher check, select and run in the same
+way, also for direct calls of torch.ops.fastds.X.
 
 Inside functorch transforms and forward-mode AD the reference runs, because the gradient of a native kernel would
 silently be zero. The reference also runs for the tensors of autograd.grad(..., is_grads_batched=True), which a kernel
@@ -38,10 +38,11 @@ def _accept_all(*args) -> None:
 
 @dataclass
 class Op:
-    """A registered op. Calling it is the last step of every public function.
+    """A registered op. The public functions call it after defaults and casts.
 
-    Calls bypass the dispatcher, which would take a sixth of the time of a small convolution. The dispatcher would also
-    convert types, so backends must take arguments and return results of exactly the types in the schema.
+    Calls bypass the dispatcher where possible, because it takes a large part of the time of a small call. The
+    dispatcher would convert types. Without it, backends must take arguments and return results of exactly the types in
+    the schema.
 
     Attributes:
         name: name of the op.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Native backend of conv1x1 and of its gradients, for checked arguments.
 
-The kernel of csrc/conv1x1 computes on a CPU, except in float64; otherwise the library (oneDNN or cuDNN) computes.
+On a CPU the kernel of csrc/conv1x1 computes, except in float64 and with the instruction set "baseline". Otherwise the
+library (oneDNN or cuDNN) computes.
 Functions named *_fake only allocate the results, for tracing.
 """
 

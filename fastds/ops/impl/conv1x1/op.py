@@ -111,10 +111,10 @@ def conv1x1(
         TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape, device or option is invalid.
 
-    Gradients exist for x, weight, bias, second_input and residual, to any order. On a CPU, except in float64, results
-    are deterministic and do not depend on the number of threads, bit for bit. Sums of 16-bit dtypes are computed in
-    float32. Under autocast x, second_input and residual are cast to the autocast dtype; a float32 weight and bias stay
-    float32.
+    Gradients exist for x, weight, bias, second_input and residual, to any order. Where the native
+    kernel runs, results are deterministic and do not depend on the number of threads, bit for bit. Sums of 16-bit
+    dtypes are computed in float32. Under autocast x, second_input and residual are cast to the autocast dtype; a
+    float32 weight and bias stay float32.
     """
     if type(x) is Proxy:
         return record_op(conv1x1, locals())

@@ -137,7 +137,7 @@ def _engine_terms(direction: str, inputs: int, outputs: int, tiles: int, size: i
     """Return the terms of the engine.
 
     The terms are 1 (for the group), transformed weights, multiplications, elements read, elements written, and
-    transformed weights that do not fit into the cache.
+    transformed weights that do not fit into the cache. For "grad_weight" all elements count as read.
 
     Args:
         direction: "forward", "grad_x", "grad_weight" or "inference".

@@ -135,8 +135,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int
     torch, as it often is for many pixels and many channels in a group. Filters larger than 3 x 3 are split into filters
     of 3 x 3 taps on shifted inputs. Inside fastds.use_conv_algorithm("winograd") the engine computes all convolutions
     of 3 x 3 taps and more. Inside fastds.use_conv_algorithm with a name other than "winograd" and "auto", torch
-    computes all convolutions. The packed filters of the engine are cached with a copy of the weight that detects
-    changes, up to 256 MiB in each Python thread.
+    computes all convolutions. Unless they are large, the packed filters of the engine are cached with a copy of the
+    weight that detects changes, up to 256 MiB in each Python thread.
 
     Args:
         x: (B, C, H, W), float32, bfloat16, float16 or float64; any strides.

@@ -30,10 +30,11 @@ def current_algorithm() -> str:
 
 @contextmanager
 def use_conv_algorithm(algorithm: str) -> Iterator[None]:
-    """Set the algorithm of calls of fastds.ops.conv3x3 inside the block that do not name one, in all threads.
+    """Set the algorithm of 3x3 convolutions inside the block, in all threads.
 
-    Graphs that were compiled or exported before use the algorithm of their trace. If blocks overlap, the block that was
-    entered last determines the algorithm.
+    The algorithm applies to calls of fastds.ops.conv3x3 without the argument `algorithm`, to recurrent cells and to
+    convolutions of other sizes as fastds.ops.conv2d describes. Graphs that were compiled or exported before use the
+    algorithm of their trace. If blocks overlap, the block that was entered last determines the algorithm.
 
     Args:
         algorithm: str, one of

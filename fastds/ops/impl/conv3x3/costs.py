@@ -223,7 +223,7 @@ def has_amx_kernels(dtype: torch.dtype) -> bool:
 def uses_im2col(isa: str, dtype: torch.dtype) -> bool:
     """Return True if oneDNN has no convolution of this dtype, so that torch multiplies im2col matrices.
 
-    This is fast for few output channels and very slow otherwise.
+    The product of im2col matrices is fast for few output channels and very slow otherwise.
     """
     if dtype == torch.float16:
         return not has_cpu_feature("avx512_fp16")

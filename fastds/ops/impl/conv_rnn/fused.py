@@ -37,7 +37,7 @@ def recompute_gates(on: bool = True) -> Iterator[None]:
     """Make cells called inside the block recompute their pre-activations in the backward pass instead of saving them.
 
     A ConvLSTM step then saves 3 feature maps instead of 7 and computes a third more convolutions. The gradients are the
-    same, bit for bit.
+    same, bit for bit. Steps of a ConvGRU are not affected, because they save the gates and the candidate.
 
     Args:
         on: bool, whether to recompute the pre-activations. False: save them.
@@ -255,7 +255,10 @@ class ConvPointwiseOps:
         return *results, pre
 
     def _prefers_triton(self, *args) -> bool:
-        """Return True for 16-bit tensors on a GPU with enough channels to fill a tile of the tensor cores."""
+        """Return True for 16-bit tensors on a GPU with enough channels to fill a tile of the tensor cores.
+
+        The algorithm must be "auto".
+        """
         x, weight, algorithm = args[0], args[2], args[-2]
         if not x.is_cuda or algorithm != "auto":
             return False

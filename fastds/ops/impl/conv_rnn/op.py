@@ -43,6 +43,7 @@ def conv_lstm_cell(
     Raises:
         TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape or device is invalid.
+        RuntimeError: the algorithm of the enclosing fastds.use_conv_algorithm(...) cannot run.
 
     Gradients exist for all inputs, to any order. Where the native engine computes the convolution, results are
     deterministic and do not depend on the number of threads, bit for bit. Under autocast x and h are cast to the
@@ -90,6 +91,7 @@ def conv_gru_cell(
     Raises:
         TypeError: an argument is not a Tensor or has a wrong dtype, or shares is not a pair.
         ValueError: a shape, device or option is invalid, or both x and shares are given.
+        RuntimeError: the algorithm of the enclosing fastds.use_conv_algorithm(...) cannot run.
 
     Gradients exist for all inputs, to any order. Where the native engine computes the convolutions, results are
     deterministic and do not depend on the number of threads, bit for bit. Under autocast all tensors but float32
@@ -165,6 +167,7 @@ def conv_st_lstm_gates(
     Raises:
         TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape or device is invalid.
+        RuntimeError: the algorithm of the enclosing fastds.use_conv_algorithm(...) cannot run.
 
     Gradients exist for all inputs, to any order. Where the native engine computes the convolution, results are
     deterministic and do not depend on the number of threads, bit for bit. Under autocast x and h are cast to the
@@ -200,6 +203,7 @@ def conv_memory_gates(
     Raises:
         TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape or device is invalid.
+        RuntimeError: the algorithm of the enclosing fastds.use_conv_algorithm(...) cannot run.
 
     Gradients exist for all inputs, to any order. Where the native engine computes the convolution, results are
     deterministic and do not depend on the number of threads, bit for bit. Under autocast x and second_input are cast to
@@ -243,6 +247,7 @@ def conv_output_gate(
     Raises:
         TypeError: an argument is not a Tensor or has a wrong dtype.
         ValueError: a shape or device is invalid.
+        RuntimeError: the algorithm of the enclosing fastds.use_conv_algorithm(...) cannot run.
 
     Gradients exist for all inputs, to any order. Where the native engine computes the convolution, results are
     deterministic and do not depend on the number of threads, bit for bit. Under autocast x, second_input and residual

@@ -110,8 +110,8 @@ def can_use_shared_memory(input, offset, weight, mask, stride, padding, dilation
 def prefers_triton(input, weight) -> bool:
     """Return True if the Triton kernels are preferred to those in CUDA C++.
 
-    They use tensor cores, and are preferred if the channels of a group fill a tile. For float32 they compute each
-    product as three tf32 products, which is about as accurate.
+    The Triton kernels use tensor cores, and are preferred on a GPU if the channels of a group fill a tile, except in
+    float64. For float32 they compute each product as three tf32 products, which is about as accurate.
     """
     if not input.is_cuda or input.dtype == torch.float64:
         return False

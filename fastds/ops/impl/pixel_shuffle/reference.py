@@ -10,7 +10,7 @@ from fastds.ops.impl.conv3x3.reference import activate, shuffle_pixels, to_chann
 def _to_layout_of(like: Tensor, result: Tensor) -> Tensor:
     """Return the result in contiguous memory if `like` is contiguous, else in channels_last.
 
-    This does not ask whether a tensor is channels_last, because vmap does not support that query.
+    The function does not check whether a tensor is channels_last, because vmap does not support that check.
     """
     return result.contiguous() if like.is_contiguous() else to_channels_last(result)
 
