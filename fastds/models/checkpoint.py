@@ -90,7 +90,8 @@ def load(name_or_path: str | os.PathLike) -> nn.Module:
 
     Raises:
         FileNotFoundError: If `name_or_path` is neither the name of shipped weights nor a file.
-        ValueError: If the file is damaged, is pickled, was not written by `save`, or holds weights that are not finite.
+        ValueError: If the file is damaged, is pickled, was not written by `save`, is of an unknown architecture, or
+            holds weights that are not finite.
 
     Warns:
         UserWarning: If the card says that the weights did not outperform a baseline.
@@ -197,9 +198,9 @@ def _parse_metadata(path: Path, what: str, parse: Callable[[], Any]) -> Any:
 
 
 def _check_sizes(path: Path, config: dict, state: dict[str, Tensor]) -> None:
-    """Raise ValueError if an integer of the configuration is above 4096 and above every size in the file.
+    """Raise ValueError if an integer of the configuration is above 4096, the number of tensors, and all their sizes.
 
-    To build a network of this size could take hours or exhaust the memory.
+    Building a network with such a size could take hours or exhaust the memory.
     """
     most = max([4096, len(state), *(n for tensor in state.values() for n in tensor.shape)])
     pending: list = [config]

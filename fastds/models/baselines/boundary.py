@@ -129,8 +129,9 @@ def fill_inflow(forecast: Tensor, last: Tensor, paths: Tensor, wet: float | None
     values around the grid pixel nearest to the origin, in a Gaussian window with a standard deviation of 64 pixels.
     Without this step, extrapolation would repeat the edge values as stripes.
 
-    The mean M is weak and nonzero almost everywhere. With `wet`, the number of wet pixels of the inflow is therefore
-    limited: wet shares are blended with their mean as the values are, and the smallest values are clipped to `wet`.
+    The mean M is weak and nonzero almost everywhere. With `wet`, the number of wet pixels in the inflow is therefore
+    limited. The limit is the sum of the wet shares of the pixels, which are blended with their mean as the values are.
+    The smallest values are clipped to `wet`.
 
     Args:
         forecast: (B, n, C, H, W).

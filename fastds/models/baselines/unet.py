@@ -115,10 +115,11 @@ class UNet(_RefinementNetwork):
 class UNet3D(_RefinementNetwork):
     """U-Net in space and time: the three interpolated frames are the input, the three fine frames are the output.
 
-    The structure is that of UNet with three levels below the first. Convolutions are three-dimensional and span three
-    time steps, except that the second convolution spans `kernel` time steps. At the first level they have `kernel` x
-    `kernel` pixels, below 3 x 3 pixels, and the last convolution has one pixel. Pooling and nearest-neighbour
-    upsampling (with a convolution after it) do not change the time dimension.
+    The structure is that of UNet with three levels below the first. The kernels of the three-dimensional convolutions
+    span three time steps, except the second kernel of the first level before pooling, which spans `kernel` time steps.
+    In space they have `kernel` x `kernel` pixels at the first level and 3 x 3 pixels below. The last kernel has one
+    pixel. Pooling and nearest-neighbour upsampling, which is followed by a convolution, do not change the time
+    dimension.
 
     Args:
         in_channels, out_channels, scale: as for UNet.
@@ -170,7 +171,7 @@ class _DoubleConv(nn.Module):
 
 
 class _DoubleConv3D(nn.Module):
-    """Two convolutions: relu(conv(relu(conv(x)))). `times` is the time extent of the second kernel."""
+    """Two convolutions, relu(conv(relu(conv(x)))). `times` is the time extent of the second kernel in steps."""
 
     def __init__(self, in_channels: int, width: int, kernel: int, times: int = 3):
         super().__init__()

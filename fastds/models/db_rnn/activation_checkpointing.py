@@ -58,7 +58,7 @@ def checkpoint_activations(*maps: tuple) -> AbstractContextManager[None]:
     """Return a context manager in which operators do not save these tensors for the backward, which recomputes them.
 
     The context has an effect only inside `recompute_gates` with gradients enabled, and not under functional transforms
-    or compilation. Gradients do not change. If contexts are nested, only the innermost has an effect.
+    or compilation. Gradients do not change. If contexts with an effect are nested, only the innermost counts.
 
     Args:
         maps: tuples (tensor, function, *sources). function(*sources) must return the tensor with bitwise equal values

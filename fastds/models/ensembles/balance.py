@@ -55,7 +55,7 @@ def match_mean_rain(
     """Shift m of an error model toward the mean rain of a target field.
 
     The shift d is one number for the field, limited to -6 ... 6 dB. It solves mean(expected_rain(m + d)) = mean(target)
-    over the valid pixels by three iterations of
+    over the valid pixels approximately, by three iterations of
 
         d <- d + slope log10((mean(target) + 0.001) / (mean(expected_rain(m + d)) + 0.001))
 

@@ -121,7 +121,7 @@ def estimate_correlation(at_inputs: float, between: float) -> float:
 def draw_zero_block_mean_noise(seed: Sequence[int], shape: tuple[int, int], factor: int) -> Tensor:
     """Draw white noise of variance one with mean zero in each block of factor x factor pixels.
 
-    This is the texture of the detail that cell means have lost.
+    The detail that is lost in cell means has such a texture.
 
     Args:
         seed: numbers that seed the generator.

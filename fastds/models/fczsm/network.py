@@ -227,7 +227,7 @@ class FCZSM(DownscaleMixin, nn.Module):
             (B, 2N-1, out_channels, r*h, r*w) at half the time step, normalised.
 
         Raises:
-            ValueError: If x, static or flow has another shape.
+            ValueError: If x, static or flow has another shape, or if static is missing or not allowed.
             TypeError: If x is not floating-point, or if only one of x and the weights is float64.
         """
         self._check_inputs(x, static, flow)
