@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plans of calls: a call of an op whose arguments look like those of an earlier call runs here, without the Python around it.
+// Plans of calls. A call of an op with the same key as an earlier call runs in this file, without the Python code of
+// the op.
 //
-// A plan lists the native functions that the earlier call ran, with their arguments; addresses of inputs, outputs and scratch
-// memory are slots, filled in anew. fastds/ops/core/plans.py records plans and hands them over; nothing is decided here. The key
-// of a plan is everything that the Python code may depend on: the op, the shape, strides, dtype, device and alignment of each
-// tensor, the value or identity of each other argument, the number of threads and the instruction set. No plan runs under
-// dispatch and function modes, tracers, functorch, forward-mode AD, autocast, the profiler and deterministic algorithms, nor for
-// subclasses of Tensor. Each Python thread has its own table, so that a plan runs in one thread at a time.
+// A plan lists the native functions that the earlier call ran, with their arguments. The addresses of inputs, outputs
+// and scratch memory are filled in for each call. fastds/ops/core/plans.py records the plans and decides which calls
+// have one. The key of a plan contains everything that the Python code may depend on: the op, the shape, strides,
+// dtype, device and alignment of each tensor, the value or identity of each other argument, the number of threads and
+// the instruction set. No plan runs under dispatch and function modes, tracers, functorch, forward-mode AD, autocast,
+// the profiler and deterministic algorithms, nor for subclasses of Tensor other than Parameter. Each Python thread has
+// its own table of plans.
 #pragma once
 #include <Python.h>
 #include <pybind11/pybind11.h>
@@ -72,7 +74,7 @@ struct Output {
     py::object sizes, strides, dtype, device;
 };
 
-// A weight as it was packed for a kernel, with a copy of its bytes to compare with.
+// A weight packed for a kernel, and a copy of the weight's bytes, which shows whether the weight has changed since.
 struct PackedWeight {
     py::object copy, packed;
     const void* copy_data = nullptr;
@@ -80,8 +82,8 @@ struct PackedWeight {
     int64_t bytes = 0;  // of both
 };
 
-// An input that the kernels read packed, by the address of the weight: layers of one shape share a plan.
-// `refresh(weight)` returns (copy, packed) for the bytes that the weight has now.
+// A weight of which the kernels read the packed form. `weights` has one entry for each address, because layers of the same shape
+// share a plan. `refresh(weight)` returns (copy, packed) for the current bytes of a weight.
 struct PackedInput {
     int input = 0;
     int64_t bytes = 0;
@@ -120,7 +122,8 @@ struct Table {
     ~Table() { std::free(scratch); }
 };
 
-// Returns the table of the current Python thread. The dictionary of the thread holds it, which Python frees under the GIL.
+// Returns the table of the current Python thread. The thread's dictionary owns the table, because Python frees this dictionary
+// while it holds the GIL.
 inline Table* get_table() {
     PyObject* dict = PyThreadState_GetDict();
     if (dict == nullptr) return nullptr;
@@ -168,7 +171,7 @@ struct Key {
 enum Tag : int64_t { kNone = 1, kBool, kInt, kFloat, kObject, kTuple, kList, kTensor };
 
 // Returns 1 if the values of a tensor are stored negated (torch.Tensor.is_neg), 0 if they are not, or -1 with a Python error
-// set. In torch only views of complex memory are stored negated, and their strides are even.
+// set. In torch only views of complex memory are stored negated, and their strides are even. Other tensors need no call of torch.
 inline int is_negated(PyObject* object, const dlpack::Tensor& t) {
     for (int k = 0; k < t.ndim; ++k)
         if (t.shape[k] > 1 && t.strides[k] % 2 != 0) return 0;
@@ -267,7 +270,8 @@ inline bool is_observed() {
            attribute_is_set(t.forward_ad_module, t.forward_ad_name, true);
 }
 
-// Builds the key of a call: args[0] is the owner (a backend or a function), the rest its arguments.
+// Builds the key of a call. args[0] is the owner of the plan (an Op, a backend or a function), and the other elements of args are
+// the arguments of the call.
 inline bool make_key(Key& key, PyObject* const* args, Py_ssize_t n) {
     key.add(call_for_int(torch().num_threads));
     key.add(static_cast<int64_t>(isa()));

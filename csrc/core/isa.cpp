@@ -49,8 +49,8 @@ const char* isa_name(Isa isa) {
 }
 
 // Returns whether this build has code for `isa` and the processor can run it. Every processor with AVX2 and FMA also has F16C.
-// The AVX-512 objects use bfloat16 dot products; a processor with AVX-512 but without them (Skylake-X to Ice Lake) therefore
-// runs the AVX2 objects.
+// The AVX-512 objects use bfloat16 dot products. A processor with AVX-512 but without these instructions, such as
+// Skylake-X or Ice Lake, therefore runs the AVX2 objects.
 bool isa_usable(Isa isa) {
 #if FASTDS_BUILD_AVX512
     if (isa == Isa::avx512)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Backward pass of deform_conv2d on the CPU. For each task (backward_partition.h) and panel of output pixels, the gradients of
 // the columns are the product of grad_y with the packed weights. These gradients are scattered to grad_x, and the gradients of
-// offset and mask are computed from them. Then the sampled values replace them, and the product of the sampled values with
-// grad_y is added to a partial grad_weight. Only the columns of one panel are stored at a time.
+// offset and mask are computed from them. Then the masked samples replace these gradients, and the product of the
+// samples with grad_y is added to a partial grad_weight. Only the columns of one panel are stored at a time.
 #include "core/parallel.h"
 #include "core/transpose_simd.h"
 #include "deform_conv2d/cpu_backward.h"

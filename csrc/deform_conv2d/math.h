@@ -47,9 +47,9 @@ FASTDS_HD void bilinear_weights(V ly, V lx, V& w0, V& w1, V& w2, V& w3) {
     w3 = ly * lx;
 }
 
-// Gradients of one sample from d_n = sum over channels of (gradient of the sampled value) * (corner n), with 0 for corners
-// outside the image. The gradient of the mask is sum_n w_n d_n. The gradients of the row and column displacements are the mask
-// times the derivatives of that sum with respect to y and x.
+// Gradients of one sample from d_n = sum over channels of (gradient of the masked sample) * (corner n), with 0 for
+// corners outside the image. The gradient of the mask is sum_n w_n d_n. The gradients of the row and column
+// displacements are the mask times the derivatives of that sum with respect to y and x.
 template <class V>
 FASTDS_HD V grad_of_mask(V d0, V d1, V d2, V d3, V ly, V lx) {
     return (1 - ly) * ((1 - lx) * d0 + lx * d1) + ly * ((1 - lx) * d2 + lx * d3);

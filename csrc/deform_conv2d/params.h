@@ -30,7 +30,7 @@ struct DeformConv2dForward {
     void* y;
 };
 
-// A gradient whose address is null is not computed. On the CPU, all elements of the other gradients are written.
+// A gradient whose address is null is not computed. On the CPU, all elements of each computed gradient are written.
 struct DeformConv2dBackward {
     const void *grad_y, *x, *offset, *mask, *weight;
     void *grad_x, *grad_offset, *grad_mask, *grad_weight, *grad_bias;

@@ -38,7 +38,7 @@ def refine_grid(dataset: xr.Dataset, field: xr.DataArray, factor: int = 2) -> xr
         not numeric or that also have other dimensions than y and x are left out.
 
     Raises:
-        ValueError: `factor` is less than 1, or a coordinate has a single value.
+        ValueError: `factor` is not an integer >= 1, or a coordinate has a single value.
     """
     check_factor(factor)
     return _regrid(dataset, field, _compute_offsets(factor), factor)
@@ -59,7 +59,7 @@ def coarsen_grid(dataset: xr.Dataset, field: xr.DataArray, factor: int = 2) -> x
         xarray.Dataset as that of `refine_grid`.
 
     Raises:
-        ValueError: `factor` is less than 1.
+        ValueError: `factor` is not an integer >= 1.
     """
     check_factor(factor)
     y, x = field.dims[-2:]

@@ -65,7 +65,8 @@ def save_dataset(dataset: xr.Dataset, path: str | os.PathLike) -> pathlib.Path:
 
     Raises:
         FileNotFoundError: The folder does not exist.
-        OSError: The disk is full. As after any other error, an old file is unchanged.
+        OSError: The file cannot be written, for example because the disk is full. After any error, an existing file is
+            unchanged.
         ValueError: A variable cannot be stored or would change its values, the suffix belongs to another format (.grib,
             .tif, ...), or the path is a device, pipe or socket.
     """

@@ -254,7 +254,7 @@ class ReflectivityInput:
         remedy: str | None = None,
         stacklevel: int = 2,
     ) -> None:
-        """Check that the values of some frames are plausible. Every frame is read once.
+        """Check that the values of some frames are plausible. Each of these frames is read once.
 
         Warns (UserWarning) about some implausible or infinite values, or if all values are missing.
 

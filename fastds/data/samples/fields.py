@@ -289,8 +289,8 @@ class FieldCrops(Dataset):
 
     A fine window of (crop + 2 halo) s pixels is degraded to crop + 2 halo coarse pixels, from which the halo is cut.
     The targets are `queries` random fine pixels in the remaining part. The factor s is uniform in `scales`. With
-    probability `anisotropic` it is drawn for each axis, and with probability `whole` rounded to an integer >= 2 in
-    `scales`.
+    probability `anisotropic` it is drawn for each axis. With probability `whole` it is rounded to an integer >= 2 in
+    `scales`, if the block permits a factor of 2.
 
     Args:
         blocks: Sources of the windows, with equal probability, of any sizes.
