@@ -48,6 +48,7 @@ def export(
         ValueError: a network that cannot be exported, an option that the network does not have, another file extension,
             or a file that differs from the network by more than 1e-4 of the output range (the file is then removed).
         ImportError: a required package is missing.
+        OSError: there are no such weights, or the file cannot be written.
     """
     check_target("" if isinstance(model, nn.Module) else model, path)
     return export_loaded(load_model(model), path, frames, steps, _print_message if progress else _ignore_message)
@@ -65,8 +66,9 @@ def main(arguments: Sequence[str]) -> None:
     """Run `fastds export` and print a summary.
 
     Raises:
-        ValueError: the command line is invalid, or `export` raises it.
-        ImportError: a required package is missing.
+        ValueError: the command line is invalid, or `export` raises this error.
+        ImportError: see `export`.
+        OSError: see `export`.
     """
     parser = build_command_parser("export")
     with use_option_names(get_spellings(parser)):

@@ -46,8 +46,8 @@ def fit(
         model: name of a network in fastds.models.available(task=...); upper and lower case are equivalent.
         data: file or folder.
         output: folder of the run with best.safetensors; a run in it is resumed. Default: "fitted".
-        max_steps: number of optimizer steps. The learning rate reaches zero at max_steps or max_minutes, whichever
-            comes first. Default: no limit.
+        max_steps: number of optimizer steps. With the cosine schedule, the learning rate reaches zero at max_steps or
+            max_minutes, whichever comes first. Default: no limit.
         max_minutes: time limit in minutes of wall-clock time; pauses between resumed runs do not count. Default: 60 if
             neither max_steps nor the option max_epochs is given, else no limit.
         learning_rate: highest learning rate. Default: that of `fastds train TASK --help`.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Back-projection: adjust fine fields so that their means over coarse cells equal the coarse values."""
+"""Back-projection: adjust fine fields so that their means over coarse cells nearly equal the coarse values."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _BAND = 256  # number of fine rows that are processed at a time
 
 
 class BackProjection:
-    """Corrects fine fields so that their means over the cells of a coarse grid equal the coarse values.
+    """Corrects fine fields so that their means over the cells of a coarse grid nearly equal the coarse values.
 
                     y + B c with A (y + B c) = x;  A: means over coarse cells, B: bicubic interpolation.
 
@@ -116,7 +116,7 @@ def make_back_projection(coarse: Geometry, latitude: Tensor, longitude: Tensor) 
 
 
 def back_project(y: Tensor, x: Tensor) -> Tensor:
-    """Correct fine fields so that their means over the coarse cells equal the coarse fields.
+    """Correct fine fields so that their means over the coarse cells nearly equal the coarse fields.
 
     Args:
         y: fine fields (..., H', W').

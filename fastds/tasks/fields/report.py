@@ -23,7 +23,7 @@ _MAX_MEMBERS = 3  # number of ensemble members on the maps
 
 
 class EvaluationReport:
-    """Report of an evaluation with maps of the first variable, filled field by field.
+    """HTML report of an evaluation with scores of all variables and maps of the first one.
 
     Args:
         path: HTML file to write.

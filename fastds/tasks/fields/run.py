@@ -76,6 +76,7 @@ def downscale(
 
     Raises:
         ValueError: data, model or target grid that do not fit, or target points outside a regional domain.
+        FileNotFoundError: there are no such weights, or no such file.
     """
     where = {"scale": scale, "grid": grid, "like": like, "var": var}
     execution = {"threads": threads, "precision": precision, "device": device, "graph": graph, "coarsened": coarsened}
@@ -217,6 +218,8 @@ def query(
 
     Raises:
         ValueError: data, model or points that do not fit, or a column of the points with the name of a result.
+        FileNotFoundError: there are no such weights, or no such file.
+        TypeError: points is not a collection of points.
     """
     options = {"threads": threads, "precision": precision, "device": device, "graph": graph}
     return _query(model, dataset, points, outside, var, static, **options)[0]

@@ -157,10 +157,10 @@ class TrainingConfig(config.RunConfig):
         optimiser: optimizers of both networks.
         model: generator.
         critic: critic.
-        max_steps: number of steps of the generator; the learning rates reach zero at the last step. Default:
-            optimiser.epochs.
-        max_minutes: time limit in minutes of wall-clock time; the learning rates reach zero there, if it is reached
-            first. Default: 60 if neither max_steps nor optimiser.epochs is given, else no limit.
+        max_steps: number of steps of the generator. The learning rates reach zero at the last step, unless
+            optimiser.literal_schedule is set. Default: optimiser.epochs.
+        max_minutes: time limit in minutes of wall-clock time. If it is reached before the last step, the learning rates
+            reach zero there instead. Default: 60 if neither max_steps nor optimiser.epochs is given, else no limit.
         learning_rate: highest learning rate of the generator.
         devices: number of processes that share each batch, one per GPU or on the CPU. Gradients are averaged; batch
             normalisation uses the share of its process. Only a training with one process accepts max_minutes and is

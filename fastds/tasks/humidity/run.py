@@ -60,6 +60,7 @@ def downscale(
     Raises:
         ValueError: another kind of model, fewer than 1 member, missing values, humidity far outside [0, 105] % or in
             fractions, or a variable or level that is missing or ambiguous.
+        FileNotFoundError: there are no such weights.
 
     A UserWarning is issued if humidity is clipped to [0, 105] %, or if pressure or statistics of the field are outside
     the ranges in the model card.

@@ -31,7 +31,7 @@ _RATES = (0.5, 5.0)  # mm/h, for the curves
 
 
 class EvaluationReport:
-    """Report of an evaluation with maps and curves, filled one initialization time after another.
+    """HTML report of an evaluation with scores, maps and curves.
 
     Args:
         path: HTML file to write.

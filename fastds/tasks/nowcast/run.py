@@ -53,6 +53,7 @@ def nowcast(
     Raises:
         ValueError: data, options or models that do not fit, too few frames, or gaps before the initialization time.
         TypeError: an unknown option.
+        FileNotFoundError: there are no such weights.
 
     A UserWarning is issued if grid spacing, interval or motion statistics are outside the ranges in the model card.
     """
