@@ -45,7 +45,7 @@ class Case:
         return forward * (2 if mode == "backward" else 1)
 
     def count_bytes(self, mode, itemsize):
-        """Return the least memory traffic: every image is read or written once."""
+        """Return the least memory traffic in bytes: each image is read or written once, in the backward pass twice."""
         forward = self.batch * self.height * self.width * (self.channels + self.outputs) * itemsize
         return forward * (2 if mode == "backward" else 1)
 

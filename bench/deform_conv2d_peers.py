@@ -42,7 +42,10 @@ class Case:
         return forward * (2 if mode == "backward" else 1)
 
     def count_bytes(self, mode: str, itemsize: int) -> float:
-        """Return the least memory traffic: every tensor is read or written once, offsets in float32."""
+        """Return the least memory traffic in bytes: one access to each image, mask and float32 offset.
+
+        The backward pass counts twice as much.
+        """
         points = self.batch * self.height * self.width
         samples = self.offset_groups * self.taps
         forward = points * ((self.channels + self.out_channels + samples) * itemsize + 2 * samples * 4)

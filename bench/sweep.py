@@ -2,9 +2,9 @@
 """Comparison with peers on randomly drawn shapes: `python -m bench.sweep conv3x3 --shapes 200 --seed 1 [--save]`.
 
 fastds was tuned for the listed shapes of the other benchmarks; a sweep covers other shapes. Shapes are drawn
-log-uniformly (channels 1 to 1024, height and width 5 to 500 pixels, batch 1 to 16, at most 2^23 numbers per tensor), in
-both memory formats, forward and training step. fastds and the peers run interleaved in one process on the same values;
-peers run in the memory format of fastds and in channels_last. Freed memory stays in the process. All shapes are
+log-uniformly (channels up to 1024, height and width 5 to 500 pixels, batch 1 to 16, at most 2^23 numbers per tensor),
+in both memory formats, forward and training step. fastds and the peers run interleaved in one process on the same
+values; peers run in the memory format of fastds and in channels_last. Freed memory stays in the process. All shapes are
 measured in several rounds, minutes apart, because other work on the host can slow down one shape for seconds.
 
 The program prints the distribution of the ratios (time of the fastest peer) / (time of fastds) and all shapes below
@@ -64,7 +64,7 @@ def draw_log_uniform(rng: random.Random, low: int, high: int) -> int:
 
 
 def draw_channels(rng: random.Random) -> int:
-    """Draw a number of channels: a usual one of networks or, equally often, any number from 1 to 1024."""
+    """Draw a number of channels: a usual one of networks or, equally often, a log-uniform one from 1 to 1024."""
     return (
         rng.choice((8, 16, 24, 32, 48, 64, 96, 128, 256, 512)) if rng.random() < 0.5 else draw_log_uniform(rng, 1, 1024)
     )

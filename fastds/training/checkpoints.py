@@ -46,9 +46,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class LastCheckpoint(callbacks.ModelCheckpoint):
     """Callback that writes checkpoints/last.ckpt.
 
-    It writes after each epoch, and after the training step during which SIGINT or SIGTERM arrives; then it raises
-    TrainingInterrupted. If that step is the last of an epoch, it raises after the validation. A second signal calls the
-    handler that was installed before the training.
+    The callback writes after each epoch. When SIGINT or SIGTERM arrives, it finishes the training step, writes, and
+    raises TrainingInterrupted; after the last step of an epoch, the validation runs before the exception is raised. A
+    second signal calls the handler that was installed before the training.
 
     Attributes:
         started: True once the training has begun.

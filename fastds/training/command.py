@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
             of the shipped configuration, else radar.
 
     Returns:
-        Exit status; 2 for an error of the user, which is printed as one line.
+        Exit status: 0, 2 after an error, which is printed as one line, or the status of an interruption.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments in (["-h"], ["--help"]):
@@ -171,7 +171,7 @@ def import_training(task: str) -> Iterator[ModuleType]:
 
 
 def quieten_lightning() -> None:
-    """Silence Lightning's log messages below the level WARNING, and three of its warnings.
+    """Silence Lightning's log messages below the level WARNING, and some of its warnings.
 
     Call this function after importing Lightning, because the import sets the log level.
     """
@@ -199,7 +199,7 @@ def get_option_spellings(config_class: type) -> dict[str, str]:
 def run_command(command: str, run: Callable[[], object], names: Mapping[str, str] | None = None) -> int:
     """Run a training or a study and print the path of its result.
 
-    Errors of the user are printed as one line.
+    Errors are printed as one line.
 
     Args:
         command: command such as "fastds train radar".
@@ -261,7 +261,7 @@ def read_command_line(
         named: configuration names and their YAML files; None: the shipped configurations of all tasks.
 
     Raises:
-        ValueError: --config is neither a file nor a configuration name.
+        ValueError: --config is neither a YAML file nor a configuration name, or an option has been renamed.
         jsonargparse.ArgumentError: unknown or missing argument, or an argument of the wrong type.
     """
     named = find_configurations() if named is None else named
@@ -426,7 +426,8 @@ def find_configuration(name: str | os.PathLike, named: Mapping[str, pathlib.Path
         named: configuration names and their YAML files; None: the shipped configurations of all tasks.
 
     Raises:
-        ValueError: the name is neither, or the file is not YAML.
+        ValueError: there is neither such a file nor such a configuration, the file is not YAML, or its aliases expand
+            to too many values.
     """
     path, named = pathlib.Path(name), find_configurations() if named is None else named
     if not path.is_file():

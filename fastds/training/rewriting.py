@@ -25,7 +25,7 @@ def rewrite_with_metadata(
         folder: folder to write to.
         var: the only variable to copy; None: all.
         name: name of the variable in the copies; None: unchanged.
-        reading: options of fastds.data.reading.Reading, which declare units and missing value or select times.
+        reading: options of fastds.data.reading.ReadOptions, which declare units and missing value or select times.
 
     Returns:
         Path of the copy or of the folder of copies.

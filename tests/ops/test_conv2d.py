@@ -174,7 +174,7 @@ def test_no_read_outside_the_input(native, engine_isa, by_engine, dtype):
 
 
 def test_large_packed_filters_are_not_cached(native, by_engine, monkeypatch):
-    """They give the bits of kept ones, and push none of those out."""
+    """Results equal those with cached filters bit for bit, and cached filters are not evicted."""
     x, weight = torch.randn(1, 8, 20, 20, requires_grad=True), torch.randn(12, 4, 7, 7).transpose(2, 3)
 
     def value_and_gradient():

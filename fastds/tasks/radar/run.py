@@ -97,6 +97,7 @@ def downscale(
 
     Raises:
         ValueError: data, options or models that do not fit.
+        FileNotFoundError: there are no such weights or static maps.
 
     A UserWarning is issued if grid spacing, time step or motion statistics are outside the ranges in the model card.
     """
@@ -197,6 +198,7 @@ def plan(source: ReflectivityInput, model: str | os.PathLike | None = None) -> s
 
     Raises:
         ValueError: the weights do not fit.
+        FileNotFoundError: there are no such weights.
     """
     model, note = pick_model(model)
     check_model(model)

@@ -26,10 +26,10 @@ _MAX_COUNTED = 1 << 19  # approximate number of pixels of a large field that are
 def match_end_frames(y: Tensor) -> Tensor:
     """Return the middle one of three frames with the detail and the distribution of the other two.
 
-    y_1' = Q(F(y_1 + (a - 1) d_1)). d_k is y_k minus its mean in a window; a = (mean d^2 of y_0 and y_2 divided by that
-    of y_1)^0.8; F is the rank within the frame; Q is the mean of the quantiles of y_0 and y_2 (probability matching). A
-    second iteration is made if y_1' lacks detail. Pixels without echo above the floor (y_1 = 0) stay 0. The result is
-    deterministic.
+    The result is y_1' = Q(F(y_1 + (a - 1) d_1)). The detail d_k is y_k minus its mean in a window. The gain a is the
+    mean d^2 of y_0 and y_2 divided by that of y_1, limited to 1 to 4, to the power 0.8. F is the rank within the frame,
+    and Q is the mean of the quantiles of y_0 and y_2 (probability matching). A second iteration is made if y_1' lacks
+    detail. Pixels without echo above the floor (y_1 = 0) stay 0. The result is deterministic.
 
     Args:
         y: (3, H, W) in [0, 1] above the floor, network output at two input times and between them.
