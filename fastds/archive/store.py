@@ -27,11 +27,11 @@ _TIME_ENCODING = {"units": "microseconds since 1970-01-01", "dtype": "int64"}
 class Store:
     """Zarr store of a pipeline's result.
 
-    It has one chunk for every step along pipeline.dim; fields are NaN until they are computed.
+    The store has one chunk for every step along pipeline.dim. Fields are NaN until they are computed.
 
     Args:
         path: Folder.
-        pipeline: Pipeline whose result it holds.
+        pipeline: Pipeline whose result the store holds.
     """
 
     def __init__(self, path: Path, pipeline: Pipeline):

@@ -233,7 +233,7 @@ def test_convert_suggests_another_format(data_dir, tmp_path, capsys, raw, messag
 
 
 def test_convert_several_files(event, tmp_path, capsys):
-    """Each counts days since its own first time."""
+    """Each file counts days since its own first time."""
     names = []
     for k in range(event.sizes["time"]):
         part = event.isel(time=[k])

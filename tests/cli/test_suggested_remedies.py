@@ -76,7 +76,7 @@ def test_short_budget_error_names_affordable_methods():
 @pytest.mark.parametrize("model", [None, "inr-small", "inr-any"])
 @pytest.mark.parametrize("verb", ["downscale", "query"])
 def test_error_about_unused_statics(tmp_path, capsys, model, verb):
-    """And not that the network needs humidity."""
+    """The message is about the static maps, not about missing humidity."""
     save_dataset(gridded(TEMPERATURE), tmp_path / "t.nc")
     (tmp_path / "p.csv").write_text("lat,lon\n45,110\n")
     words = {

@@ -85,7 +85,7 @@ def test_coarsen_in_linear_z(kind):
 @BOTH
 @pytest.mark.parametrize("mode", COARSENING_MODES)
 def test_blocks_without_echo_are_exactly_at_the_floor(kind, mode):
-    """Else dry pixels would count as echo above it."""
+    """If dry blocks were above the floor, they would count as echo."""
     for floor, factor in itertools.product((0.0, 7.0, 15.0), (1, 2, 3)):
         dry = np.full((6, 6), floor if mode == "plain_dbz" else -32.5, dtype=np.float32)
         assert (np.asarray(coarsen(kind(dry), factor, mode, floor=floor)) == floor).all()

@@ -162,7 +162,7 @@ def test_real_archive_of_forecasts(data_dir):
 
 
 def test_forecasts_are_rejected_as_observations(tmp_path):
-    """With forecasts=True they are read, with their valid times."""
+    """With forecasts=True, forecasts are read with their valid times."""
     grid = (1200, 1100)
     files = [write(tmp_path, f"{lead}", product="RV", grid=grid, extra=f"VV {lead:03d}MF 8") for lead in (0, 5, 120)]
     times = open_radolan(files, forecasts=True).time.values

@@ -62,7 +62,7 @@ def test_missing_code_does_not_mask_neighbouring_values():
 
 
 def test_just_half_of_the_values_may_be_implausible():
-    """And the limits themselves are plausible."""
+    """Half of the values may be outside the limits, and values equal to a limit are plausible."""
     form = ("z", [np.float32([-60.0, 90.0]), np.float32([91.0, -61.0])], (-60.0, 90.0), "dBZ")
     with pytest.warns(UserWarning, match="2 of 4 values of variable z are -61 to 91 dBZ, outside the plausible -60 to"):
         check_plausible(*form)

@@ -41,7 +41,7 @@ def test_public_docstrings_describe_arguments(module):
 
 
 def test_layer_docstrings_describe_forward():
-    """And not what torch says of every module."""
+    """The docstring is not the one that torch.nn.Module.forward has."""
     for name, layer in things("fastds.nn"):
         assert (layer.forward.__doc__ or "").strip() not in ("", (torch.nn.Module.forward.__doc__ or "").strip()), name
 

@@ -35,7 +35,7 @@ def inputs(shape, dtype=torch.float32):
 
 
 def op(function=conv_lstm_cell):
-    """Both results in one tensor of the state's dtype."""
+    """Return a function that concatenates both results of a cell in the dtype of the cell state."""
 
     def joined(*tensors):
         h, c = function(*tensors)

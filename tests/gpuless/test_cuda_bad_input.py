@@ -15,7 +15,7 @@ PROBLEM = Problem("bad")
 
 @pytest.fixture(autouse=True)
 def cuda_build(monkeypatch):
-    """As with a native module that has every kernel; none runs."""
+    """Report every native kernel as available; the tests run none of them."""
     monkeypatch.setattr(_native, "unsupported_reason", lambda functions, tensor: None)
 
 

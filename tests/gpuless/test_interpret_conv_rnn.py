@@ -100,7 +100,7 @@ def test_formulas_with_tanh(ops, formula, gates):
 @pytest.mark.parametrize("shape, dtype", FEWER, ids=str)
 @pytest.mark.parametrize("keep, act", [("z", "tanh"), ("1-z", "leaky_relu")])
 def test_conv_gru_cell(shape, dtype, keep, act):
-    """Both passes; then with the part of x convolved before."""
+    """The cell is called with x, and with shares of the gates that were computed from x before."""
     x, h, _, gates, bias = inputs(shape, dtype, 2)
     candidate, candidate_bias = gates[: shape[2]].flip(1), bias[: shape[2]]
     tensors, options = (x, h, gates, bias, candidate, candidate_bias), {"keep": keep, "activation": act}

@@ -68,7 +68,7 @@ def test_averaged_flow_reduces_the_error():
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_flow_in_chunks_is_identical(factor):
-    """Each with the fields that it reads beside."""
+    """A chunk also reads neighbouring fields, from which the motion is estimated."""
     many = fd.coarsen_dataset(fd.synthetic_event(seed=2, frames=23, shape=(64, 64)))
     job = RadarPipeline(radar_model(), many, time_factor=factor)
     count = job.source.shape[0]

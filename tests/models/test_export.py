@@ -265,7 +265,7 @@ def test_command(exported):
 
 @pytest.mark.parametrize("align", interpolation.ALIGNMENTS)
 def test_interpolation_leaves_sizes_open(align):
-    """And keeps no tensor of the tracer for later."""
+    """The cache of interpolation matrices gets no tensor of the tracer."""
 
     class Fine(torch.nn.Module):
         def forward(self, x):

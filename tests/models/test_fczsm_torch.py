@@ -31,7 +31,7 @@ def gradients(model, run, *inputs):
 
 
 def test_compiles_to_one_graph_with_gradients():
-    """Both kinds of alignment and the static branch."""
+    """The network has both kinds of alignment and the static branch."""
     torch.compiler.reset()
     model = network(**TINY, alignment="pcd", lstm_alignment="plain", static_channels=1)
     inputs = torch.rand(1, 2, 1, 16, 16), torch.rand(1, 16, 16)

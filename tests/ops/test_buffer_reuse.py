@@ -66,7 +66,7 @@ def test_pool_is_disabled_while_recording_gradients(like):
 @pytest.mark.parametrize("cell", ["convlstm", "convgru", "predrnn", "predrnn-v2"])
 @pytest.mark.parametrize("network", [MSRNN, DBRNN])
 def test_forecasts_with_pool_are_identical(network, cell, monkeypatch):
-    """And hidden states that a hook keeps stay what they were."""
+    """Hidden states that a hook holds are not overwritten."""
     model, frames = network(cell, 8), torch.rand(2, 2, 1, 16, 24)
     held, copies = [], []
 

@@ -131,7 +131,7 @@ def test_gradients(native, isa, algorithm):
 
 
 def test_threads(native, engine_isa, by_engine):
-    """The same bits by one thread, two and five."""
+    """Results and gradients have the same bits with one, two and five threads."""
     for problem in drawn(12, 3, dtypes=(torch.float32, torch.bfloat16)):
         results = []
         for threads in (1, 2, 5):

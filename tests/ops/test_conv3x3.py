@@ -122,7 +122,7 @@ def test_gradients_of_wide_layers(engine_isa, two_threads, height, channels):
 @pytest.mark.parametrize("outputs", [40, 64], ids=["staged", "aligned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_outputs_larger_than_the_caches(engine_isa, outputs, dtype):
-    """These are stored past the caches, by another path."""
+    """Large outputs are stored past the caches, by a separate code path."""
     problem = Problem(B=1, C1=16, C2=0, O=outputs, H=515, W=257, act="relu", dtype=dtype)
     tensors = problem.tensors()
     check_values(problem, problem.run(tensors), problem.expected(tensors))

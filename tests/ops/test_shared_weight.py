@@ -88,7 +88,7 @@ def nodes(total):
 
 
 def test_backward_that_misses_the_weight(cell, unshared, monkeypatch):
-    """They calculate nothing for it; no pass leaves anything."""
+    """A backward pass that does not need the weight computes no gradient of it, and no pass leaves pending terms."""
     cell, x = cell(3), frames(3)
     monkeypatch.setattr(shared_weight_grad, "_BATCH_PIXELS", 240)
     expected, total = unshared(gradients, cell, x), loss(cell, x)
@@ -103,7 +103,7 @@ def test_backward_that_misses_the_weight(cell, unshared, monkeypatch):
 
 
 def test_failed_backward_leaves_no_state(cell, unshared):
-    """The next one is right."""
+    """The backward pass after a failed one is correct."""
     cell, x = cell(3), frames(3)
     expected, total, calls = unshared(gradients, cell, x), loss(cell, x), []
 

@@ -87,7 +87,7 @@ def test_study_writes_all_outputs(case):
 
 
 def test_finished_study_trains_nothing(case, monkeypatch, capsys):
-    """And gives the same; other options are refused."""
+    """The same options give the same output, and other options are refused."""
     name, folder, whole = case
     before = outputs(whole)
     with monkeypatch.context() as patched:

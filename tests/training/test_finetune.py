@@ -64,7 +64,7 @@ def test_the_command_prints_scores_and_writes_a_card(files, monkeypatch, capsys)
 
 
 def test_initial_score_is_of_the_given_weights(files, monkeypatch):
-    """And not of a later validation."""
+    """The initial score in the card is that of the first validation, before any step."""
     from fastds.tasks.radar.training import ExportWeights
 
     errors, known = [], ExportWeights.validate

@@ -76,7 +76,7 @@ def test_the_card_of_the_best_weights_has_the_best_score_of_the_log(run):
 
 @pytest.mark.parametrize("task", EXPORTS)
 def test_the_weights_of_the_best_score_are_kept(task, tmp_path, monkeypatch):
-    """Also over a resume, and never for a score that is no number."""
+    """A resumed run keeps the best score, and a score that is NaN is never the best."""
     export, name, sign = EXPORTS[task]
     saved = {}
     monkeypatch.setattr("fastds.training.trainer.models.save", lambda n, path: saved.update({path.name: n.tag}))
@@ -125,7 +125,7 @@ def test_best_weights_are_rescored_on_current_samples(run, files, tmp_path, monk
 
 
 def test_run_without_resume_restarts(files, tmp_path, capfd):
-    """And ends as one in a folder of its own."""
+    """Its weights equal those of a run in a new folder."""
 
     def trained(folder, **options):
         assert main(training_runs.arguments(files, "radar", tmp_path / folder, **options)) == 0

@@ -203,7 +203,7 @@ def test_synthetic_events_have_seeds_and_speeds_of_their_own():
 
 
 def test_weights_of_sources():
-    """Those of the files, then one that the events share."""
+    """The weights of the files come first; the last weight is divided among the events."""
     assert share_weights([3, 1, 2], 2, 4) == [3, 1, 0.5, 0.5, 0.5, 0.5]
     assert share_weights([3, 1], 2, 0) == [3, 1] and share_weights([], 2, 4) is None
     for weights, events in (([3, 1], 4), ([3, 1, 2], 0)):

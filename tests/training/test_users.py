@@ -190,7 +190,7 @@ def test_other_files_are_named_and_skipped(mixed, tmp_path, capfd, task, others,
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_card_names_the_files_of_all_runs_in_a_folder(files, tmp_path, task):
-    """Those of the run before, too, which it goes on from."""
+    """A resumed run adds its files to those of the run before."""
     name, output = "radar.nc" if task in ("radar", "nowcast") else "grid.nc", tmp_path / "o"
     for copy in ("first/a.nc", "first/b.nc", "second/c.nc"):
         (tmp_path / copy).parent.mkdir(exist_ok=True)
