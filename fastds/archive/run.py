@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Downscaling and nowcasting of an archive; every chunk is computed once, however often the run is killed."""
+"""Downscaling and nowcasting of an archive. A run continues after a kill without computing a finished chunk again."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ def compute_archive(
 
     Raises:
         BlockingIOError: Another process works on the target.
-        ImportError: zarr or dask is not installed.
+        ChildProcessError: The workers are lost.
+        ImportError: zarr, dask, or distributed for several workers is not installed.
+        OSError: The scheduler cannot be reached, or there are no files.
         ValueError: The target is not a Zarr store or is unfinished from another computation, files do not continue
             those of the target, or an error of open_dataset or of the task.
     """

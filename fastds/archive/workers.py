@@ -98,7 +98,7 @@ def choose_threads(threads: int | None, workers: int | None, scheduler: str | No
     Args:
         threads: Number from the user; None: the cores of this machine divided by the number of workers.
         workers: Number of processes on this machine.
-        scheduler: Scheduler of dask; its workers use torch's default, for which None is returned.
+        scheduler: Scheduler of dask. Its workers use torch's default if `threads` is None; the result is then None.
     """
     if threads is not None or scheduler is not None:
         return threads
@@ -122,6 +122,7 @@ def compute_chunks(
 
     Raises:
         ChildProcessError: The workers are lost.
+        ImportError: distributed is not installed, which several workers need.
         OSError: The scheduler cannot be reached.
     """
     if scheduler is not None and chunks:
