@@ -30,7 +30,7 @@ MODES = ("no_grad", "forward with gradients", "forward and backward")
 class Call:
     """An op of fastds, the same formula in PyTorch, and the arguments of both."""
 
-    own: Callable[..., object]
+    ours: Callable[..., object]
     torch: Callable[..., object]
     tensors: list[Tensor]
 
@@ -170,10 +170,10 @@ def main() -> None:
             continue
         cells = []
         for mode in MODES:
-            own, peer = time_calls([make_run(f, call.tensors, mode) for f in (call.own, call.torch)])
-            cells.append((own, peer))
-            rows.append({"call": name, "mode": mode, "ours_us": f"{own:.2f}", "torch_us": f"{peer:.2f}"})
-        print(f"{name:34}" + "".join(f"{f'{own:.1f} ({peer:.1f})':>34}" for own, peer in cells), flush=True)
+            ours, peer = time_calls([make_run(f, call.tensors, mode) for f in (call.ours, call.torch)])
+            cells.append((ours, peer))
+            rows.append({"call": name, "mode": mode, "ours_us": f"{ours:.2f}", "torch_us": f"{peer:.2f}"})
+        print(f"{name:34}" + "".join(f"{f'{ours:.1f} ({peer:.1f})':>34}" for ours, peer in cells), flush=True)
     if options.csv is not None:
         with options.csv.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))

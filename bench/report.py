@@ -120,14 +120,14 @@ def select_timed(rows: list[dict]) -> list[dict]:
     return [row for row in rows if row["median_ms"] is not None]
 
 
-def select_peers(own: dict, rows: list[dict]) -> list[dict]:
+def select_peers(row: dict, rows: list[dict]) -> list[dict]:
     """Return the rows of other libraries that can be compared with a row of fastds.
 
     These rows have the same op, case, mode, device, instruction set and handling of freed memory, and any dtype. Rows
     that do other work (`yardstick`), for example a plain convolution, are included.
     """
     keys = ("device", "isa", "op", "case", "mode", "memory")
-    return [r for r in rows if not is_own(r) and all(r[k] == own[k] for k in keys)]
+    return [r for r in rows if not is_own(r) and all(r[k] == row[k] for k in keys)]
 
 
 def find_fastest(rows: Iterable[dict]) -> dict | None:
@@ -144,18 +144,18 @@ def format_summary_of_run(rows: list[dict]) -> str:
     header = ("op", "case", "mode", "variant", "dtype", "fastds ms", "best peer ms", "ratio", "yardstick ms", "GFLOP/s",
               "GB/s", "% of ceiling", "peak MiB", "error vs float64")  # fmt: skip
     lines = []
-    for own in filter(is_own, rows):
-        peers = select_peers(own, rows)
+    for row in filter(is_own, rows):
+        peers = select_peers(row, rows)
         best = find_fastest(peers)
-        yardstick = next((r for r in peers if r["yardstick"] and r["dtype"] == own["dtype"]), None)
+        yardstick = next((r for r in peers if r["yardstick"] and r["dtype"] == row["dtype"]), None)
         lines.append((
-            own["op"], own["case"], own["mode"], format_variant(own), own["dtype"],
-            format_ms(own["median_ms"]),
+            row["op"], row["case"], row["mode"], format_variant(row), row["dtype"],
+            format_ms(row["median_ms"]),
             f"{format_ms(best['median_ms'])} {best['peer']}" if best else "",
-            f"{best['median_ms'] / own['median_ms']:.1f}x" if best else "",
+            f"{best['median_ms'] / row['median_ms']:.1f}x" if best else "",
             format_ms(yardstick["median_ms"]) if yardstick else "",
-            f"{own['gflops']:.0f}", f"{own['gbytes']:.1f}", f"{own['percent_of_ceiling']:.0f}",
-            f"{own['peak_mib']:.0f}", f"{own['error']:.0e}",
+            f"{row['gflops']:.0f}", f"{row['gbytes']:.1f}", f"{row['percent_of_ceiling']:.0f}",
+            f"{row['peak_mib']:.0f}", f"{row['error']:.0e}",
         ))  # fmt: skip
     return format_table(header, lines)
 
@@ -191,16 +191,16 @@ def format_op(rows: list[dict]) -> str:
               "peak MiB", "error", "date")  # fmt: skip
     lines = []
     rows = select_timed(rows)
-    for own in filter(is_own, rows):
-        peers = select_peers(own, rows)
-        best = find_fastest(r for r in peers if r["dtype"] == own["dtype"]) or find_fastest(peers)
+    for row in filter(is_own, rows):
+        peers = select_peers(row, rows)
+        best = find_fastest(r for r in peers if r["dtype"] == row["dtype"]) or find_fastest(peers)
         lines.append((
-            own["case"], own["mode"], format_variant(own), own["dtype"],
-            format_ms(own["median_ms"]),
+            row["case"], row["mode"], format_variant(row), row["dtype"],
+            format_ms(row["median_ms"]),
             f"{best['peer']} {best['dtype']}, {format_ms(best['median_ms'])}" if best else "",
-            f"{best['median_ms'] / own['median_ms']:.1f}" if best else "",
-            f"{own['gflops']:.0f}", f"{own['percent_of_ceiling']:.0f}", f"{own['peak_mib']:.0f}",
-            f"{own['error']:.0e}", own["date"],
+            f"{best['median_ms'] / row['median_ms']:.1f}" if best else "",
+            f"{row['gflops']:.0f}", f"{row['percent_of_ceiling']:.0f}", f"{row['peak_mib']:.0f}",
+            f"{row['error']:.0e}", row["date"],
         ))  # fmt: skip
     return format_table(header, lines)
 
@@ -283,11 +283,11 @@ def format_network_summary(rows: list[dict]) -> str:
     header = ("network", "float32 forward", "float32 training", "bfloat16 forward", "bfloat16 training")
     rows = select_timed(rows)
     ratios = defaultdict(list)
-    for own in rows:
-        if own["peer"] == "fastds" and (own["case"].startswith("whole") or own["op"] == "mlcast-convgru"):
-            best = find_fastest(r for r in select_peers(own, rows) if r["dtype"] == own["dtype"])
+    for row in rows:
+        if row["peer"] == "fastds" and (row["case"].startswith("whole") or row["op"] == "mlcast-convgru"):
+            best = find_fastest(r for r in select_peers(row, rows) if r["dtype"] == row["dtype"])
             if best:
-                ratios[own["op"], own["dtype"], own["mode"]].append(best["median_ms"] / own["median_ms"])
+                ratios[row["op"], row["dtype"], row["mode"]].append(best["median_ms"] / row["median_ms"])
     lines = []
     for op in sorted({op for op, *_ in ratios}):
         columns = (ratios.get((op, d, m)) for d in ("float32", "bfloat16") for m in ("forward", "training step"))

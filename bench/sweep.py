@@ -47,15 +47,15 @@ class Case:
 
     Attributes:
         text: the shape as text.
-        tensors: contiguous float32 arguments of `own` and of the peers.
-        own: the op of fastds.
+        tensors: contiguous float32 arguments of `ours` and of the peers.
+        ours: the op of fastds.
         peers: functions by name. Peers with "channels_last" in their name get tensors in channels_last; the peer
             onnxruntime takes no arguments.
     """
 
     text: str
     tensors: tuple[Tensor, ...]
-    own: Callable
+    ours: Callable
     peers: dict[str, Callable]
 
 
@@ -132,7 +132,7 @@ def draw_conv1x1(rng: random.Random) -> Case:
     if not more_inputs:
         return Case(text, (x, weight, bias), ops.conv1x1, {"torch": F.conv2d, "torch channels_last": F.conv2d})
 
-    def own(x, x2, weight, bias):
+    def ours(x, x2, weight, bias):
         return ops.conv1x1(x, weight, bias, second_input=x2)
 
     def summed(x, x2, weight, bias):
@@ -142,7 +142,7 @@ def draw_conv1x1(rng: random.Random) -> Case:
         return F.conv2d(torch.cat([x, x2], 1), weight, bias)
 
     peers = {"torch": joined, "torch channels_last": joined, "torch sum": summed, "torch sum channels_last": summed}
-    return Case(text, (x, draw_normal(batch, more_inputs, height, width), weight, bias), own, peers)
+    return Case(text, (x, draw_normal(batch, more_inputs, height, width), weight, bias), ours, peers)
 
 
 def draw_conv2d_shape(rng: random.Random, max_flops: float = MAX_FLOPS) -> tuple[int, ...]:
@@ -190,11 +190,11 @@ def draw_pixel_shuffle(rng: random.Random) -> Case:
         y = F.pixel_shuffle(x + bias[:, None, None], r)
         return y if act == "none" else F.relu_(y) if act == "relu" else F.leaky_relu_(y, 0.1)
 
-    def own(x, bias):
+    def ours(x, bias):
         return ops.pixel_shuffle(x, r, bias, None if act == "none" else act)
 
     text = f"({batch},{count}*{r * r},{height},{width}) x{r}, {act}"
-    return Case(text, tensors, own, {"torch": peer, "torch channels_last": peer})
+    return Case(text, tensors, ours, {"torch": peer, "torch channels_last": peer})
 
 
 def draw_deform_conv2d(rng: random.Random) -> Case:
@@ -208,7 +208,7 @@ def draw_deform_conv2d(rng: random.Random) -> Case:
     check_size(points * max(inputs, outputs, 2 * groups * case.taps), case.count_flops("forward"))
     x, offset, mask, weight, bias = case.make_args()
 
-    def own(x, offset, mask, weight, bias):
+    def ours(x, offset, mask, weight, bias):
         return ops.deform_conv2d(x, offset, weight, bias, 1, case.padding, 1, mask)
 
     def composed(x, offset, mask, weight, bias):
@@ -216,7 +216,7 @@ def draw_deform_conv2d(rng: random.Random) -> Case:
 
     text = f"({batch},{inputs},{height},{width}) -> {outputs}, {groups} groups, {kernel} x {kernel}"
     onnxruntime = deform_conv2d_peers.build_onnxruntime(case, "forward", torch.float32, spinning=False)
-    return Case(text, (x, offset, mask, weight, bias), own, {"torch": composed, "onnxruntime": onnxruntime})
+    return Case(text, (x, offset, mask, weight, bias), ours, {"torch": composed, "onnxruntime": onnxruntime})
 
 
 def draw_conv_lstm_cell(rng: random.Random) -> Case:
@@ -236,11 +236,11 @@ def draw_conv_lstm_cell(rng: random.Random) -> Case:
     def peer(*t):
         return compute_lstm_cell(*t)[0]
 
-    def own(*t):
+    def ours(*t):
         return ops.conv_lstm_cell(*t)[0]
 
     text = f"({batch},{inputs}+{hidden},{height},{width})"
-    return Case(text, tensors, own, {"torch": peer, "torch channels_last": peer})
+    return Case(text, tensors, ours, {"torch": peer, "torch channels_last": peer})
 
 
 def draw_lstm_gates(rng: random.Random) -> Case:
@@ -250,10 +250,10 @@ def draw_lstm_gates(rng: random.Random) -> Case:
     def peer(*t):
         return compute_lstm(*t)[0]
 
-    def own(*t):
+    def ours(*t):
         return ops.lstm_gates(*t)[0]
 
-    return Case(f"({batch},4*{hidden},{height},{width})", tensors, own, {"torch": peer, "torch channels_last": peer})
+    return Case(f"({batch},4*{hidden},{height},{width})", tensors, ours, {"torch": peer, "torch channels_last": peer})
 
 
 def draw_conv_gru_cell(rng: random.Random) -> Case:
@@ -267,11 +267,11 @@ def draw_conv_gru_cell(rng: random.Random) -> Case:
     def peer(x, h, gates, candidate):
         return compute_gru_cell(x, h, gates, None, candidate, None)
 
-    def own(x, h, gates, candidate):
+    def ours(x, h, gates, candidate):
         return ops.conv_gru_cell(x, h, gates, None, candidate, None)
 
     text = f"({batch},{inputs}+{hidden},{height},{width})"
-    return Case(text, tensors, own, {"torch": peer, "torch channels_last": peer})
+    return Case(text, tensors, ours, {"torch": peer, "torch channels_last": peer})
 
 
 def draw_window_attention2d(rng: random.Random) -> Case:
@@ -312,7 +312,7 @@ def draw_inr_query(rng: random.Random) -> Case:
     def pair(parameters):
         return list(zip(parameters[::2], parameters[1::2], strict=True))
 
-    def own(x, w, b, *others):
+    def ours(x, w, b, *others):
         kernel = w[:, :-4].unflatten(1, (inputs, 3, 3))
         size = {"rho_w": w[:, -4:-2].float(), "cell_w": w[:, -2:].float(), "cell": cell, "ensemble": "late"}
         return ops.inr_query(ops.conv3x3(x, kernel, b), grid, pair([t.float() for t in others]), **size)
@@ -322,7 +322,7 @@ def draw_inr_query(rng: random.Random) -> Case:
 
     tensors = (draw_normal(1, inputs, *source), *(t for layer in layers for t in layer))
     text = f"(1,{inputs},{source[0]},{source[1]}) -> {outputs} at {target[0]} x {target[1]}, {widths[1:-1]}"
-    return Case(text, tensors, own, {"torch": peer})
+    return Case(text, tensors, ours, {"torch": peer})
 
 
 OPS: dict[str, Callable[[random.Random], Case]] = {
@@ -401,7 +401,7 @@ def measure(case: Case, layout: str, mode: str, dtype: torch.dtype) -> dict:
         The row as bench.result_files.save_sweep() takes it, with the key ratio. ms, best_ms and peers are
         milliseconds.
     """
-    runs = {"fastds": make_program(case.own, convert_tensors(case.tensors, layout, dtype), mode)}
+    runs = {"fastds": make_program(case.ours, convert_tensors(case.tensors, layout, dtype), mode)}
     for name, peer in case.peers.items():
         if name == "onnxruntime":
             if mode == "forward" and dtype == torch.float32:

@@ -94,7 +94,7 @@ def _maps_kernel(
     if ONE_BLOCK:  # grad_y is the same for all taps
         o = tl.arange(0, BLOCK_N)
         exists = valid[:, None] & (o < OUTPUTS)[None, :]
-        kept = tl.load(grad_y_ptr + p[:, None] * OUTPUTS + o[None, :], mask=exists, other=0.0)
+        grad_y_of_pixels = tl.load(grad_y_ptr + p[:, None] * OUTPUTS + o[None, :], mask=exists, other=0.0)
     for tap in range(TAPS_EACH):
         k = tl.program_id(1) * TAPS_EACH + tap
         at_tap = lane_g * TAPS + k
@@ -122,7 +122,7 @@ def _maps_kernel(
                 o = o_first + tl.arange(0, BLOCK_N)
                 o_exists = o < OUTPUTS
                 if ONE_BLOCK:
-                    grad_y = kept
+                    grad_y = grad_y_of_pixels
                 else:
                     exists = valid[:, None] & o_exists[None, :]
                     grad_y = tl.load(grad_y_ptr + p[:, None] * OUTPUTS + o[None, :], mask=exists, other=0.0)

@@ -309,5 +309,5 @@ def launch_backward(grad_y, q, k, v, y, lse, grad_q, grad_k, grad_v, window, *, 
         if grad_q is not None:
             _query_kernel[grid](*maps, lse, inner, grad_q, *q.shape[2:], *steps, **constants)
         if grad_k is not None or grad_v is not None:
-            wanted = {"WANT_K": grad_k is not None, "WANT_V": grad_v is not None}
-            _key_kernel[grid](*maps, lse, inner, grad_k, grad_v, *q.shape[2:], *steps, **wanted, **constants)
+            needs_grad = {"WANT_K": grad_k is not None, "WANT_V": grad_v is not None}
+            _key_kernel[grid](*maps, lse, inner, grad_k, grad_v, *q.shape[2:], *steps, **needs_grad, **constants)

@@ -117,5 +117,5 @@ def make_rows(small: bool) -> list[Row]:
 
 def make_case_problem(case: Case) -> Problem:
     algorithms = ("auto", "implicit_gemm", "direct")
-    own = [(f"fastds {name}", functools.partial(case.compute, name)) for name in algorithms]
-    return case.make_problem([*own, ("torch eager", case.compute_in_torch)])
+    ours = [(f"fastds {name}", functools.partial(case.compute, name)) for name in algorithms]
+    return case.make_problem([*ours, ("torch eager", case.compute_in_torch)])

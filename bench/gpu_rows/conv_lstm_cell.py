@@ -45,10 +45,10 @@ def make_rows(small: bool) -> list[Row]:
         return make_problem((1, 8, 6, 6), [("fastds", conv_lstm_cell), ("torch eager", compute_lstm_cell)]).make_rows(
             BOTH[1:]
         )
-    own = [("fastds triton", conv_lstm_cell), ("fastds cuda", conv_lstm_cell)]
+    ours = [("fastds triton", conv_lstm_cell), ("fastds cuda", conv_lstm_cell)]
     rows = []
     for shape in SHAPES:
-        rows += make_problem(shape, [*own, ("torch eager", compute_lstm_cell)]).make_rows(BOTH)
+        rows += make_problem(shape, [*ours, ("torch eager", compute_lstm_cell)]).make_rows(BOTH)
     tried = [(f"fastds {t}", functools.partial(run_with_tiles, t)) for t in TILES]
     tiles = replace(make_problem(SHAPES[0], tried), op="conv_lstm_cell tiles", modes=("forward",)).make_rows(BOTH[:1])
     last = make_problem(SHAPES[0], [("torch.compile", compile_lazily(compute_lstm_cell))]).make_rows(BOTH[:1])

@@ -46,8 +46,8 @@ def make_inputs(gates, batch, channels, height, width):
 def make_rows(small: bool) -> list[Row]:
     rows = []
     for name, (function, formula, gates, *traffic) in STAGES.items():
-        own = ("fastds",) if small else ("fastds triton", "fastds cuda")
-        peers = [*((peer, function) for peer in own), ("torch eager", formula)]
+        ours = ("fastds",) if small else ("fastds triton", "fastds cuda")
+        peers = [*((peer, function) for peer in ours), ("torch eager", formula)]
         for shape in [(1, 8, 6, 6)] if small else SHAPES[:2]:
             numbers = shape[0] * shape[1] * shape[2] * shape[3]
             problem = Problem(

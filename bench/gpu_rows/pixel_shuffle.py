@@ -30,8 +30,8 @@ def make_rows(small: bool) -> list[Row]:
     rows = []
     for shape in [(1, 8, 3, 5, 2)] if small else SHAPES:
         batch, channels, height, width, r = shape
-        own, formula = functools.partial(compute, r), functools.partial(compute_in_torch, r)
-        peers = [("fastds" if small else "fastds cuda", own), ("torch eager", formula)]
+        function, formula = functools.partial(compute, r), functools.partial(compute_in_torch, r)
+        peers = [("fastds" if small else "fastds cuda", function), ("torch eager", formula)]
         peers += [] if small else [("torch.compile", compile_lazily(formula))]
         numbers = batch * channels * r * r * height * width
         # Backward reads the gradient and y and writes the gradient of x.

@@ -64,12 +64,12 @@ def _find_card(settings: Mapping[str, str]) -> dict[str, str]:
     """
     name, licence = settings.get("model", ""), settings.get("model_licence", "")
     card = _describe_card(name)
-    return card if card.get("licence") == licence else {"name": name or "not told"}
+    return card if card.get("licence") == licence else {"name": name or "not declared"}
 
 
 def _describe_card(name: str | os.PathLike) -> dict[str, str]:
     if not (Path(name).is_file() or name in available(pretrained=True)):
-        return {"name": str(name) or "not told"}
+        return {"name": str(name) or "not declared"}
     card = load_card(name)
     return {_HEADINGS.get(key, key): text for key in _CARD_FIELDS if (text := _format_field(card, key))}
 

@@ -256,8 +256,8 @@ def forecast_strip(
             axes.set_visible(values is not None)
             if values is not None:
                 drawn[draw] = draw(axes, values, x, y)
-                said = f"{name or names[column]}, {times[column]}"
-                label_map(axes, said, unit, left=column == first, bottom=row == len(rows) - 1)
+                label = f"{name or names[column]}, {times[column]}"
+                label_map(axes, label, unit, left=column == first, bottom=row == len(rows) - 1)
     colour_bar(figure, drawn[draw_field], grid[:2], reflectivity_style()[2], "reflectivity (dBZ)", "neither")
     if len(rows) == 3:
         colour_bar(

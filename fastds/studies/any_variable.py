@@ -50,8 +50,8 @@ class StudyConfig:
         data: folder with the files of the fields.
         model: name of a shipped network or path of a safetensors file; the network reads one variable.
         scales: downscaling factors.
-        told: declare that the inputs are area means, as `fastds downscale --coarsened mean` does; all results are then
-            corrected so that their means equal the inputs.
+        known_coarsening: declare that the inputs are area means, as `fastds downscale --coarsened mean` does. All
+            results are then corrected so that their means equal the inputs.
         threads: number of threads of torch; None leaves the number unchanged.
         leaderboard: file of leaderboard rows (see docs/models/leaderboard.md) to which the gains are added; None adds
             none.
@@ -60,7 +60,7 @@ class StudyConfig:
     data: Files
     model: str = "inr-any"
     scales: list[float] = dataclasses.field(default_factory=lambda: [1.5, 2.0, 3.0, 4.0])
-    told: bool = False
+    known_coarsening: bool = False
     threads: int | None = None
     leaderboard: str | None = None
 
@@ -79,8 +79,10 @@ def study(config: StudyConfig) -> None:
     gains = {}
     with inference_context(network, resolve_execution(network, config.threads)), torch.inference_mode():
         for (label, name), fields in read_sources(pathlib.Path(config.data.path)):
-            gains[label, name] = {scale: compute_gain(network, fields, scale, config.told) for scale in config.scales}
-    note = ", all corrected to agree with the input," if config.told else ","
+            gains[label, name] = {
+                scale: compute_gain(network, fields, scale, config.known_coarsening) for scale in config.scales
+            }
+    note = ", all corrected to agree with the input," if config.known_coarsening else ","
     print(
         f"Gain of PSNR over bicubic interpolation in dB{note} 95 % intervals over blocks of {_BLOCK} x {_BLOCK} points;"
     )
@@ -122,14 +124,16 @@ def read_sources(folder: pathlib.Path) -> Iterator[tuple[tuple[str, str], Tensor
                     yield (label, name), torch.from_numpy(values)[:, None]
 
 
-def compute_gain(network: nn.Module, fields: Tensor, scale: float, told: bool = False) -> tuple[Estimate, float] | None:
+def compute_gain(
+    network: nn.Module, fields: Tensor, scale: float, known_coarsening: bool = False
+) -> tuple[Estimate, float] | None:
     """Compute the gain in PSNR of a network over interpolation when area means are downscaled.
 
     Args:
         network: network of one variable, called as network(x, size=size).
         fields: (T, 1, H, W) fine fields.
         scale: downscaling factor.
-        told: see StudyConfig.
+        known_coarsening: see StudyConfig.
 
     Returns:
         Gain over bicubic interpolation (a = -0.5) with its 95 % interval, and gain over the best of four
@@ -141,7 +145,9 @@ def compute_gain(network: nn.Module, fields: Tensor, scale: float, told: bool = 
     size = tuple(truth.shape[2:])
     methods = {"": lambda x, size: network(x, size=size)} | INTERPOLATIONS
     made = {name: method(x, size) for name, method in methods.items()}
-    errors_of_methods = {name: _errors(back_project(y, x) if told else y, truth, scale) for name, y in made.items()}
+    errors_of_methods = {
+        name: _errors(back_project(y, x) if known_coarsening else y, truth, scale) for name, y in made.items()
+    }
     errors_of_network = errors_of_methods.pop("")
 
     def decibel(weight: np.ndarray) -> np.ndarray:

@@ -18,11 +18,11 @@ STUDIES = {
     "nowcast": ("fastds.studies.nowcast", "scores of a nowcasting model and of baselines on the test radars"),
     "humidity": ("fastds.studies.humidity", "generators, ablations and baselines on the test regions of a training"),
     "any-variable": ("fastds.studies.any_variable", "gains of a network of any variable over interpolation"),
-    "nowcast-law": (
+    "nowcast-errors": (
         "fastds.studies.fit_nowcast_errors",
         "the fit of the error model that members of nowcasts are drawn from",
     ),
-    "radar-law": (
+    "downscaling-errors": (
         "fastds.studies.fit_downscaling_errors",
         "the fit of the error model that members of downscaled fields are drawn from",
     ),

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fit of the error model of downscaled radar fields: `fastds study radar-law --data.path FOLDER --output FILE`."""
+"""Fit of the error model of downscaled radar fields.
+
+Command: `fastds study downscaling-errors --data.path FOLDER --output FILE`.
+"""
 
 import dataclasses
 import itertools
@@ -155,14 +158,14 @@ class StudyConfig:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Parse the command line of `fastds study radar-law` into a StudyConfig."""
+    """Parse the command line of `fastds study downscaling-errors` into a StudyConfig."""
     return read_command_line(
-        StudyConfig, arguments, "fastds study radar-law", "The error model of downscaled fields.", {}
+        StudyConfig, arguments, "fastds study downscaling-errors", "The error model of downscaled fields.", {}
     )
 
 
 def study(config: StudyConfig) -> str:
-    """Run `fastds study radar-law`: fit the error model, write it and return the file."""
+    """Run `fastds study downscaling-errors`: fit the error model, write it and return the file."""
     model = models.load(config.model).eval()
     torch.manual_seed(config.seed)
     error_model = ErrorModel(_HIDDEN, FEATURES, ERROR_INDEX)

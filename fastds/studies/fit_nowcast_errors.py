@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fit of the error model of nowcasts: `fastds study nowcast-law --data.path FOLDER --output FILE.safetensors`."""
+"""Fit of the error model of nowcasts: `fastds study nowcast-errors --data.path FOLDER --output FILE.safetensors`."""
 
 import dataclasses
 import pathlib
@@ -198,12 +198,12 @@ class StudyConfig:
 
 
 def parse_arguments(arguments: list[str]) -> StudyConfig:
-    """Parse the command line of `fastds study nowcast-law` into a StudyConfig."""
-    return read_command_line(StudyConfig, arguments, "fastds study nowcast-law", "The error model of nowcasts.", {})
+    """Parse the command line of `fastds study nowcast-errors` into a StudyConfig."""
+    return read_command_line(StudyConfig, arguments, "fastds study nowcast-errors", "The error model of nowcasts.", {})
 
 
 def study(config: StudyConfig) -> str:
-    """Run `fastds study nowcast-law`: fit the error model, write it with its scores by block, and return the file."""
+    """Run `fastds study nowcast-errors`: fit and write the error model with scores by block, and return the file."""
     with inference_context(None, resolve_execution(None, config.threads)):
         blocks = make_samples(config.data.path, seed=config.seed)
     torch.manual_seed(config.seed)

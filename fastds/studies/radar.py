@@ -47,7 +47,7 @@ def score_members(samples: Sequence[dict[str, Tensor]], model: nn.Module, count:
     """Score an ensemble at input times and at interpolated times on pixels near echo.
 
     Args:
-        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), normalised by the model card, and beside (see
+        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), normalised by the model card, and neighbours (see
             Block).
         model: the network.
         count: number of members.
@@ -61,8 +61,8 @@ def score_members(samples: Sequence[dict[str, Tensor]], model: nn.Module, count:
     found = {times: _MemberSums() for times in _TIMES}
     for number, sample in enumerate(samples):
         x = sample["x"]
-        before, behind = sample["beside"]
-        flow = smooth_pair_flow(before, x[:, 0], behind)[None]
+        before, after = sample["neighbours"]
+        flow = smooth_pair_flow(before, x[:, 0], after)[None]
         with torch.inference_mode():
             y = model(x[None], flow=flow)[0, :, 0].clamp(0, 1)
         read = make_details(y, x[:, 0], flow[0], model.card)
@@ -135,8 +135,8 @@ class Block:
     Attributes:
         name: name of the file.
         floor: lower end in dBZ of the normalisation of x and y.
-        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), and beside, a list of the coarse frames (2, h, w)
-            before x and of those after x; None where the block has none.
+        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), and neighbours. The latter is a list of two: the
+            coarse frames (2, h, w) before x and those after x; None where the block has none.
         blocks: number of the block of time of each sample.
     """
 
@@ -175,7 +175,7 @@ def read_test_block(
     for sample, index in zip(samples, chosen, strict=True):
         length = index[2] - index[0]
         found = (places.get(tuple(index + step)) for step in (-length, length))
-        sample["beside"] = [None if number is None else triples[number]["x"][:, 0] for number in found]
+        sample["neighbours"] = [None if number is None else triples[number]["x"][:, 0] for number in found]
         sample["valid"] = metrics.interior(sample["valid"].all(dim=0, keepdim=True), MARGIN).expand_as(sample["y"])
     starts = triples.store.seconds[chosen[:, 0]]
     return Block(file, floor, samples, [int(start // seconds) for start in starts])
@@ -234,14 +234,14 @@ def wrap_network(model: torch.nn.Module, floor: float, coarsened: str | None = N
     low, high = model.card.floor_dbz, model.card.ceiling_dbz
 
     def method(sample: dict) -> Tensor:
-        x, (before, behind) = sample["x"][:, 0], sample["beside"]
+        x, (before, after) = sample["x"][:, 0], sample["neighbours"]
         if low > floor:
             return _normalise(_refine_pair(model, fd.restore(x, floor, CEILING_DBZ), coarsened, smooth), floor)
-        before, given, behind = (
+        before, given, after = (
             None if pair is None else fd.prepare(fd.restore(pair, floor, CEILING_DBZ), low, high)
-            for pair in (before, x, behind)
+            for pair in (before, x, after)
         )
-        flow = smooth_pair_flow(before, given, behind)
+        flow = smooth_pair_flow(before, given, after)
         y = _wrap_flow(model)(given[None, :, None], flow[None])
         if coarsened is not None:
             back_project(y[0, :, 0], given, flow, torch.ones_like(given).bool(), coarsened, high - low)
@@ -360,7 +360,7 @@ class StudyConfig:
         floors: floors in dBZ above which errors count; default 15 and 0.
         files: names of files of TEST_BLOCKS; default all.
         modes: coarsening operators of the input, see fastds.data.coarsen.
-        told: declare the coarsening operator to the network, as `fastds downscale --coarsened` does.
+        known_coarsening: declare the coarsening operator to the network, as `fastds downscale --coarsened` does.
         smooth: frames between input times minimise the squared error, as in `fastds downscale --smooth`.
         block: length of the blocks of time that the bootstrap draws.
         members: number of members of an ensemble whose scores are printed, too; 0: no ensemble.
@@ -375,7 +375,7 @@ class StudyConfig:
     floors: list[float] = dataclasses.field(default_factory=list)
     files: list[str] = dataclasses.field(default_factory=list)
     modes: list[str] = dataclasses.field(default_factory=lambda: list(COARSENING_MODES))
-    told: bool = False
+    known_coarsening: bool = False
     smooth: bool = False
     block: str = "30min"
     members: int = 0
@@ -396,7 +396,7 @@ def study(config: StudyConfig) -> None:
     with inference_context(None, resolve_execution(None, config.threads)):
         seconds = parse_duration(config.block, "block")
         c = config
-        results = print_errors(c.data.path, c.model, c.floors, c.files, c.modes, c.told, c.smooth, seconds)
+        results = print_errors(c.data.path, c.model, c.floors, c.files, c.modes, c.known_coarsening, c.smooth, seconds)
         drawn = [] if config.members < 2 else [print_member_table(config)]
     if config.report is not None:
         write_study("Errors on the test radars", config, [_tabulate_errors(results), *drawn])
@@ -463,7 +463,7 @@ def print_errors(
     floors: Sequence[float] = (),
     files: Sequence[str] = (),
     modes: Sequence[str] = COARSENING_MODES,
-    told: bool = False,
+    known_coarsening: bool = False,
     smooth: bool = False,
     seconds: float = 1800.0,
 ) -> dict[tuple[str, float, str], Row]:
@@ -475,7 +475,7 @@ def print_errors(
         floors: see StudyConfig.
         files: see StudyConfig.
         modes: see StudyConfig.
-        told: see StudyConfig.
+        known_coarsening: see StudyConfig.
         smooth: see StudyConfig.
         seconds: length of a block of time.
 
@@ -490,7 +490,7 @@ def print_errors(
         for file in files or TEST_BLOCKS:
             block = read_test_block(data, file, floor, mode=mode, seconds=seconds)
             methods = {name: wrap_baseline(method) for name, method in BASELINES.items()}
-            methods["model"] = wrap_network(network, floor, mode if told else None, smooth)
+            methods["model"] = wrap_network(network, floor, mode if known_coarsening else None, smooth)
             row = Row({name: compute_sample_errors(block, method) for name, method in methods.items()}, block.blocks)
             results[file, floor, mode] = row
             _print_row(file, floor, mode, [f"{found['mse_total']:.3f}" for found in row.errors.values()], [row])

@@ -183,8 +183,8 @@ def _describe_grid(dataset: xr.Dataset, field: xr.DataArray) -> str:
 
 def _find_longitude_ends(longitude: np.ndarray) -> tuple[float, float]:
     """Return the western and eastern ends of longitudes in degrees; across the 360 degree jump, west exceeds east."""
-    turned = np.unwrap(longitude, period=FULL_CIRCLE) if longitude.ndim == 1 else longitude
-    return float(longitude.flat[np.argmin(turned)]), float(longitude.flat[np.argmax(turned)])
+    continuous = np.unwrap(longitude, period=FULL_CIRCLE) if longitude.ndim == 1 else longitude
+    return float(longitude.flat[np.argmin(continuous)]), float(longitude.flat[np.argmax(continuous)])
 
 
 def _list_commands(
@@ -228,15 +228,15 @@ def find_weights(models: Sequence[str] | None = None) -> list[str]:
     """
     found = []
     for name in ["."] if models is None else models:
-        folder, own = Path(name), [name]
+        folder, files_of_name = Path(name), [name]
         if folder.is_dir():
             files = [file for one in ("*.safetensors", "*/best.safetensors") for file in sorted(folder.glob(one))]
-            own = list(map(str, files))
-            if models is not None and not own:
+            files_of_name = list(map(str, files))
+            if models is not None and not files_of_name:
                 raise FileNotFoundError(f"there are no weights, *.safetensors, in {name}")
         elif not folder.exists():
             load_card(name)  # raises an exception unless the name is one of the shipped weights
-        found += own
+        found += files_of_name
     return list(dict.fromkeys(found))
 
 

@@ -167,11 +167,11 @@ def _compare_on_synthetic_events(model: str | os.PathLike, best: pathlib.Path, d
     before, after = (score_synthetic_events(network, device) for network in (start, tuned))
     if before is None or after is None:
         return
-    tuned.card.metrics["elsewhere"] = {"before": before.own, "after": after.own, "advection": after.advection}
-    if before.own < before.advection and after.own >= after.advection:
-        said = f"no better than advection on {EVENTS}, where {start.card.name} is: for radars like those of its files"
-        tuned.card.limits = list(dict.fromkeys([*tuned.card.limits, said]))
-        warnings.warn(f"the result is {said} alone, which its card says", stacklevel=3)
+    tuned.card.metrics["elsewhere"] = {"before": before.network, "after": after.network, "advection": after.advection}
+    if before.network < before.advection and after.network >= after.advection:
+        limit = f"no better than advection on {EVENTS}, where {start.card.name} is: for radars like those of its files"
+        tuned.card.limits = list(dict.fromkeys([*tuned.card.limits, limit]))
+        warnings.warn(f"the result is {limit} alone, which its card says", stacklevel=3)
     save(tuned, best)
 
 
@@ -221,7 +221,9 @@ def make_config(
     # Only configurations of shipped weights have a card. Configurations of papers have crops, steps and files that do
     # not apply here.
     names = [
-        k for k, told in read.items() if "card" in told["model"] and told["data"].get("variables") in (None, variables)
+        k
+        for k, config in read.items()
+        if "card" in config["model"] and config["data"].get("variables") in (None, variables)
     ]
     file = shipped[max(names, key=len)] if names else None
     values = dict(_RESET_VALUES[card.task])

@@ -6,21 +6,21 @@ import os
 from fastds.models import load_card
 
 
-def compare_to_baseline(method: str, score: str, own: float, simple: float, higher: bool = False) -> dict[str, dict]:
+def compare_to_baseline(method: str, score: str, value: float, simple: float, higher: bool = False) -> dict[str, dict]:
     """Return the entry of a card's metrics that compares weights with a baseline on the same validation samples.
 
     Args:
         method: name of the baseline.
         score: name and unit of the score.
-        own: score of the weights.
+        value: score of the weights.
         simple: score of the baseline.
         higher: whether higher scores are better.
 
     Returns:
         A dict for ModelCard.metrics, which ModelCard.worse_than reads.
     """
-    better = own > simple if higher else own < simple
-    entry = {"name": method, "score": score, "own": float(own), "simple": float(simple), "better": bool(better)}
+    better = value > simple if higher else value < simple
+    entry = {"name": method, "score": score, "own": float(value), "simple": float(simple), "better": bool(better)}
     return {"simple_method": entry}
 
 

@@ -268,10 +268,10 @@ def read_command_line(
     if "model" in _list_sections(config_class):
         description += " --model NAME is short for --model.name NAME."
     parser = _build_config_parser(config_class, command, description)
-    own = [name for name, path in named.items() if path.parent.parent.name == command.split()[-1]]
+    of_task = [name for name, path in named.items() if path.parent.parent.name == command.split()[-1]]
     for action in parser._actions:
         if action.dest == "config":
-            action.help = ", or one of: ".join(filter(None, ("a YAML file", ", ".join(own or named))))
+            action.help = ", or one of: ".join(filter(None, ("a YAML file", ", ".join(of_task or named))))
         if action.help and action.help != argparse.SUPPRESS:
             action.help = format_help(action.help, list_option_names(config_class))
         # The parser finds options by _option_string_actions, whose keys keep underscores; help and errors have these:

@@ -40,10 +40,10 @@ def rewrite_with_metadata(
         with open_input(path, var, **reading) as dataset:
             if var is not None and var not in dataset:
                 raise OptionError("var", f": {var!r} is not in {path.name}, which has {', '.join(map(str, dataset))}")
-            kept = dataset if var is None else dataset[[var]].rename({var: name or var})
+            selected = dataset if var is None else dataset[[var]].rename({var: name or var})
             target = folder / f"{path.stem}.nc"
             folder.mkdir(parents=True, exist_ok=True)
-            save_dataset(kept, target)
+            save_dataset(selected, target)
         return target
 
     if not data.exists():

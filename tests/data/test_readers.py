@@ -285,7 +285,7 @@ def test_swiss_grid_coordinates_without_wkt(data_dir):
     [
         (
             ("lats", "lons"),
-            "is an npz archive of coordinates alone; give the archives of rain or reflectivity beside it",
+            "is an npz archive of coordinates alone; give the archives of rain or reflectivity in the same folder",
         ),
         (("rain",), "is an npz archive of rain; those of MeteoNet are read, which hold data and dates"),
     ],

@@ -91,7 +91,7 @@ def test_back_projection_reduces_the_error(mode):
 
 def test_study_radar_uses_back_projection(data_dir):
     frames = TimeBlock(str(data_dir / "radar_mch_20160711_5min.nc"), 0, 3)
-    sample = dict(EvaluationTriples(frames, mode="linear_z")[0]) | {"beside": (None, None)}
+    sample = dict(EvaluationTriples(frames, mode="linear_z")[0]) | {"neighbours": (None, None)}
     block = radar.Block("MeteoSwiss", 15.0, [sample], [0])
     network = fastds.load("fczsm-small").eval()
     known, unknown = (

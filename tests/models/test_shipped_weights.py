@@ -55,7 +55,7 @@ def rainiest(sample):
         return z[..., scale * top : scale * (top + rows), scale * left : scale * (left + columns)]
 
     cut = {"x": part(sample["x"], 1), "y": part(sample["y"], 2)}
-    cut["beside"] = [pair if pair is None else part(pair, 1) for pair in sample["beside"]]
+    cut["neighbours"] = [pair if pair is None else part(pair, 1) for pair in sample["neighbours"]]
     return sample | cut | {"valid": interior(part(sample["valid"], 2), MARGIN)}
 
 

@@ -45,7 +45,7 @@ def test_recorded_calls_cover_every_op(sweep):
 def test_recorded_random_calls(name, sweep):
     for case, layout, _ in sweep.draw_cases(name, 40, seed=1):
         x, *constants = sweep.convert_tensors(case.tensors, layout, torch.float32)
-        model = Drawn(case.own, constants)
+        model = Drawn(case.ours, constants)
         fast = fastds.compile_graph(model, x)
         with torch.no_grad():
             pairs = zip(*map(torch.utils._pytree.tree_leaves, (fast(x.flip(-1)), model(x.flip(-1)))), strict=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of `fastds study nowcast --members` and `nowcast-law`: fits, scores and peers."""
+"""Tests of `fastds study nowcast --members` and `nowcast-errors`: fits, scores and peers."""
 
 import json
 import math
@@ -75,7 +75,8 @@ def test_nowcast_law_command_writes_an_error_model(folder, tmp_path, monkeypatch
     monkeypatch.setattr(fit_nowcast_errors.make_samples, "__defaults__", (fit_nowcast_errors.BLOCKS, 0))
     target = tmp_path / "law.safetensors"
     assert (
-        main(["study", "nowcast-law", f"--data.path={folder}", f"--output={target}", "--steps=3", "--threads=1"]) == 0
+        main(["study", "nowcast-errors", f"--data.path={folder}", f"--output={target}", "--steps=3", "--threads=1"])
+        == 0
     )
     law = models.load(target)
     assert isinstance(law, ErrorModel) and law.card.name == "nowcast-errors" and law.card.metrics["loss"] > 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of `fastds study radar-law` and `radar --members`: training samples and scores."""
+"""Tests of `fastds study downscaling-errors` and `radar --members`: training samples and scores."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_error_model_pools_of_sharp_and_smoothed_fields(folder, tmp_path, monkey
     rough, even = ((20 * pool.features[0] - pool.truth).square().mean() for pool in (sharp, smoothed))
     assert even < 0.95 * rough  # a radar of little detail loses less
     target = tmp_path / "law.safetensors"
-    words = ["study", "radar-law", f"--data.path={folder}", f"--output={target}", "--steps=3", "--threads=1"]
+    words = ["study", "downscaling-errors", f"--data.path={folder}", f"--output={target}", "--steps=3", "--threads=1"]
     assert main(words) == 0 and f"wrote {target}" in capsys.readouterr().out
     law = models.load(target)
     assert isinstance(law, ErrorModel) and law.card.name == "downscaling-errors" and law.card.metrics["loss"] > 0
@@ -56,7 +56,7 @@ def test_scores_of_members_by_hand(folder, monkeypatch):
     samples = block.samples[:1]
     found = score_members(samples, model, 5)
     x, y, valid = (samples[0][key] for key in ("x", "y", "valid"))
-    flow = smooth_pair_flow(samples[0]["beside"][0], x[:, 0], samples[0]["beside"][1])
+    flow = smooth_pair_flow(samples[0]["neighbours"][0], x[:, 0], samples[0]["neighbours"][1])
     with torch.inference_mode():
         made = model(x[None], flow=flow[None])[0, :, 0].clamp(0, 1)
     members = RadarEnsemble(5, 0, model.card)

@@ -239,5 +239,5 @@ def test_model_card_marks_weights_worse_on_other_data(files, monkeypatch, after)
 
 def test_shipped_radar_network_beats_baselines_on_other_data():
     errors = score_synthetic_events(models.load("fczsm-small"))
-    assert errors.own < 0.97 * errors.advection
+    assert errors.network < 0.97 * errors.advection
     assert score_synthetic_events(models.create("fczsm-s")) is None

@@ -34,7 +34,7 @@ def describe_other_archive(probe: FileProbe) -> str:
     """Describe an npz archive that is not a MeteoNet archive of fields, as the end of an error message."""
     found = ", ".join(sorted(name.removesuffix(".npy") for name in probe.members))
     if {"lats.npy", "lons.npy"} <= probe.members:
-        return "of coordinates alone; give the archives of rain or reflectivity beside it, which are read with it"
+        return "of coordinates alone; give the archives of rain or reflectivity in the same folder, which it belongs to"
     return f"of {found}; those of MeteoNet are read, which hold data and dates"
 
 

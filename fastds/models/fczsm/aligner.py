@@ -180,8 +180,8 @@ class DirectionalAligner(nn.Module):
                 out.append(F.leaky_relu(other, 0.1))
                 continue
             if z.shape[0] != other.shape[0]:  # pyramid of the zero state, with batch size 1
-                own = convolve(z, self._select_role_weight(level, role))
-                out.append(F.leaky_relu_(other + own, 0.1))
+                role_output = convolve(z, self._select_role_weight(level, role))
+                out.append(F.leaky_relu_(other + role_output, 0.1))
             else:
                 out.append(convolve(z, self._select_role_weight(level, role), residual=other, activation="leaky_relu"))
         return out

@@ -143,7 +143,7 @@ def tabulate_ranking(results: Mapping[str, ScoreSums], labels: np.ndarray, data:
                 (f"{better} less {other}", score, *compare_with_paper(ours, paper, 1 if score == "B-MAE" else 3))
             )
     title = "Differences of scores; agrees or opposite: the interval leaves out zero"
-    return ResultTable(title, ("difference", "score", "paper", "ours", "verdict"), rows, digits=3, sign="+")
+    return ResultTable(title, ("difference", "score", "paper", "ours", "conclusion"), rows, digits=3, sign="+")
 
 
 def tabulate_leads(results: Mapping[str, ScoreSums], minutes: list[str]) -> ResultTable:

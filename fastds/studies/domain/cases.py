@@ -105,7 +105,7 @@ def _compute_radar_errors(network: nn.Module, simple: Callable, triples, place: 
     valid = metrics.interior(one["valid"][..., *fine].all(0, keepdim=True), MARGIN).expand_as(y)
     if (x > 0).float().mean() < 0.01:
         return None
-    block = Block("", 15.0, [{"x": x, "y": y, "valid": valid, "beside": (None, None)}], [0])
+    block = Block("", 15.0, [{"x": x, "y": y, "valid": valid, "neighbours": (None, None)}], [0])
     model, baseline = (
         compute_errors(block, method)["mse_total"] for method in (wrap_network(network, 15.0), wrap_baseline(simple))
     )

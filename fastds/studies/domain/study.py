@@ -67,7 +67,9 @@ def study(config: StudyConfig) -> None:
     tables = [tabulate_cases(cases), summarize(cases)]
     print("\n".join(table.to_markdown() for table in tables))
     if config.report is not None:
-        write_study("Errors beside the score of the inputs", config, [table.to_rich() for table in tables])
+        write_study(
+            "Errors and the out-of-distribution score of the inputs", config, [table.to_rich() for table in tables]
+        )
     if config.leaderboard is not None:
         write_rows(config, network.card.name, [make_leaderboard_row(network.card.task, cases)])
 

@@ -112,7 +112,7 @@ def tabulate_ranking(results: Results, blocks: list[EvaluationBlock]) -> ResultT
         paper = 100 * (printed[0][0] - printed[1][0]) / 2.452 if all(printed) else None
         rows.append((f"{better} less {other}", *compare_with_paper(ours, paper, 2)))
     title = "Differences of MSE, in % of trilinear's; agrees or opposite: the interval leaves out zero"
-    return ResultTable(title, ("difference", "paper", "ours", "verdict"), rows, digits=1, sign="+")
+    return ResultTable(title, ("difference", "paper", "ours", "conclusion"), rows, digits=1, sign="+")
 
 
 def tabulate_files(results: Results, blocks: list[EvaluationBlock]) -> ResultTable:

@@ -78,11 +78,11 @@ def tabulate_ranking(results: Mapping[str, Mapping[str, Mapping[str, np.ndarray]
         for factor in (f for f in FACTORS if f in first[better] and f in second[other]):
             ours = Estimate.from_samples(first[better][factor] - second[other][factor], labels)
             published = least if factor == "2" else None
-            *cells, verdict = compare_with_paper(ours, published, 2)
-            verdict = "reproduced" if published is not None and ours.low > published else verdict
-            rows.append((f"{better} less {other}", protocol, f"x{factor}", *cells, verdict))
+            *cells, conclusion = compare_with_paper(ours, published, 2)
+            conclusion = "reproduced" if published is not None and ours.low > published else conclusion
+            rows.append((f"{better} less {other}", protocol, f"x{factor}", *cells, conclusion))
     title = "Differences of PSNR in dB; agrees or opposite: the interval leaves out zero; reproduced: it is all above"
-    heads = ("difference", "protocol", "factor", "paper", "ours", "verdict")
+    heads = ("difference", "protocol", "factor", "paper", "ours", "conclusion")
     return ResultTable(title, heads, rows, digits=2, sign="+")
 
 

@@ -57,7 +57,7 @@ def tabulate_ranking(results: Results, labels: np.ndarray) -> ResultTable:
             paper = None if None in printed else printed[0] - printed[1]
             rows.append((f"{better} less {other}", score.upper(), *compare_with_paper(ours, paper, 3)))
     title = "Differences of scores; agrees or opposite: the interval leaves out zero"
-    return ResultTable(title, ("difference", "score", "paper", "ours", "verdict"), rows, sign="+")
+    return ResultTable(title, ("difference", "score", "paper", "ours", "conclusion"), rows, sign="+")
 
 
 def tabulate_ensembles(means: Results, labels: np.ndarray, members: int) -> ResultTable:

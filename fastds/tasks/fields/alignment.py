@@ -38,12 +38,14 @@ def make_noise_seed(seed: int, member: int, time: object) -> list[int]:
     return [seed, member, int.from_bytes(format_time(time).encode())]
 
 
-def select_grid_points(field: xr.DataArray, own: Geometry, grid: Geometry, called: str, what: str) -> xr.DataArray:
+def select_grid_points(
+    field: xr.DataArray, field_grid: Geometry, grid: Geometry, called: str, what: str
+) -> xr.DataArray:
     """Select the points of a field that lie on another grid with the same spacing, and adopt the names of that grid.
 
     Args:
-        field: field on grid `own`.
-        own: grid of the field.
+        field: field on grid `field_grid`.
+        field_grid: grid of the field.
         grid: target grid.
         called: label of the target grid in error messages.
         what: label of the field in error messages.
@@ -52,20 +54,21 @@ def select_grid_points(field: xr.DataArray, own: Geometry, grid: Geometry, calle
         ValueError: the field does not have all points.
     """
     indexers = {}
-    positions = own.positions(grid.latitude, grid.longitude)
-    for axis, (name, at) in enumerate(zip(own.names, positions, strict=True)):
+    positions = field_grid.positions(grid.latitude, grid.longitude)
+    for axis, (name, at) in enumerate(zip(field_grid.names, positions, strict=True)):
         index, n = at.round(), field.sizes[name]
         away = float((at - index).abs().max())
         steps = index.diff().abs()
-        apart = bool(((steps != 1) & (steps != n - 1)).any())  # a step of n - 1 crosses the seam of a periodic grid
-        if away > _POSITION_TOLERANCE or apart or int(index.min()) < 0 or int(index.max()) >= n:
+        has_gaps = bool(((steps != 1) & (steps != n - 1)).any())  # a step of n - 1 crosses the seam of a periodic grid
+        if away > _POSITION_TOLERANCE or has_gaps or int(index.min()) < 0 or int(index.max()) >= n:
             raise ValueError(
-                f"the grids differ: {called} has {_describe_axis(axis, grid)}, {what} has {_describe_axis(axis, own)}; "
+                f"the grids differ: {called} has {_describe_axis(axis, grid)}, "
+                f"{what} has {_describe_axis(axis, field_grid)}; "
                 f"`fastds downscale {what} NEW.nc --like {called} --model bicubic` makes one that fits"
             )
         indexers[name] = _to_slice(index.long().numpy())
     field = field.isel(indexers)
-    return field.rename({a: b for a, b in zip(own.names, grid.names, strict=True) if a != b})
+    return field.rename({a: b for a, b in zip(field_grid.names, grid.names, strict=True) if a != b})
 
 
 def _to_slice(index: np.ndarray) -> slice | np.ndarray:
@@ -121,12 +124,16 @@ def _adopt_times(field: xr.DataArray, like: xr.DataArray, lead: list[Hashable]) 
     for dim in lead:
         if dim not in field.indexes or dim not in like.indexes or like.sizes[dim] < 2:
             continue
-        own, other = like[dim].values, field[dim].values
-        if own.dtype.kind not in "MO" or own.dtype.kind != other.dtype.kind or not np.all(own[:-1] < own[1:]):
+        times, field_times = like[dim].values, field[dim].values
+        if (
+            times.dtype.kind not in "MO"
+            or times.dtype.kind != field_times.dtype.kind
+            or not np.all(times[:-1] < times[1:])
+        ):
             continue
-        found = match_times(own, other, JITTER * estimate_time_step(compute_seconds_since_first(own)))
+        found = match_times(times, field_times, JITTER * estimate_time_step(compute_seconds_since_first(times)))
         if len(set(found[found >= 0])) == (found >= 0).sum():
-            field = field.assign_coords({dim: np.where(found >= 0, own[found], other)})
+            field = field.assign_coords({dim: np.where(found >= 0, times[found], field_times)})
     return field
 
 

@@ -191,8 +191,8 @@ def compute_scores(
     for scale in scales:
         x, y = make_coarse_and_fine(truth, scale)
         shave = compute_margin(scale)
-        beside = {} if static is None else {"static": make_coarse_and_fine(static[None], scale)[0]}
-        ours = model(x, size=tuple(y.shape[2:]), **beside)
+        inputs = {} if static is None else {"static": make_coarse_and_fine(static[None], scale)[0]}
+        ours = model(x, size=tuple(y.shape[2:]), **inputs)
         for name, prediction in (("model", ours), ("bicubic", resize_bicubic(x, tuple(y.shape[2:])))):
             for c in range(y.shape[1]):
                 inner = [t[:, c, shave:-shave, shave:-shave] for t in (prediction, y)]

@@ -98,7 +98,7 @@ class Interpolation(Fields):
         missing = np.isnan(field)
         if not missing.any() or missing.all():
             return field
-        upright = tuple(slice(None, None, -1 if turned else 1) for turned in self.grid.flipped)
+        upright = tuple(slice(None, None, -1 if flipped else 1) for flipped in self.grid.flipped)
         beyond = min(_WRAP_COLUMNS, field.shape[1]) if self.grid.periodic else 0
         wide = np.pad(field[upright], ((0, 0), (beyond, beyond)), "wrap")
         nearest = scipy.ndimage.distance_transform_edt(np.isnan(wide), return_distances=False, return_indices=True)

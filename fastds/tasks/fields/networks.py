@@ -57,11 +57,11 @@ class FieldModel(Fields):
 
     def _select_variables(self, dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], list[Kind]]:
         """Return names and kinds of the variables that the network reads."""
-        wanted = self.model.card.input_variables
-        if len(wanted) != self.model.in_channels:
+        expected = self.model.card.input_variables
+        if len(expected) != self.model.in_channels:
             raise OptionError("model", ": its card must name one variable per channel")
-        return [find_variable(dataset, one) for one in wanted], [
-            (one.get("standard_name"), one["units"]) for one in wanted
+        return [find_variable(dataset, one) for one in expected], [
+            (one.get("standard_name"), one["units"]) for one in expected
         ]
 
     @property

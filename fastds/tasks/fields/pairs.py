@@ -126,13 +126,13 @@ class Pairs:
         self.notes += [note for note in left_out if note not in self.notes]
         return {what: Source(field, what, self.grid.names) for what, field in fields.items()}
 
-    def _check_units(self, name: str, own: str | None, other: str | None, what: str) -> None:
+    def _check_units(self, name: str, units_here: str | None, units_there: str | None, what: str) -> None:
         """Raise ValueError if both units are declared and differ; add a note if one is not declared."""
-        if own is not None and other is not None and not is_same_unit(own, other):
-            message = f"variable {name} is in {own!r} in {self.called} and in {other!r} in {what}"
+        if units_here is not None and units_there is not None and not is_same_unit(units_here, units_there):
+            message = f"variable {name} is in {units_here!r} in {self.called} and in {units_there!r} in {what}"
             raise ValueError(f"{message}: convert one of them first")
-        if (own is None) != (other is None):
-            silent, units = (self.called, other) if own is None else (what, own)
+        if (units_here is None) != (units_there is None):
+            silent, units = (self.called, units_there) if units_here is None else (what, units_here)
             self.notes.append(f"{silent} declares no units of {name}; {units} is assumed")
 
     def _coarsen(self, made: dict[str, dict[str, Source]]) -> None:

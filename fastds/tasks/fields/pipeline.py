@@ -167,12 +167,12 @@ class FieldsPipeline:
             result = result.assign_coords(
                 interpolate_latitude_longitude(first.transpose(..., *self.grid.names), *(at.numpy() for at in where))
             )
-        kept = [*(d for d in method.lead if d in given.coords), *along, *get_scalar_coordinates(first)]
-        for name in kept:
+        names = [*(d for d in method.lead if d in given.coords), *along, *get_scalar_coordinates(first)]
+        for name in names:
             result = result.assign(get_coordinate_with_bounds(given, first[name]))
-        result = result.set_coords(kept).assign_attrs(self._settings())
-        said = f"fastds: arbitrary-scale downscaling with {method.name or 'a model'}"
-        return add_history(result, "; ".join(filter(None, (said, method.origin))))
+        result = result.set_coords(names).assign_attrs(self._settings())
+        entry = f"fastds: arbitrary-scale downscaling with {method.name or 'a model'}"
+        return add_history(result, "; ".join(filter(None, (entry, method.origin))))
 
     def _axis(self, name: str, axis: Tensor) -> dict[str, xr.Variable]:
         """Return a coordinate of the target grid, with cell bounds if the dataset has bounds."""

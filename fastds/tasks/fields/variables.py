@@ -100,8 +100,8 @@ class Fields:
         for n, limits in zip(self.names, self.limits, strict=True):
             infinite = UndeclaredFills()
             variable, values = self.dataset[n], (infinite.mask(self._read(n, at)) for at in self._iterate_indices())
-            said = f"every value of variable {n} is missing, and so is the output"
-            form = {"codes": is_stored_as_codes(variable), "all_missing": said, "stacklevel": stacklevel + 1}
+            message = f"every value of variable {n} is missing, and so is the output"
+            form = {"codes": is_stored_as_codes(variable), "all_missing": message, "stacklevel": stacklevel + 1}
             check_plausible(n, values, limits, variable.attrs.get("units", ""), **form)
             infinite.warn(n, stacklevel + 1)
 
@@ -176,8 +176,8 @@ class Fields:
         if missing.any():
             height, width = missing.shape
             i, j = (
-                (np.ceil(at - 0.5) if turned else np.floor(at + 0.5)).astype(np.int64)
-                for at, turned in zip((rows, columns), self.grid.flipped, strict=True)
+                (np.ceil(at - 0.5) if flipped else np.floor(at + 0.5)).astype(np.int64)
+                for at, flipped in zip((rows, columns), self.grid.flipped, strict=True)
             )
             j = j % width if self.grid.periodic else j.clip(0, width - 1)
             values[missing[i.clip(0, height - 1), j]] = np.nan

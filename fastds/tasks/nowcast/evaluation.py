@@ -204,13 +204,19 @@ def check_truth(
     fields = to_reflectivity(truth, var, z_r=z_r)
     if fields.shape[1:] != source.shape[1:]:
         raise ValueError(f"the grids differ: it has {fields.shape[1:]} pixels, the input {source.shape[1:]}")
-    for dim, own in zip(fields.dims[1:], source.dims[1:], strict=True):
-        if dim in fields.raw.coords and own in source.raw.coords and are_different(source.raw[own], fields.raw[dim]):
-            raise ValueError(f"the grids differ: its coordinate {dim} and {own} of the input are different places")
+    for dim, input_dim in zip(fields.dims[1:], source.dims[1:], strict=True):
+        if (
+            dim in fields.raw.coords
+            and input_dim in source.raw.coords
+            and are_different(source.raw[input_dim], fields.raw[dim])
+        ):
+            raise ValueError(
+                f"the grids differ: its coordinate {dim} and {input_dim} of the input are different places"
+            )
     before, after = (Timeline(s.raw[s.dims[0]].values, s.cadence) for s in (source, fields))
     known = max((make_baseline(name).known for name in _list_installed()), default=1)
-    wanted = (before, leads[0] * np.arange(1 - known, 1)), (after, leads)
-    if not any(all(line.has(start, shifts) for line, shifts in wanted) for start in starts):
+    required = (before, leads[0] * np.arange(1 - known, 1)), (after, leads)
+    if not any(all(line.has(start, shifts) for line, shifts in required) for start in starts):
         raise _make_start_error(known, leads, starts, after)
     check_without_warnings(fields)
 
@@ -297,8 +303,10 @@ def _check_grid(forecasts: Forecasts, source, what: str) -> None:
         raise ValueError(
             f"the grids differ: PRED has {grid} cells of {factor} x {factor} pixels, {what} {source.shape[1:]} pixels"
         )
-    for dim, own in zip(source.dims[1:], forecasts.variable.dims[-2:], strict=True):
-        if dim in source.raw.coords and own in forecasts.variable.coords:
-            here, there = forecasts.variable[own].values, np.asarray(source.raw[dim].values, float)
+    for dim, forecast_dim in zip(source.dims[1:], forecasts.variable.dims[-2:], strict=True):
+        if dim in source.raw.coords and forecast_dim in forecasts.variable.coords:
+            here, there = forecasts.variable[forecast_dim].values, np.asarray(source.raw[dim].values, float)
             if are_different(here, there[: factor * len(here)].reshape(-1, factor).mean(1)):
-                raise ValueError(f"the grids differ: coordinate {own} of PRED and {dim} of {what} are different places")
+                raise ValueError(
+                    f"the grids differ: coordinate {forecast_dim} of PRED and {dim} of {what} are different places"
+                )

@@ -162,8 +162,8 @@ class Options:
 
 
 def _create_change_counts() -> ChangeCounts:
-    kept = f"with {spell_argument('smooth')} they stay"
-    return ChangeCounts({"dried": f"are dry so that the wet area stays near that of the last field; {kept}"})
+    hint = f"with {spell_argument('smooth')} they stay"
+    return ChangeCounts({"dried": f"are dry so that the wet area stays near that of the last field; {hint}"})
 
 
 class NowcastPipeline:

@@ -233,8 +233,8 @@ class FrameRefiner:
         while some := list(itertools.islice(moving, self.pair_batch)):
             flags = [(seen.pair, number in requested) for number, seen in some]
             runs = [number for number, _ in some if number in requested]
-            beside = None if channels is None else [torch.stack([channels(n), channels(n + 1)]) for n in runs]
-            results = self._compute_results([seen for number, seen in some if number in requested], beside)
+            channel_pairs = None if channels is None else [torch.stack([channels(n), channels(n + 1)]) for n in runs]
+            results = self._compute_results([seen for number, seen in some if number in requested], channel_pairs)
             some.clear()  # frees large tensors
             for pair, has_run in flags:
                 yield *pair, next(results) if has_run else None

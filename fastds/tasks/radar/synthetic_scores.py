@@ -19,7 +19,7 @@ EVENTS = "two synthetic events"
 class Errors:
     """Mean squared errors in dBZ^2 above 15 dBZ, of a network and of advection."""
 
-    own: float
+    network: float
     advection: float
 
 
@@ -33,7 +33,7 @@ def score_synthetic_events(model: nn.Module, device: str | None = None) -> Error
         coarse = coarsen_dataset(truth)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # warnings about out-of-distribution inputs
-            fine = downscale(model, coarse, device=device).assign_attrs(fastds_model="own")
+            fine = downscale(model, coarse, device=device).assign_attrs(fastds_model="network")
         rows = evaluate(fine, truth, coarse=coarse).rows
-        found.append([rows[name]["mse_total_15"] for name in ("own", "advection")])
+        found.append([rows[name]["mse_total_15"] for name in ("network", "advection")])
     return Errors(*np.mean(found, axis=0).tolist())

@@ -147,10 +147,10 @@ class Corners:
         if mask is not None:
             flat = mask.flatten(1)
             self.mask = [flat.gather(1, index) for index in self.index]
-            kept = [torch.where(m, w, 0) for m, w in zip(self.mask, self.weights, strict=True)]
-            total = sum(kept)
+            known_weights = [torch.where(m, w, 0) for m, w in zip(self.mask, self.weights, strict=True)]
+            total = sum(known_weights)
             self.valid = total > 0
-            self.weights = [w / torch.where(self.valid, total, 1) for w in kept]
+            self.weights = [w / torch.where(self.valid, total, 1) for w in known_weights]
 
     def gather(self, maps: Tensor, j: int) -> Tensor:
         """Return the values of maps (B, C, H, W) at corner j, (B, Q, C), zero where the mask is False."""
