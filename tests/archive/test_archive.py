@@ -347,10 +347,10 @@ def test_archive_with_dask_scheduler(files, event):
     distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
     form = {"processes": False, "protocol": "tcp", "dashboard_address": None, "threads_per_worker": 1}
     with distributed.LocalCluster(n_workers=1, **form) as cluster:
-        told = archive(files, scheduler=cluster.scheduler_address)
+        report = archive(files, scheduler=cluster.scheduler_address)
         (files / "dask.json").write_text(json.dumps({"address": cluster.scheduler_address, "workers": {}}))
         archive(files, target="other.zarr", scheduler=str(files / "dask.json"))
-    assert any(f"5 computed by 1 workers of {cluster.scheduler_address}" in note for note in told.notes)
+    assert any(f"5 computed by 1 workers of {cluster.scheduler_address}" in note for note in report.notes)
     assert same(stored(files / "out.zarr"), stored(files / "other.zarr"))
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(OSError, match="127.0.0.1:9"):
         archive(files, target="third.zarr", scheduler="tcp://127.0.0.1:9")
@@ -397,8 +397,8 @@ def test_long_first_chunk_runs_alongside_workers(files, whole, monkeypatch):
 
 
 def test_workers_do_not_reopen_files(files, monkeypatch):
-    asked = request.Request("radar", tuple(map(str, sorted((files / "in").iterdir()))), "trilinear", {}, {})
-    job = request.create_pipeline(asked)
+    job_request = request.Request("radar", tuple(map(str, sorted((files / "in").iterdir()))), "trilinear", {}, {})
+    job = request.create_pipeline(job_request)
     there = pickle.dumps(workers.PickledPipeline(job))
     monkeypatch.setattr("fastds.data.formats.opening.FileProbe", lambda path: pytest.fail(f"opened {path}"))
     for number in (0, 4, 5):

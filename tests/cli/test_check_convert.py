@@ -18,7 +18,7 @@ pytest.importorskip("zarr", reason="archives need the package zarr")
 pyproj = pytest.importorskip("pyproj", reason="archives need the package pyproj")
 
 ORIGIN = ArchiveMetadata("CC-BY-4.0", "A B <a@b.org>", "FI-FMI-reflectivity")
-TOLD = ["--license=CC-BY-4.0", "--creator=A B <a@b.org>", "--identifier=FI-FMI-reflectivity"]
+METADATA_OPTIONS = ["--license=CC-BY-4.0", "--creator=A B <a@b.org>", "--identifier=FI-FMI-reflectivity"]
 
 
 @pytest.fixture
@@ -60,12 +60,12 @@ def test_mlcast_validator_reports_only_the_short_archive(event, tmp_path, failed
     save_dataset(event, tmp_path / "event.nc")
     url = "https://github.com/mlcast-community/mlcast-dataset-FI-FMI@v0.1.0"
     out = tmp_path / "archive.zarr"
-    assert main(["convert", str(tmp_path / "event.nc"), str(out), *TOLD, f"--created-with={url}"]) == 0
+    assert main(["convert", str(tmp_path / "event.nc"), str(out), *METADATA_OPTIONS, f"--created-with={url}"]) == 0
     assert failed(out) == ["Minimum 3-year coverage"]
 
 
 URL = "--created-with=https://github.com/mlcast-community/mlcast-dataset-FI-FMI@v0.1.0"
-ARCHIVED = [*TOLD, URL, "--to=mlcast"]
+ARCHIVED = [*METADATA_OPTIONS, URL, "--to=mlcast"]
 
 
 @pytest.mark.parametrize("raw", [False, True])
@@ -77,7 +77,7 @@ def test_mlcast_archive_of_swiss_grid_is_valid(data_dir, tmp_path, failed, raw):
         for copy in words[:2]:
             shutil.copy(data_dir / "raw/mch/AQC161932200V_00005.801.gif", copy)
         words.pop()
-    assert main(["convert", *words, *TOLD[:2], "--identifier=CH-MCH-rain", URL]) == 0
+    assert main(["convert", *words, *METADATA_OPTIONS[:2], "--identifier=CH-MCH-rain", URL]) == 0
     assert failed(tmp_path / "a.zarr") == ["Minimum 3-year coverage"]
 
 
@@ -108,10 +108,10 @@ def test_mlcast_radar_output_is_valid(event, tmp_path, failed, words):
 
 def test_mlcast_forecast_archive_contents(event, tmp_path):
     event = event.isel(time=slice(3, None))  # 12:20, 12:25, 12:30
-    source, told = str(save_dataset(event, tmp_path / "event.nc")), ["--model=persistence", *ARCHIVED]
+    source, options = str(save_dataset(event, tmp_path / "event.nc")), ["--model=persistence", *ARCHIVED]
     z = event.reflectivity.values.clip(max=60)
-    main(["nowcast", source, str(tmp_path / "one.zarr"), "--steps=2", "--quantity=reflectivity", *told])
-    main(["nowcast", source, str(tmp_path / "many.zarr"), "--steps=1", "--every=5min", *told])
+    main(["nowcast", source, str(tmp_path / "one.zarr"), "--steps=2", "--quantity=reflectivity", *options])
+    main(["nowcast", source, str(tmp_path / "many.zarr"), "--steps=1", "--every=5min", *options])
     with open_dataset(tmp_path / "one.zarr") as one, open_dataset(tmp_path / "many.zarr") as many:
         assert [str(t)[11:16] for t in one.time.values] == ["12:35", "12:40"]
         assert one.attrs["fastds_start"] == "2024-06-01T12:30:00" and one.attrs["fastds_model"] == "persistence"
@@ -176,8 +176,10 @@ def test_convert_appends_blocks_of_times(event, tmp_path, monkeypatch):
     with open_dataset(tmp_path / "whole.zarr") as whole, open_dataset(tmp_path / "parts.zarr") as parts:
         xr.testing.assert_equal(whole, parts)
         assert parts.sizes["time"] == 6
-        told = [{k: v for k, v in archive.attrs.items() if k != "mlcast_created_on"} for archive in (whole, parts)]
-        assert told[0] == told[1] and told[0]["license"] == ORIGIN.license
+        attributes = [
+            {k: v for k, v in archive.attrs.items() if k != "mlcast_created_on"} for archive in (whole, parts)
+        ]
+        assert attributes[0] == attributes[1] and attributes[0]["license"] == ORIGIN.license
 
 
 def test_convert_changes_rain_units(event, tmp_path):
@@ -193,8 +195,8 @@ def test_convert_changes_rain_units(event, tmp_path):
     ("words", "message"),
     [
         ([], "an archive in MLCast's form needs --license and --creator and --identifier; --to cf writes a CF store"),
-        ([*TOLD[:2], "--identifier=x"], "--identifier must be such as FI-FMI-reflectivity, got 'x'"),
-        ([TOLD[0], "--creator=A", TOLD[2]], "--creator must be Name <email>, got 'A'"),
+        ([*METADATA_OPTIONS[:2], "--identifier=x"], "--identifier must be such as FI-FMI-reflectivity, got 'x'"),
+        ([METADATA_OPTIONS[0], "--creator=A", METADATA_OPTIONS[2]], "--creator must be Name <email>, got 'A'"),
     ],
 )
 def test_convert_requires_the_origin(event, tmp_path, capsys, words, message):
@@ -225,7 +227,7 @@ def test_convert_requires_a_projection(event, tmp_path):
 def test_convert_suggests_another_format(data_dir, tmp_path, capsys, raw, message):
     source = data_dir / (f"raw/{raw}" if "/" in raw else raw)
     out = str(tmp_path / "o.zarr")
-    assert main(["convert", str(source), out, *TOLD]) == 2
+    assert main(["convert", str(source), out, *METADATA_OPTIONS]) == 2
     assert message in capsys.readouterr().err
     assert main(["convert", str(source), out, "--to=cf"]) == 0
     with open_dataset(out) as written:
@@ -254,7 +256,7 @@ def test_convert_prefers_rain_over_reflectivity(event, tmp_path, capsys, words, 
     rate = {"units": "mm h-1", "standard_name": "rainfall_rate", "grid_mapping": "crs"}
     rain = event.reflectivity.clip(0).assign_attrs(rate)
     save_dataset(event.assign(rain=rain), tmp_path / "event.nc")
-    assert main(["convert", str(tmp_path / "event.nc"), str(tmp_path / "a.zarr"), *TOLD, *words]) == 0
+    assert main(["convert", str(tmp_path / "event.nc"), str(tmp_path / "a.zarr"), *METADATA_OPTIONS, *words]) == 0
     assert f"archived {'reflectivity' if words else 'rain'}\n" in capsys.readouterr().out
     with open_dataset(tmp_path / "a.zarr") as archive:
         assert set(archive.data_vars) == {taken, "crs"}
@@ -410,10 +412,10 @@ def test_check_reports_monthly_data(times, said):
 def test_check_of_out_of_distribution_data(tmp_path, capsys):
     save_dataset(gridded(TEMPERATURE), tmp_path / "t.nc")
     assert main(["check", str(tmp_path / "t.nc")]) == 0
-    wanted = (
+    note = (
         "cannot     downscale --model wgan-gp-small-x2, downscale --model wgan-gp-small-x8: needs relative humidity; "
     )
-    assert f"{wanted}this file has t\n" in capsys.readouterr().out
+    assert f"{note}this file has t\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("dim", ["time", "latitude", "longitude"])

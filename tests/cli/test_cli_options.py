@@ -29,19 +29,19 @@ from fastds.studies.command import STUDIES
 from fastds.tasks.radar.demo import demo
 from fastds.training.command import TASKS
 
-LAW = 300.0, 1.4
-# Files that tell neither their unit nor their missing value, and have a law of their own.
+Z_R = 300.0, 1.4
+# The files declare neither their unit nor their missing value, and their Z-R relation is not the default.
 PART = "2024-06-01T12:05", "2024-06-01T12:15"
 SECOND = "2019-01-01T03:00"
 READING = "--var rain --units mm/h --missing -9 --z-r 300 1.4"
-TOLD = "--license CC-BY-4.0 --creator A<a@b.org> --identifier DE-DWD-rain --created-with URL"
+ARCHIVE_OPTIONS = "--license CC-BY-4.0 --creator A<a@b.org> --identifier DE-DWD-rain --created-with URL"
 FIELDS = "--model fields.safetensors --static relief.nc:h --missing -999 --units K"
 
 
 def rain(dataset, **attrs):
     """Replace the reflectivity by rain rates (Z-R relation 300, 1.4) with -9 in a corner."""
     z = dataset.reflectivity.values
-    rates = np.where(z > 0, (10 ** (z / 10) / LAW[0]) ** (1 / LAW[1]), 0.0).astype("f4")
+    rates = np.where(z > 0, (10 ** (z / 10) / Z_R[0]) ** (1 / Z_R[1]), 0.0).astype("f4")
     rates[:, :6, :6] = -9
     return dataset.drop_vars("reflectivity").assign(rain=(("time", "y", "x"), rates, attrs))
 
@@ -71,9 +71,9 @@ def folder(tmp_path_factory):
     for name, dataset in made.items():
         encoding = packed if name == "bytes" else {}
         dataset.to_netcdf(folder / f"{name}.nc", engine="h5netcdf", encoding=encoding)
-    beside = made["in"].rain
-    made["in"].assign(prob=(beside.dims, 0 * beside.values + 0.5, {"units": "1"})).to_netcdf(
-        folder / "beside.nc", engine="h5netcdf"
+    rates = made["in"].rain
+    made["in"].assign(prob=(rates.dims, 0 * rates.values + 0.5, {"units": "1"})).to_netcdf(
+        folder / "further.nc", engine="h5netcdf"
     )
     torch.manual_seed(1)
     options = {"encoder_options": {"channels": 8, "blocks": 2}, "dpfa_count": 1}
@@ -116,12 +116,12 @@ def four_times_as_often(printed):
     assert xr.open_dataset("four.nc").sizes["time"] == 9
 
 
-def told_how_it_was_coarsened(printed):
-    assert xr.open_dataset("told.nc").attrs["fastds_coarsened"] == "linear_z"
+def check_coarsening(printed):
+    assert xr.open_dataset("declared.nc").attrs["fastds_coarsened"] == "linear_z"
 
 
-def told_of_the_probability(printed):
-    assert xr.open_dataset("beside-fine.nc").attrs["fastds_dynamics"] == "prob as probability (0 to 1)"
+def check_probability(printed):
+    assert xr.open_dataset("further-fine.nc").attrs["fastds_dynamics"] == "prob as probability (0 to 1)"
 
 
 def finer_by(name, rows, columns):
@@ -175,16 +175,16 @@ def hindcast(printed):
     out, given = xr.open_dataset("hind.nc"), xr.open_dataset("known.nc").rain.where(lambda r: r >= 0)
     assert out.rainfall_rate.dims == ("forecast_reference_time", "forecast_period", "y", "x")
     assert out.rainfall_rate.shape[1:] == (2, 40, 44)
-    heaviest = (10**6 / LAW[0]) ** (1 / LAW[1])  # 60 dBZ
+    heaviest = (10**6 / Z_R[0]) ** (1 / Z_R[1])  # 60 dBZ
     expected = given.sel(time=out.forecast_reference_time).clip(max=heaviest)
     for lead in (0, 1):
         np.testing.assert_allclose(out.rainfall_rate[:, lead], expected, rtol=1e-3)
 
 
 def smoothed(printed):
-    smooth, kept = (xr.open_dataset(name) for name in ("smooth.nc", "kept.nc"))
-    assert (smooth.attrs["fastds_smooth"], kept.attrs["fastds_smooth"]) == (1, 0)
-    assert kept.rainfall_rate.mean() > 1.1 * smooth.rainfall_rate.mean()
+    smooth, matched = (xr.open_dataset(name) for name in ("smooth.nc", "matched.nc"))
+    assert (smooth.attrs["fastds_smooth"], matched.attrs["fastds_smooth"]) == (1, 0)
+    assert matched.rainfall_rate.mean() > 1.1 * smooth.rainfall_rate.mean()
 
 
 def drawn(printed):
@@ -193,8 +193,8 @@ def drawn(printed):
     assert out.realization.size == 3 and not out.equals(other)
 
 
-def reached(printed):
-    out, members = xr.open_dataset("reached.nc"), xr.open_dataset("drawn.nc").rainfall_rate
+def check_probabilities(printed):
+    out, members = xr.open_dataset("shares.nc"), xr.open_dataset("drawn.nc").rainfall_rate
     there = members.isel(realization=0, drop=True).notnull()
     shares = (members >= out.threshold).mean("realization").where(there)
     xr.testing.assert_allclose(out.probability_of_rainfall_rate_above_threshold, shares.transpose("threshold", ...))
@@ -209,7 +209,7 @@ def stations(printed):
 def table_by_hand(printed):
     truth = xr.open_dataset("truth.nc").rain.values.astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        t, p = (10 * np.log10(LAW[0] * (k * truth) ** LAW[1]) for k in (1.0, 1.2))
+        t, p = (10 * np.log10(Z_R[0] * (k * truth) ** Z_R[1]) for k in (1.0, 1.2))
     valid = truth[0] >= 0
     valid[:12, :12] = False  # six missing pixels of the input
     valid = binary_erosion(valid, np.ones((5, 5)))
@@ -236,8 +236,8 @@ def archived(printed):
 def archive(name):
     out = xr.open_dataset(name)
     assert out.rainfall_flux.attrs["units"] == "kg m-2 h-1"
-    told = [out.attrs[key] for key in ("license", "mlcast_created_by", "mlcast_dataset_identifier")]
-    assert told == ["CC-BY-4.0", "A<a@b.org>", "DE-DWD-rain"] and out.attrs["mlcast_created_with"] == "URL"
+    attributes = [out.attrs[key] for key in ("license", "mlcast_created_by", "mlcast_dataset_identifier")]
+    assert attributes == ["CC-BY-4.0", "A<a@b.org>", "DE-DWD-rain"] and out.attrs["mlcast_created_with"] == "URL"
     return out
 
 
@@ -272,11 +272,11 @@ RUNS = {
         times_of("part.nc", 10, 15, 20)
     ),
     f"downscale in.nc four.nc --model radar.safetensors {READING} --time-factor 4": four_times_as_often,
-    f"downscale beside.nc beside-fine.nc --model probable.safetensors {READING} --dynamics {{prob:[0,1]}}": (
-        told_of_the_probability
+    f"downscale further.nc further-fine.nc --model probable.safetensors {READING} --dynamics {{prob:[0,1]}}": (
+        check_probability
     ),
-    f"downscale in.nc told.nc --model radar.safetensors {READING} --smooth --coarsened linear_z": (
-        told_how_it_was_coarsened
+    f"downscale in.nc declared.nc --model radar.safetensors {READING} --smooth --coarsened linear_z": (
+        check_coarsening
     ),
     f"downscale in.nc archive.zarr --model radar.safetensors {READING} --workers 1 --append --keep-going": (
         as_an_archive("archive.zarr")
@@ -303,12 +303,12 @@ RUNS = {
     f"nowcast known.nc stopped.nc --model persistence {READING} --steps 1 --stop 2024-06-01T12:30": (
         times_of("stopped.nc", 35)
     ),
-    f"nowcast known.nc kept.nc --model moving.safetensors {READING} --steps 2": lambda printed: None,
+    f"nowcast known.nc matched.nc --model moving.safetensors {READING} --steps 2": lambda printed: None,
     f"nowcast known.nc smooth.nc --model moving.safetensors {READING} --steps 2 --smooth": smoothed,
     f"nowcast known.nc other.nc --model extrapolation {READING} --steps 2 --members 3": lambda printed: None,
     f"nowcast known.nc drawn.nc --model extrapolation {READING} --steps 2 --members 3 --seed 4": drawn,
-    f"nowcast known.nc reached.nc --model extrapolation {READING} --steps 2 --members 3 --seed 4 "
-    "--probability 0.5,2": reached,
+    f"nowcast known.nc shares.nc --model extrapolation {READING} --steps 2 --members 3 --seed 4 "
+    "--probability 0.5,2": check_probabilities,
     f"query fields.nc --points points.csv --output a.csv {FIELDS} --outside nan --threads 1 --device cpu "
     "--precision fp32 --graph auto": stations,
     f"query fields.nc --points points.csv --output b.csv {FIELDS} --var t --start {SECOND} --stop {SECOND} "
@@ -318,11 +318,11 @@ RUNS = {
     f"check truth.nc --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]} "
     "--model radar.safetensors": checked,
     f"convert mapped.nc a.zarr --to mlcast --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]} "
-    f"{TOLD}": archived,
-    f"downscale mapped.nc fine.zarr --model trilinear {READING} --to mlcast {TOLD}": (
+    f"{ARCHIVE_OPTIONS}": archived,
+    f"downscale mapped.nc fine.zarr --model trilinear {READING} --to mlcast {ARCHIVE_OPTIONS}": (
         archive_of_shape("fine.zarr", 9, 128, 128)
     ),
-    f"nowcast mapped.nc next.zarr --model persistence {READING} --steps 2 --to mlcast {TOLD}": (
+    f"nowcast mapped.nc next.zarr --model persistence {READING} --steps 2 --to mlcast {ARCHIVE_OPTIONS}": (
         archive_of_shape("next.zarr", 2, 64, 64)
     ),
     "convert truth.nc copy.zarr --to cf": plain_copy,
@@ -331,7 +331,7 @@ RUNS = {
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def thread_counts(monkeypatch):
     """Yield the list of numbers of threads that torch is set to; the test begins with 3 threads."""
     numbers, before, change = [], torch.get_num_threads(), torch.set_num_threads
     change(3)
@@ -342,13 +342,13 @@ def asked(monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*trained")
 @pytest.mark.parametrize("line", RUNS, ids=lambda line: " ".join(line.split()[:3]))
-def test_options_change_the_result(folder, monkeypatch, capsys, asked, line):
+def test_options_change_the_result(folder, monkeypatch, capsys, thread_counts, line):
     monkeypatch.chdir(folder)
     monkeypatch.setattr("fastds.tasks.radar.demo._write_picture", lambda *args: None)
     monkeypatch.setattr("fastds.tasks.radar.demo.demo", functools.partial(demo, frames=3))
     assert cli.main(line.split()) == 0, capsys.readouterr().err
     RUNS[line](capsys.readouterr().out)
-    assert ("--threads 1" in line) == (asked[:1] == [1])
+    assert ("--threads 1" in line) == (thread_counts[:1] == [1])
 
 
 def test_every_command_option_is_tested():
@@ -420,11 +420,11 @@ def test_every_configuration_option_is_used(command, tmp_path, capsys):
     options = {name: kind for name, kind in leaves(CONFIGURED[command]) if name != "methods"}
     configuration(*command, "--data.path=PATH")
     printed = yaml.safe_load(capsys.readouterr().out)
-    wanted = {name: another(kind, value_of(printed, name)) for name, kind in options.items()}
-    configuration(*command, *(f"--{name}={json.dumps(v) if v != 'word' else v}" for name, v in wanted.items()))
+    values = {name: another(kind, value_of(printed, name)) for name, kind in options.items()}
+    configuration(*command, *(f"--{name}={json.dumps(v) if v != 'word' else v}" for name, v in values.items()))
     text = capsys.readouterr().out
-    assert {name: value_of(yaml.safe_load(text), name) for name in options} == wanted
-    assert all(wanted[name] != value_of(printed, name) for name in options)
+    assert {name: value_of(yaml.safe_load(text), name) for name in options} == values
+    assert all(values[name] != value_of(printed, name) for name in options)
     (tmp_path / "again.yaml").write_text(text)
     configuration(*command, f"--config={tmp_path}/again.yaml")
     assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(text)

@@ -120,8 +120,8 @@ for size in map(int, sys.argv[1].split()):
     done = limited(sizes[0], code, " ".join(map(str, sizes)), *nowcast(folder, output))
     assert done.stdout.splitlines() == len(sizes) * [f"2 ['{output.name}']"], done.stderr
     assert done.stderr.splitlines() == len(sizes) * [f"fastds nowcast: {output} cannot be written: File too large"]
-    with open_dataset(output) as kept:
-        assert kept.equals(open_dataset(folder / "in.nc")) and os.listdir(tmp_path) == [output.name]
+    with open_dataset(output) as dataset:
+        assert dataset.equals(open_dataset(folder / "in.nc")) and os.listdir(tmp_path) == [output.name]
 
 
 def test_pending_chunks_do_not_restore_a_failed_output(tmp_path, monkeypatch):

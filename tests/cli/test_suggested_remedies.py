@@ -96,10 +96,10 @@ def test_error_about_reserved_station_columns(tmp_path, capsys, monkeypatch, col
     (tmp_path / "p.csv").write_text(f"lat,lon,{column},name\n45,110,99.5,A\n")
     command = ["query", f"{tmp_path}/t.nc", f"--points={tmp_path}/p.csv", f"--output={tmp_path}/o.csv"]
     assert main(command) == 2
-    wanted = (
+    message = (
         f"the points have a column {column}, as the result has, whose values would be lost: rename it in the points"
     )
-    assert f"{wanted}, such as {column}_observed" in capsys.readouterr().err and not (tmp_path / "o.csv").exists()
+    assert f"{message}, such as {column}_observed" in capsys.readouterr().err and not (tmp_path / "o.csv").exists()
     (tmp_path / "p.csv").write_text(f"lat,lon,{column}_observed,latitude\n45,110,99.5,north\n")
     assert main(command) == 0, capsys.readouterr().err
     assert (tmp_path / "o.csv").read_text().splitlines()[1].startswith("45,110,99.5,north,")

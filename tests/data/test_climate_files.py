@@ -275,8 +275,8 @@ def test_humidity_in_any_order_of_axes(humid, members):
     def made(field):
         return fastds.downscale("wgan-gp-small-x2", field, members=members).r
 
-    expected, turned = made(humid), humid.isel(latitude=slice(None, None, -1), longitude=slice(None, None, -1))
-    xr.testing.assert_equal(made(turned).sortby("latitude").sortby("longitude"), expected)
+    expected, flipped = made(humid), humid.isel(latitude=slice(None, None, -1), longitude=slice(None, None, -1))
+    xr.testing.assert_equal(made(flipped).sortby("latitude").sortby("longitude"), expected)
     other = made(humid.transpose("longitude", "latitude", ...))
     assert other.dims == expected.dims and other.equals(expected)
 

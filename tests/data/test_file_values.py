@@ -171,14 +171,14 @@ def test_corners_that_do_not_fit_the_grid_are_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "told", "beyond"),
+    ("dtype", "limits", "beyond"),
     [("uint8", {"valid_range": np.array([0, 200], "u1")}, 230), ("uint8", {"valid_max": np.float32(68.0)}, 230),
      ("float32", {"valid_min": np.float32(-32), "valid_max": np.float32(75)}, 85.0),
      ("float32", {"valid_range": np.array([-32, 75], "i8")}, 85.0),
      ],
     ids=["codes", "unpacked", "floats", "long integers"],
 )  # fmt: skip
-def test_values_beyond_the_valid_range_are_missing(tmp_path, dtype, told, beyond):
+def test_values_beyond_the_valid_range_are_missing(tmp_path, dtype, limits, beyond):
     event = synthetic_event(1, frames=2, shape=(32, 32))[["reflectivity"]]
     how = {"dtype": dtype}
     if dtype != "float32":
@@ -186,7 +186,7 @@ def test_values_beyond_the_valid_range_are_missing(tmp_path, dtype, told, beyond
     event["reflectivity"].attrs.pop("grid_mapping", None)
     event.to_netcdf(tmp_path / "a.nc", engine="h5netcdf", encoding={"reflectivity": how})
     with h5py.File(tmp_path / "a.nc", "a") as file:
-        file["reflectivity"].attrs.update(told)
+        file["reflectivity"].attrs.update(limits)
         file["reflectivity"][:, 5:9, 5:9] = beyond
     with open_dataset(tmp_path / "a.nc") as dataset:
         missing = dataset["reflectivity"].isnull().values
@@ -212,20 +212,20 @@ def test_fill_values_of_codes_in_the_other_sign(name, fill, dtype, unsigned):
 
 
 @pytest.mark.parametrize(
-    ("told", "missing"),
+    ("declared", "missing"),
     [({}, True), ({"_Unsigned": "true"}, False), ({"valid_min": np.int16(-32767)}, False),
      ({"valid_min": np.int16(-32766)}, True), ({"valid_range": np.array([-400.0, 400.0])}, False)],
 )  # fmt: skip
-def test_the_default_fill_value_of_netcdf_may_be_a_code_like_others(told, missing):
-    attrs = {"scale_factor": 0.01, "units": "K"} | told
+def test_the_default_fill_value_of_netcdf_may_be_a_code_like_others(declared, missing):
+    attrs = {"scale_factor": 0.01, "units": "K"} | declared
     raw = xr.Dataset({"v": (("y", "x"), np.array([[-32767, 4]], "i2"), attrs)})
     found = decode_dataset(raw, default_fill=True)["v"].values
     assert np.isnan(found[0, 0]) == missing and found[0, 1] == pytest.approx(0.04)
 
 
-@pytest.mark.parametrize("told", [{"valid_range": np.array([-2.0, 60.0])}, {"valid_min": -2.0, "valid_max": 60.0}])
-def test_negative_floating_limits_of_unsigned_codes_are_unpacked_values(told):
-    attrs = {"_Unsigned": "true", "scale_factor": 0.5, "add_offset": -10.0} | told
+@pytest.mark.parametrize("limits", [{"valid_range": np.array([-2.0, 60.0])}, {"valid_min": -2.0, "valid_max": 60.0}])
+def test_negative_floating_limits_of_unsigned_codes_are_unpacked_values(limits):
+    attrs = {"_Unsigned": "true", "scale_factor": 0.5, "add_offset": -10.0} | limits
     raw = xr.Dataset({"v": (("y", "x"), np.array([[0, 16], [-116, -115]], "i1"), attrs)})
     np.testing.assert_array_equal(decode_dataset(raw, default_fill=False)["v"], [[np.nan, -2.0], [60.0, np.nan]])
 

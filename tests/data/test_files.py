@@ -85,23 +85,23 @@ def test_unsupported_files_are_named(tmp_path, content, message):
     assert "\n" not in str(caught.value) and "file.nc" in str(caught.value)
 
 
-@pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
-def test_truncated_netcdf4(event, tmp_path, kept):
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_truncated_netcdf4(event, tmp_path, share):
     path = save_dataset(event, tmp_path / "event.nc")
     content = path.read_bytes()
-    path.write_bytes(content[: int(kept * len(content))])
+    path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match=r"event\.nc looks like NetCDF-4 but cannot be read .* truncated or damaged"):
         open_dataset(path)
 
 
-@pytest.mark.parametrize("kept", [0.001, 0.5, 0.99])
-def test_truncated_netcdf3(tmp_path, kept):
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.99])
+def test_truncated_netcdf3(tmp_path, share):
     path = tmp_path / "classic.nc"
     with netcdf_file(path, "w") as file:
         file.createDimension("x", 5000)
         file.createVariable("v", "f8", ("x",))[:] = np.arange(5000.0)
     content = path.read_bytes()
-    path.write_bytes(content[: int(kept * len(content))])
+    path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match=r"looks like NetCDF-3 but cannot be read .* truncated or damaged"):
         open_dataset(path)
 
@@ -114,8 +114,8 @@ def test_folder_without_fields(tmp_path):
 def test_zarr_without_the_package(tmp_path, monkeypatch, event):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("importlib.metadata.requires", lambda name: ["numpy>=2", 'zarr>=3.0; extra == "radar"'])
-    wanted = r"python -m pip install zarr, or, in a clone of fastds, python -m pip install '\.\[radar\]'$"
-    with pytest.raises(ImportError, match=wanted):
+    advice = r"python -m pip install zarr, or, in a clone of fastds, python -m pip install '\.\[radar\]'$"
+    with pytest.raises(ImportError, match=advice):
         save_dataset(event, tmp_path / "event.zarr")
     assert format_install_command("pysteps") == "python -m pip install pysteps"
 

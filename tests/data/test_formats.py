@@ -414,7 +414,7 @@ def otherwise_dry(event):
     return event.assign(reflectivity=event.reflectivity.assign_attrs(no_echo_value=-10.0))
 
 
-def turned(event):
+def with_other_projection(event):
     return event.assign(crs=event.crs.assign_attrs(longitude_of_projection_origin=99.0))
 
 
@@ -426,7 +426,10 @@ def turned(event):
             r"units of reflectivity: dBZ in .*a\.nc, mm h-1 in .*c\.nc; a pattern or a list takes files of one kind",
         ),
         (otherwise_dry, r"no_echo_value of reflectivity: -32\S* in .*a\.nc, -10.0 in .*c\.nc; a pattern"),
-        (turned, r"a\.nc and .*c\.nc are on different grids: longitude_of_projection_origin is \S+ and 99"),
+        (
+            with_other_projection,
+            r"a\.nc and .*c\.nc are on different grids: longitude_of_projection_origin is \S+ and 99",
+        ),
     ],
 )
 def test_files_with_changed_grid_are_not_joined(halves, change, message):
@@ -464,12 +467,12 @@ def test_every_raw_file_is_recognised(raw):
 
 
 @pytest.mark.parametrize("name", [FMI, KNMI, OPERA, MCH, DX, "radolan/raa01-rx_10000-1408102050-dwd---bin.gz"])
-@pytest.mark.parametrize("kept", [0.3, 0.9])
-def test_truncated_raw_files_are_refused(raw, tmp_path, name, kept):
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_truncated_raw_files_are_refused(raw, tmp_path, name, share):
     """The error is one line; a truncated GIF raises an OSError of its library."""
     data = (raw / name).read_bytes()
     path = tmp_path / name.split("/")[1]
-    path.write_bytes(data[: int(kept * len(data))])
+    path.write_bytes(data[: int(share * len(data))])
     with pytest.raises((ValueError, OSError)) as caught:
         open_dataset(path).load()
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600

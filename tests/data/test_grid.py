@@ -214,8 +214,8 @@ def test_grid_spacing(data_dir):
 def test_two_dimensional_coordinates_are_found_by_attributes():
     lat, lon = np.meshgrid(50.0 - 0.01 * np.arange(6), 10.0 + 0.02 * np.arange(5), indexing="ij")
     plain = two_d(lat, lon)
-    turned = plain.assign_coords(lat=plain["lat"].T, lon=plain["lon"].T)
-    xr.testing.assert_allclose(refine_grid(turned, turned["z"]), refine_grid(plain, plain["z"]))
+    transposed = plain.assign_coords(lat=plain["lat"].T, lon=plain["lon"].T)
+    xr.testing.assert_allclose(refine_grid(transposed, transposed["z"]), refine_grid(plain, plain["z"]))
     time = np.datetime64("2024-01-01", "ns") + np.arange(2) * np.timedelta64(5, "m")
     file = plain.reset_coords().assign_coords(time=time)
     file["z"].attrs = {"standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}

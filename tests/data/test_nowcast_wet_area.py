@@ -71,7 +71,7 @@ def test_dried_fraction_is_recorded(tmp_path):
     from fastds.tasks.nowcast.run import nowcast_file
 
     report = nowcast_file(tmp_path / "in.nc", tmp_path / "out.nc", model="extrapolation", lead="60min")
-    told = [note for note in report.notes if "are dry so that the wet area" in note]
+    notes = [note for note in report.notes if "are dry so that the wet area" in note]
     with xr.open_dataset(tmp_path / "out.nc", engine="h5netcdf") as out:
         share = out.attrs["fastds_dried_share"]
-    assert (len(told) == 1) == (share > 1e-3) and share > 0
+    assert (len(notes) == 1) == (share > 1e-3) and share > 0

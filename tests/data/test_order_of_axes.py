@@ -10,7 +10,7 @@ from fastds.data import coarsen_dataset, synthetic_event
 from fastds.data.grid.axes import get_north_up_index
 from tests.support.small_models import nowcaster, radar_model
 
-TURNED = ({"y": slice(None, None, -1)}, {"x": slice(None, None, -1)}, dict.fromkeys("yx", slice(None, None, -1)))
+FLIPS = ({"y": slice(None, None, -1)}, {"x": slice(None, None, -1)}, dict.fromkeys("yx", slice(None, None, -1)))
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def same(make, given, turns, rtol=0.0):
     xr.testing.assert_allclose(make(given.isel(turns)).isel(turns), make(given), rtol=rtol, atol=0.0)
 
 
-@pytest.mark.parametrize("turns", TURNED)
+@pytest.mark.parametrize("turns", FLIPS)
 @pytest.mark.parametrize("method", ["network", "advection"])
 def test_downscale_in_any_axis_order(event, turns, method):
     model = radar_model() if method == "network" else method
@@ -34,10 +34,10 @@ def test_downscale_in_any_axis_order(event, turns, method):
 def test_downscale_rain_in_tiles_in_any_axis_order(event):
     rain = coarsen_dataset(event)
     rain["reflectivity"] = (rain.reflectivity.clip(0) / 20).assign_attrs(units="kg m-2", cell_methods="time: sum")
-    same(lambda d: fastds.downscale("advection", d, var="reflectivity", tile=16, halo=16), rain, TURNED[2], rtol=1e-6)
+    same(lambda d: fastds.downscale("advection", d, var="reflectivity", tile=16, halo=16), rain, FLIPS[2], rtol=1e-6)
 
 
-@pytest.mark.parametrize("turns", TURNED)
+@pytest.mark.parametrize("turns", FLIPS)
 @pytest.mark.parametrize(
     "options", [{}, {"members": 2}, {"coarsen": 4, "quantity": "reflectivity"}, {"probability": [0.5, 2.0]}]
 )
@@ -48,12 +48,12 @@ def test_nowcast_in_any_axis_order(event, turns, options):
 
 
 def test_network_nowcast_in_any_axis_order(event):
-    same(lambda d: fastds.nowcast(nowcaster(), d, steps=2), event, TURNED[2])
+    same(lambda d: fastds.nowcast(nowcaster(), d, steps=2), event, FLIPS[2])
 
 
 def test_evaluate_in_any_axis_order(event):
     """The rows of the baselines are computed again."""
-    fine, turns = fastds.downscale("advection", coarsen_dataset(event)), TURNED[2]
+    fine, turns = fastds.downscale("advection", coarsen_dataset(event)), FLIPS[2]
     rain = fastds.nowcast("persistence", event, start=str(event.time.values[5]), steps=2)
     for prediction, options in ((fine, {}), (rain, {"baselines": ["extrapolation"]})):
         here, there = (fastds.evaluate(prediction.isel(t), event.isel(t), **options).rows for t in ({}, turns))
@@ -65,7 +65,7 @@ def test_evaluate_in_any_axis_order(event):
 def test_north_up_orientation(event):
     field = event.reflectivity
     assert get_north_up_index(field) == (..., slice(None, None, 1), slice(None, None, 1))
-    assert get_north_up_index(field.isel(TURNED[2])) == (..., slice(None, None, -1), slice(None, None, -1))
-    assert get_north_up_index(field.drop_vars(["x", "y"]).isel(TURNED[2])) == get_north_up_index(field)
+    assert get_north_up_index(field.isel(FLIPS[2])) == (..., slice(None, None, -1), slice(None, None, -1))
+    assert get_north_up_index(field.drop_vars(["x", "y"]).isel(FLIPS[2])) == get_north_up_index(field)
     across = field.isel(x=slice(0, 4)).assign_coords(x=("x", [358.0, 359.0, 0.0, 1.0], {"units": "degrees_east"}))
     assert get_north_up_index(across) == get_north_up_index(field)

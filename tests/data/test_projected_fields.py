@@ -47,14 +47,14 @@ def test_downscale_of_one_projected_variable(tmp_path, capsys, model):
 
 def test_rotated_and_flipped_projected_grids():
     data = projected().drop_vars("crs")
-    turned = data.isel(y=slice(None, None, -1), x=slice(None, None, -1))
+    flipped = data.isel(y=slice(None, None, -1), x=slice(None, None, -1))
     rotated = data.rename(y="rlat", x="rlon").assign_coords(
         rlat=("rlat", 10 - 0.5 * np.arange(20), {"standard_name": "grid_latitude", "units": "degrees"}),
         rlon=("rlon", 15.0 * np.arange(24), {"standard_name": "grid_longitude", "units": "degrees"}),
     )
     for method in ("bicubic", "inr-any"):
         fine = fastds.downscale(method, data, scale=2).t2m
-        assert fine.equals(fastds.downscale(method, turned, scale=2).t2m.sortby("y", ascending=False).sortby("x"))
+        assert fine.equals(fastds.downscale(method, flipped, scale=2).t2m.sortby("y", ascending=False).sortby("x"))
         np.testing.assert_array_equal(fine, fastds.downscale(method, rotated, scale=2).t2m)
 
 
@@ -85,9 +85,9 @@ def test_a_curvilinear_grid_becomes_finer_among_its_points(model):
     assert set(fine.coords) == {"time", "lat", "lon"}
     np.testing.assert_allclose(fine.t2m, fastds.downscale(model, projected(), scale=2).t2m, atol=1e-3)
     np.testing.assert_allclose(fine.lat[:, 0], 60 + projected(40, 48, 1.5e3).y.values / 111e3, atol=1e-3)
-    turned = fastds.downscale(model, data.isel(y=slice(None, None, -1), x=slice(None, None, -1)), scale=2)
-    np.testing.assert_array_equal(turned.t2m[:, ::-1, ::-1], fine.t2m)
-    np.testing.assert_allclose(turned.lat[::-1, ::-1], fine.lat, atol=1e-9)
+    flipped = fastds.downscale(model, data.isel(y=slice(None, None, -1), x=slice(None, None, -1)), scale=2)
+    np.testing.assert_array_equal(flipped.t2m[:, ::-1, ::-1], fine.t2m)
+    np.testing.assert_allclose(flipped.lat[::-1, ::-1], fine.lat, atol=1e-9)
     other = fastds.downscale(model, data.transpose("x", "y", "time"), scale=2)
     np.testing.assert_array_equal(other.t2m.transpose("time", "y", "x"), fine.t2m)
     np.testing.assert_allclose(other.lat.transpose("y", "x"), fine.lat, atol=1e-9)

@@ -72,10 +72,10 @@ def test_version_5_uses_wgs_84(data_dir, tmp_path):
     west, east = data.x.values[[0, -1]] + [-500.0, 500.0]
     north, south = data.y.values[[0, -1]] + [500.0, -500.0]
     with h5py.File(data_dir / "raw" / "dwd_hdf5" / "composite_rv_20250923_0855_000-hd5") as file:
-        told = file["where"].attrs
+        corners = file["where"].attrs
         for name in ("UL", "UR", "LL", "LR"):
             corner = west if name[1] == "L" else east, north if name[0] == "U" else south
-            expected = told[f"{name}_lon"], told[f"{name}_lat"]
+            expected = corners[f"{name}_lon"], corners[f"{name}_lat"]
             assert to_degrees.transform(*corner) == pytest.approx(expected, abs=1e-8), name
     old, new = write(tmp_path, "old"), tmp_path / "new"
     new.write_bytes(composite(day="102055").replace(b"VS 3", b"VS 5"))

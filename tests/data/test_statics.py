@@ -33,8 +33,8 @@ def ramp(lat, lon):
 def test_statics_on_the_same_grid_are_unchanged():
     here = on_angles(np.arange(50, 40, -0.5), np.arange(5, 15, 0.5), lambda a, b: np.sin(99 * a + b))
     np.testing.assert_array_equal(maps(here, here), here.z)
-    turned = here.transpose("longitude", "latitude")
-    np.testing.assert_array_equal(maps(turned, here), here.z)
+    transposed = here.transpose("longitude", "latitude")
+    np.testing.assert_array_equal(maps(transposed, here), here.z)
 
 
 @pytest.mark.parametrize("ascending", [True, False])
@@ -110,18 +110,18 @@ def test_statics_follow_the_order_of_the_model_card(tmp_path):
     both = relief.merge(on_angles(*grid, lambda a, b: 0 * a + (b > 10), "lsm", units="(0 - 1)"))
     save_dataset(both, tmp_path / "both.nc"), save_dataset(relief, tmp_path / "12:00.nc")
     onto = on_angles(*grid, ramp)
-    wanted = [
+    expected = [
         {"name": "lsm", "units": "1"}, {"name": "height", "standard_name": "surface_altitude", "units": "m"},
     ]  # fmt: skip
     for sources in ([f"{tmp_path}/both.nc"], [f"{tmp_path}/both.nc:orog", f"{tmp_path}/both.nc:lsm"], both):
-        found = static_maps(sources, field_of(onto), onto, wanted)
+        found = static_maps(sources, field_of(onto), onto, expected)
         assert [v["name"] for v in found.variables] == ["lsm", "orog"] and found.values.shape == (2, 20, 20)
     assert found.origin == "static maps: lsm, orog" and found.values.dtype == np.float32
     assert static_maps(f"{tmp_path}/12:00.nc", field_of(onto), onto).origin == "static maps: orog of 12:00.nc"
 
 
 @pytest.mark.parametrize(
-    "change,wanted,message",
+    "change,card_statics,message",
     [
         (lambda d: d.assign(z=d.z.where(d.z > d.z.min())), None, "z has 1 missing values on the grid"),
         (lambda d: d.isel(latitude=slice(5, None)), None, "z does not cover the field: its latitude goes from 40.5 to"),
@@ -132,11 +132,11 @@ def test_statics_follow_the_order_of_the_model_card(tmp_path):
         (lambda d: d, [{"name": "lsm"}], "no lsm over .y, x. was found, which holds z"),
     ],
 )
-def test_statics_reject_unsuitable_fields(change, wanted, message):
+def test_statics_reject_unsuitable_fields(change, card_statics, message):
     grid = np.arange(50, 40, -0.5), np.arange(5, 15, 0.5)
     onto = on_angles(*grid, ramp, units="m2 s-2")
     with pytest.raises(ValueError, match=message):
-        static_maps(change(onto), field_of(onto), onto, wanted)
+        static_maps(change(onto), field_of(onto), onto, card_statics)
 
 
 def test_missing_files_and_variables_are_named(tmp_path):

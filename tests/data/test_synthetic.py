@@ -73,8 +73,8 @@ def test_features_move_with_the_stated_wind(seed):
         assert error(wind, step) < 0.5 * error(0 * wind, step)
         assert error(wind, step) < 0.7 * error(-wind, step)
         # A tenth of the wind more or less, or a turn by 6 degrees, fits worse.
-        turned = np.stack([wind[0] - 0.1 * wind[1], wind[1] + 0.1 * wind[0]])
-        assert all(error(wind, step) < error(other, step) for other in (1.1 * wind, 0.9 * wind, turned))
+        rotated = np.stack([wind[0] - 0.1 * wind[1], wind[1] + 0.1 * wind[0]])
+        assert all(error(wind, step) < error(other, step) for other in (1.1 * wind, 0.9 * wind, rotated))
 
 
 def test_a_steady_wind_without_development_is_a_translation():
@@ -189,8 +189,8 @@ def test_synthetic_cell_is_a_rotating_ellipse(place):
     synthetic._add_cell(rain, cell | {"life": 2000.0}, 400.0)
     down, right = np.mgrid[:40, :48] - np.array(place)[:, None, None]
 
-    turned = (right + 1j * down) * np.exp(-0.9j)
-    r = np.hypot(turned.real / (3 * np.sqrt(2)), turned.imag / (3 / np.sqrt(2)))
+    rotated = (right + 1j * down) * np.exp(-0.9j)
+    r = np.hypot(rotated.real / (3 * np.sqrt(2)), rotated.imag / (3 / np.sqrt(2)))
     expected = 40 * np.sin(np.pi / 5) ** 2 * np.exp(-(r**1.5))
     near = np.hypot(down, right) < 4 * 3 * np.sqrt(2)
     np.testing.assert_allclose((rain - 0.5)[near], expected[near], atol=1e-12)

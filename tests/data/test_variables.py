@@ -227,8 +227,8 @@ def test_missing_values_stay_missing(event):
 
 
 def test_other_orders_and_names_of_dimensions(event):
-    turned = event.transpose("x", "time", "y").rename(x="lon", y="lat", time="valid_time")
-    source = to_reflectivity(turned)
+    transposed = event.transpose("x", "time", "y").rename(x="lon", y="lat", time="valid_time")
+    source = to_reflectivity(transposed)
     assert source.dims == ("valid_time", "lat", "lon") and source.shape == (3, 32, 40)
 
 
@@ -271,8 +271,8 @@ def test_non_finite_grid_is_refused_by_name(event):
 
 @pytest.mark.parametrize("dim", ["x", "y"])
 def test_ascending_and_descending_axes(event, dim):
-    turned = event.isel({dim: slice(None, None, -1)})
-    np.testing.assert_array_equal(to_reflectivity(turned).field, turned["reflectivity"])
+    flipped = event.isel({dim: slice(None, None, -1)})
+    np.testing.assert_array_equal(to_reflectivity(flipped).field, flipped["reflectivity"])
 
 
 def test_frames_are_read_one_at_a_time(event, tmp_path):

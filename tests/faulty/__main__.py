@@ -50,8 +50,8 @@ def tries(folder: Path, names=None, pick=None):
         pick: function (number, rejecting commands, all commands) that selects commands for a kind; None for all.
     """
     files = good_files(folder)
-    wanted = [(base, name) for base, table in TABLES.items() for name in table if not names or name in names]
-    for number, (base, name) in enumerate(wanted):
+    cases = [(base, name) for base, table in TABLES.items() for name in table if not names or name in names]
+    for number, (base, name) in enumerate(cases):
         kind, every = TABLES[base][name], commands(base, folder / "faulty")
         refusing = [command for command in every if command not in kind.taken]
         for command in pick(number, refusing, list(every)) if pick else every:

@@ -134,9 +134,9 @@ def draw_stored(rng: np.random.Generator, low: float, high: float, dtypes: tuple
         return draw_packing(rng, low, high, dtypes)
     packing = draw_packing(rng, low, high, ("u1", "u2"))
     signed = packing.dtype.replace("u", "i")
-    for name, told in packing.attrs.items():
-        if getattr(told, "dtype", None) == packing.dtype:
-            packing.attrs[name] = np.asarray(told).view(signed)[()]
+    for name, value in packing.attrs.items():
+        if getattr(value, "dtype", None) == packing.dtype:
+            packing.attrs[name] = np.asarray(value).view(signed)[()]
     packing.stored = signed
     packing.attrs["_Unsigned"] = "true"
     packing.name += " as signed"
@@ -163,8 +163,10 @@ def draw_packing(rng: np.random.Generator, low: float, high: float, dtypes: tupl
         if way == "valid_max":
             return Packing(dtype, None, 0.0, high + 5 * span, {"valid_max": dt(high + 0.1 * span)}, way)
         fill = float(rng.choice([-9999.0, -1e30, 12345.0]))
-        told = np.array([dt(-777.0), dt(fill)]) if way == "several" else dt(fill)
-        return Packing(dtype, None, 0.0, float(dt(fill)), {"missing_value" if way == "several" else way: told}, way)
+        fill_values = np.array([dt(-777.0), dt(fill)]) if way == "several" else dt(fill)
+        return Packing(
+            dtype, None, 0.0, float(dt(fill)), {"missing_value" if way == "several" else way: fill_values}, way
+        )
     limits = np.iinfo(dtype)
     at_low = bool(rng.random() < 0.5)
     codes = (limits.min + 2, limits.max) if at_low else (limits.min, limits.max - 2)
@@ -227,12 +229,12 @@ def draw_times(rng: np.random.Generator, count: int) -> Times:
     elif unit == "days" and rng.random() < 0.4:
         dtype = "f4"
     numbers = numbers.astype(dtype)
-    kept = numbers.astype(float) * length - start
+    stored = numbers.astype(float) * length - start
     attrs = {"units": f"{unit} since 2023-01-01 00:00:00", "calendar": calendar, "standard_name": "time"}
     months = unit == "months" and calendar != "360_day"  # a twelfth of a year, or to the same day of a month
     refused = "times .* cannot be decoded" if months else ""
     how = f"{unit} {dtype} {calendar} every {step} s"
-    return Times(kept - kept[0], numbers, attrs, first, step, length, refused, how)
+    return Times(stored - stored[0], numbers, attrs, first, step, length, refused, how)
 
 
 def draw_values(rng: np.random.Generator, kind: str, shape: tuple[int, int, int]) -> np.ndarray:

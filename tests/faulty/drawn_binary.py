@@ -107,9 +107,9 @@ def _stored(rng: np.random.Generator, folder: Path, way: str, contents: list[tup
     mode = {"mode": "w"} if way == "tar" else {"mode": "w:gz", "compresslevel": 1}
     with tarfile.open(path, **mode) as archive:
         for name, content in order:
-            told = tarfile.TarInfo(name)
-            told.size = len(content)
-            archive.addfile(told, io.BytesIO(content))
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
     return path
 
 
@@ -123,9 +123,9 @@ def write_nimrod(rng: np.random.Generator, folder: Path) -> Drawn:
     up, lead = int(rng.integers(0, 2)), int(rng.choice([0, 0, 0, 60]))
     field = random_field(rng, (rows, columns, 1))[..., 0]
     reach = {"rate": 100.0, "amount": 12.0, "reflectivity": 60.0}[kind]
-    wanted = reach * np.maximum(0, 1.4 * field - 0.4)
+    exact = reach * np.maximum(0, 1.4 * field - 0.4)
     factor = 1.0 if form == ">f4" else float({">u1": 2, ">i2": rng.choice([32, 10]), ">i4": 32}[form])
-    codes = wanted.astype("f4") if form == ">f4" else np.rint(wanted * factor)
+    codes = exact.astype("f4") if form == ">f4" else np.rint(exact * factor)
     values = codes.astype(float) / factor
     missing = {">f4": -32767.0, ">i2": -1.0, ">i4": -32767.0, ">u1": 255.0}[form]
     real_missing = float(rng.choice([-32767.0, 1e6])) if form == ">f4" else -32767.0
@@ -179,8 +179,8 @@ def write_meteonet(rng: np.random.Generator, folder: Path) -> Drawn:
     values = np.where(missing, np.nan, codes / parts)
     arrays = {"data": np.where(missing, code, codes).astype(dtype)}
     if kind == "reflectivity_new":
-        beside = {"prob": 50, "height": 900}
-        arrays |= {name: np.where(missing, -200, value).astype("i2") for name, value in beside.items()}
+        scales = {"prob": 50, "height": 900}
+        arrays |= {name: np.where(missing, -200, value).astype("i2") for name, value in scales.items()}
     dates = np.array([_START + datetime.timedelta(minutes=5 * k) for k in range(count)], object)
     path = folder / f"{kind}_NW_2024_06.1.npz"
     np.savez_compressed(path, **arrays)

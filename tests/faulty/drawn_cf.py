@@ -39,7 +39,7 @@ def write_cf(rng: np.random.Generator, folder: Path, form: str) -> Drawn:
     edges = np.linspace(0, count, parts + 1).astype(int)
     expected = {kind: own.copy() for kind, own in values.items()}
     tolerance = dict.fromkeys(kinds, 0.0)
-    turned, extra_first = bool(rng.random() < 0.3), bool(rng.random() < 0.3)
+    transposed, extra_first = bool(rng.random() < 0.3), bool(rng.random() < 0.3)
     for part in range(parts):
         steps = slice(edges[part], edges[part + 1])
         arrays = _axes(grid, times, steps, how["bounds"])
@@ -53,7 +53,7 @@ def write_cf(rng: np.random.Generator, folder: Path, form: str) -> Drawn:
             how["packing"].append(packing.name)
             tolerance[kind] = max(tolerance[kind], packing.tolerance)
             leading = {"time": edges[part + 1] - edges[part]} | ({extra: inner} if extra else {})
-            arrays[kind] = _field(kind, packing, own, grid, leading, (turned and not zarr, extra_first))
+            arrays[kind] = _field(kind, packing, own, grid, leading, (transposed and not zarr, extra_first))
         if how["latin"] and not zarr:
             arrays[kinds[0]].attrs["long_name"] = _LATIN1
         name = f"{'ab'[order[part]]}{part}.nc" if parts > 1 else "file.zarr" if zarr else "file.nc"
@@ -110,15 +110,15 @@ def _field(kind: str, packing: Packing, values: np.ndarray, grid: dict, leading:
     plane = next((v[0] for v in grid.values() if isinstance(v, tuple) and len(v[0]) == 2), tuple(grid)[:2])
     numbers = packing.store(values).reshape(*leading.values(), *values.shape[1:])
     dims = (*leading, *plane)
-    wanted = (*(tuple(leading)[::-1] if order[1] else leading), *(plane[::-1] if order[0] else plane))
-    numbers = np.ascontiguousarray(numbers.transpose([dims.index(dim) for dim in wanted]))
+    stored_dims = (*(tuple(leading)[::-1] if order[1] else leading), *(plane[::-1] if order[0] else plane))
+    numbers = np.ascontiguousarray(numbers.transpose([dims.index(dim) for dim in stored_dims]))
     attrs = {"units": units, "standard_name": standard} | packing.attrs
     fill = attrs.pop("_FillValue", None)
     if "crs" in grid:
         attrs["grid_mapping"] = "crs"
     if "lat" in grid:
         attrs["coordinates"] = "lat lon"
-    return _Array(wanted, numbers, attrs, fill)
+    return _Array(stored_dims, numbers, attrs, fill)
 
 
 def _write_netcdf(rng, path: Path, form: str, arrays: dict[str, _Array], how: dict) -> None:
@@ -151,10 +151,10 @@ def _write_zarr(rng, path: Path, form: str, arrays: dict[str, _Array], how: dict
     version = int(form[-1])
     group = zarr.open_group(path, mode="w", zarr_format=version)
     for name, array in arrays.items():
-        told = {"fill_value": array.fill} if version == 2 and array.fill is not None else {}
+        options = {"fill_value": array.fill} if version == 2 and array.fill is not None else {}
         if version == 3:
-            told["dimension_names"] = array.dims
-        stored = group.create_array(name, shape=array.numbers.shape, dtype=array.numbers.dtype, **told)
+            options["dimension_names"] = array.dims
+        stored = group.create_array(name, shape=array.numbers.shape, dtype=array.numbers.dtype, **options)
         stored[...] = array.numbers
         attrs = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in array.attrs.items()}
         if version == 2:

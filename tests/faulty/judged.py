@@ -105,38 +105,38 @@ def compare(drawn: Drawn, found: xr.Dataset, rng: np.random.Generator) -> tuple[
     The minimum, the maximum and the number of missing cells of the field are compared, too.
     """
     wrong = _check_times(drawn, found)
-    for name, (wanted, tolerance) in ({drawn.var: (drawn.values, drawn.tolerance)} | drawn.others).items():
-        wrong = wrong or _check_field(drawn, found, name, wanted, tolerance, rng)
+    for name, (expected, tolerance) in ({drawn.var: (drawn.values, drawn.tolerance)} | drawn.others).items():
+        wrong = wrong or _check_field(drawn, found, name, expected, tolerance, rng)
     return ("wrong", wrong) if wrong else ("right", "")
 
 
 def _check_field(
-    drawn: Drawn, found: xr.Dataset, name: str, wanted: np.ndarray, tolerance: float, rng: np.random.Generator
+    drawn: Drawn, found: xr.Dataset, name: str, expected: np.ndarray, tolerance: float, rng: np.random.Generator
 ) -> str:
     """Describe the error of a field, or return ""."""
     if name not in found:
         return f"variable {name} is not among {list(found.data_vars)}"
     field = _in_order(found[name], drawn.inner)
     values = without_fill(field.values.reshape(-1, *field.shape[-2:])).astype(float)
-    if values.size != wanted.size:
-        return f"{values.shape} in place of {wanted.shape}"
-    if np.isnan(values).sum() != np.isnan(wanted).sum():
-        return f"{np.isnan(values).sum()} missing in place of {np.isnan(wanted).sum()} in {name}"
+    if values.size != expected.size:
+        return f"{values.shape} in place of {expected.shape}"
+    if np.isnan(values).sum() != np.isnan(expected).sum():
+        return f"{np.isnan(values).sum()} missing in place of {np.isnan(expected).sum()} in {name}"
     for end in (np.nanmin, np.nanmax):
-        if abs(end(values) - end(wanted)) > tolerance:
-            return f"{end.__name__} {end(values)} in place of {end(wanted)}"
+        if abs(end(values) - end(expected)) > tolerance:
+            return f"{end.__name__} {end(values)} in place of {end(expected)}"
     lon, lat = places(found, field)
     if np.nanmax(np.abs(lat)) > 90:
         return f"a latitude is {lat.flat[np.nanargmax(np.abs(lat))]}"
     for _ in range(_POINTS):
-        row, column = (int(rng.integers(size)) for size in wanted.shape[1:])
+        row, column = (int(rng.integers(size)) for size in expected.shape[1:])
         if np.isnan(drawn.latitude[row, column]):
             continue
         i, j, distance = nearest(lon, lat, drawn.longitude[row, column], drawn.latitude[row, column])
         if distance > 0.02 * drawn.cell:
             return f"no point within {distance / drawn.cell:.3g} cells of row {row}, column {column}"
-        if not np.allclose(values[:, i, j], wanted[:, row, column], rtol=0, atol=tolerance, equal_nan=True):
-            return f"{values[:, i, j]} in place of {wanted[:, row, column]} at row {row}, column {column}"
+        if not np.allclose(values[:, i, j], expected[:, row, column], rtol=0, atol=tolerance, equal_nan=True):
+            return f"{values[:, i, j]} in place of {expected[:, row, column]} at row {row}, column {column}"
     return ""
 
 
@@ -228,8 +228,8 @@ def places(found: xr.Dataset, field: xr.DataArray) -> tuple[np.ndarray, np.ndarr
     import pyproj
 
     mapping = found[field.attrs.get("grid_mapping") or field.encoding.get("grid_mapping") or "crs"]
-    told = mapping.attrs
-    crs = pyproj.CRS.from_wkt(told["crs_wkt"]) if "crs_wkt" in told else pyproj.CRS.from_cf(told)
+    attributes = mapping.attrs
+    crs = pyproj.CRS.from_wkt(attributes["crs_wkt"]) if "crs_wkt" in attributes else pyproj.CRS.from_cf(attributes)
     axes = [found[dim].values for dim in (x, y)]  # in the units of the CRS, as other software takes them
     return pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*np.meshgrid(*axes))
 

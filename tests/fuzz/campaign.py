@@ -48,9 +48,9 @@ def child(pipe, seed: int) -> None:
         op, kind, first, stop = batch
         for number in range(first, stop):
             pipe.send(number)
-            verdict = one(seed, op, kind, number)
-            if verdict:
-                pipe.send((number, *verdict))
+            failure = one(seed, op, kind, number)
+            if failure:
+                pipe.send((number, *failure))
         pipe.send(None)
 
 

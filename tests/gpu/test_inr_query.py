@@ -64,8 +64,8 @@ def test_bfloat16_and_points(kind, native, device):
     ours = checks.value_and_gradients(
         lambda *t: function(*t, where=from_index(at.to(device), SOURCE)), checks.moved(tensors, device)
     )
-    wanted = of_reference(function, tensors, where=from_index(at, SOURCE, dtype=torch.float64))
-    checks.close(ours, wanted, 8e-2)
+    expected = of_reference(function, tensors, where=from_index(at, SOURCE, dtype=torch.float64))
+    checks.close(ours, expected, 8e-2)
 
 
 def test_streams_graphs_compile_and_layouts(native, device):
@@ -105,10 +105,10 @@ def test_fused_kernel(ensemble, width, bare, dtype, device, forced):
     for hidden in (1, 2, 3):
         case = fused_case(ensemble, width, dtype, hidden, bare)
         maps, trunk, options = cast(*case, "cpu", torch.float64)
-        wanted = exact(maps, GRID, trunk, **options)
+        expected = exact(maps, GRID, trunk, **options)
         maps, trunk, options = cast(*case, device)
         with forced("inr_query", "triton", *flat_arguments(maps, GRID, trunk, **options)), torch.no_grad():
-            checks.close([query(maps, GRID, trunk, **options)], [wanted], FUSED[dtype])
+            checks.close([query(maps, GRID, trunk, **options)], [expected], FUSED[dtype])
 
 
 @pytest.mark.filterwarnings("ignore:fastds.inr_query_backward runs on its slow PyTorch reference")

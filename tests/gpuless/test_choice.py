@@ -88,8 +88,8 @@ def test_deterministic_algorithms_exclude_the_atomic_gradient(native):
     x, offset, weight, _, *geometry, mask = arguments()
     backward = OPS["deform_conv2d_backward"]
 
-    def reason(*wanted):
-        return backward.backends["triton"].unsupported_reason(x, x, offset, weight, *geometry, mask, wanted)
+    def reason(*needs_grad):
+        return backward.backends["triton"].unsupported_reason(x, x, offset, weight, *geometry, mask, needs_grad)
 
     assert reason(True, True, True, True, True) is None
     torch.use_deterministic_algorithms(True)
@@ -234,8 +234,8 @@ def test_weights_are_read_in_place_or_transposed_once(dtype):
         for w in (wide, wide[:, 2:9], single, wide[:1], wide[..., :1, :1])
     )
     for other in (plain, plain.transpose(2, 3), wide.transpose(2, 3), wide[:, ::2], plain.double()):
-        turned = triton_implicit_gemm._to_kernel_layout(other, dtype)
-        assert turned.is_contiguous(memory_format=torch.channels_last) and torch.equal(turned, other.to(dtype))
+        packed = triton_implicit_gemm._to_kernel_layout(other, dtype)
+        assert packed.is_contiguous(memory_format=torch.channels_last) and torch.equal(packed, other.to(dtype))
 
 
 def test_algorithms_of_conv3x3_on_a_gpu(fake_cuda, monkeypatch):

@@ -74,9 +74,9 @@ def test_fake_results_have_the_computed_layout(emulated, batch, layout):
     def results(values):
         x, offset, weight, bias, mask = values
         y = PROBLEM.run(deform_conv2d, values)
-        wanted = [True, True, True, True, True]
+        needs_grad = [True, True, True, True, True]
         grads = torch.ops.fastds.deform_conv2d_backward(
-            y, x, offset, weight, *map(list, PROBLEM.geometry), mask, wanted
+            y, x, offset, weight, *map(list, PROBLEM.geometry), mask, needs_grad
         )
         return [(t.shape, t.stride(), t.dtype, t.device.type) for t in (y, *grads)]
 

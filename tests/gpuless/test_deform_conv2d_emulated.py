@@ -197,20 +197,20 @@ def test_ordered_gradient_of_any_magnitude(emulated, deterministic, scale):
     torch.testing.assert_close(got.double(), base.double() * scale, rtol=1e-5, atol=1e-6 * scale)
 
 
-@pytest.mark.parametrize("wanted", range(5), ids=NAMES)
-def test_each_gradient_alone(emulated, wanted):
+@pytest.mark.parametrize("index", range(5), ids=NAMES)
+def test_each_gradient_alone(emulated, index):
     problem = Problem("alone", 1, 8, 4, 5, 6, G=2)
     tensors = problem.tensors(torch.float32)
     emulator = emulated("deform_conv2d")
-    everything = run(problem, tensors, torch.ones(1, 4, 5, 6))[1 + wanted]
+    everything = run(problem, tensors, torch.ones(1, 4, 5, 6))[1 + index]
     tensors = [t.detach() for t in tensors]
-    tensors[wanted].requires_grad_()
+    tensors[index].requires_grad_()
     emulator.clear()
-    (got,) = torch.autograd.grad(problem.run(deform_conv2d, tensors).sum(), tensors[wanted])
+    (got,) = torch.autograd.grad(problem.run(deform_conv2d, tensors).sum(), tensors[index])
     assert torch.equal(got, everything)
     names = [launch.name for launch in emulator.launches]
     samples, weight = "deform_conv2d_backward_samples_kernel", "deform_conv2d_backward_weight_kernel"
-    extra = {2: [weight, "deform_conv2d_sum_weight_kernel"], 3: []}.get(wanted, [samples])
+    extra = {2: [weight, "deform_conv2d_sum_weight_kernel"], 3: []}.get(index, [samples])
     assert names == ["deform_conv2d_forward_kernel", *extra]
     assert all(launch.shared_bytes == 0 for launch in emulator.launches)
 

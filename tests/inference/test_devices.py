@@ -36,15 +36,15 @@ def test_threads_are_limited_to_four_times_the_cores(monkeypatch, cores, most):
 
 def test_resolve_device_selection(gpu_there):
     there = (GPU, "bf16") if gpu_there else (CPU, "fp32")
-    for asked, wanted in (
+    for options, expected in (
         ((None, None), (CPU, "fp32")),
         ((None, "auto"), there),
         (("fp32", "auto"), (there[0], "fp32")),
         (("bf16", "cpu"), (CPU, "bf16")),
         *([((None, "cuda"), there)] if gpu_there else []),
     ):
-        settings = resolve_execution(NETWORK, 2, *asked)
-        assert settings[:3] == (2, *wanted) and settings.graphs is not None
+        settings = resolve_execution(NETWORK, 2, *options)
+        assert settings[:3] == (2, *expected) and settings.graphs is not None
     assert resolve_execution(NETWORK, 2, None, None, "never").graphs is None
     assert resolve_execution(None, None, None, "auto") == ExecutionConfig(None, None, "fp32")
     assert resolve_execution(torch.nn.Identity(), None, None, None).device == CPU
@@ -156,7 +156,7 @@ def test_every_command_refuses_a_gpu_that_is_not_there(case, folder, monkeypatch
 def test_each_worker_has_its_own_gpu(monkeypatch, gpus, name, used):
     """Worker k computes on GPU k modulo their number."""
     distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
-    inside, asked = [], []
+    inside, calls = [], []
 
     @contextlib.contextmanager
     def device(number):
@@ -167,6 +167,6 @@ def test_each_worker_has_its_own_gpu(monkeypatch, gpus, name, used):
     monkeypatch.setattr(distributed, "get_worker", lambda: types.SimpleNamespace(name=name))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "device", device)
-    monkeypatch.setattr(workers, "process_chunk", lambda *piece: asked.append((*piece, *inside)))
+    monkeypatch.setattr(workers, "process_chunk", lambda *piece: calls.append((*piece, *inside)))
     workers._compute_on_worker(types.SimpleNamespace(pipeline="pipeline", option_names=None), "store", "piece")
-    assert asked == [("pipeline", "store", "piece", *used)] and not inside
+    assert calls == [("pipeline", "store", "piece", *used)] and not inside

@@ -188,13 +188,13 @@ def test_bf16_is_close(coarse, network):
 @pytest.mark.parametrize("time_factor", [2, 4])
 def test_progress_counts_every_tile_of_every_pass(coarse, network, bars_of, time_factor):
     """The input has three frames, a gap, and a single frame."""
-    asked, done = bars_of(tiled_run)
+    bars, done = bars_of(tiled_run)
     minutes = np.array([0, 10, 20, 60]) * np.timedelta64(1, "m")
-    apart = coarse.isel(time=[0, 1, 2, 0]).assign_coords(time=coarse.time.values[0] + minutes)
-    downscale(network, apart, tile=32, halo=0, time_factor=time_factor, progress=True)
+    separate = coarse.isel(time=[0, 1, 2, 0]).assign_coords(time=coarse.time.values[0] + minutes)
+    downscale(network, separate, tile=32, halo=0, time_factor=time_factor, progress=True)
     tiles = 2 * 2
-    assert asked == [(True, tiles * (2 + 1 + (2 * 2 if time_factor == 4 else 0)), "downscaling", "tiles")]
-    assert len(done) == asked[0][1]
+    assert bars == [(True, tiles * (2 + 1 + (2 * 2 if time_factor == 4 else 0)), "downscaling", "tiles")]
+    assert len(done) == bars[0][1]
 
 
 def test_time_factor_4(coarse, network):

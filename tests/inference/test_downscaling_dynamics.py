@@ -45,8 +45,8 @@ def network(preset):
     card = model.card
     card.name, card.floor_dbz, card.ceiling_dbz = preset, 15.0, 70.0
     if model.config["in_channels"] > 1:
-        beside = [{"name": n, "units": UNITS[n], "range": list(RANGES[n])} for n in RANGES]
-        card.input_variables = [{"name": "reflectivity", "units": "dBZ"}, *beside]
+        additional = [{"name": n, "units": UNITS[n], "range": list(RANGES[n])} for n in RANGES]
+        card.input_variables = [{"name": "reflectivity", "units": "dBZ"}, *additional]
     if statics:
         card.static_variables = [{"name": "height", "units": "m", "mean": MEAN, "std": STD}]
     return model
@@ -68,9 +68,9 @@ def folder(tmp_path_factory):
         assert whole.sizes["time"] == 2 * FRAMES
         whole = whole.drop_attrs(deep=False).load()
     # From south to north, not in the order of time, with a gap after the third field and one field before the next gap.
-    kept = whole.isel(time=[8, 4, 0, 2, 1, 7]).sortby("latitude")
-    kept.to_netcdf(folder / "radar.nc", engine="h5netcdf")
-    kept.drop_vars("measurement_height").to_netcdf(folder / "lacks.nc", engine="h5netcdf")
+    part = whole.isel(time=[8, 4, 0, 2, 1, 7]).sortby("latitude")
+    part.to_netcdf(folder / "radar.nc", engine="h5netcdf")
+    part.drop_vars("measurement_height").to_netcdf(folder / "lacks.nc", engine="h5netcdf")
     height = (("latitude", "longitude"), relief().astype(np.float32), {"units": "m"})
     lat, lon = (whole[name] for name in ("latitude", "longitude"))
     xr.Dataset({"h": height}, {"latitude": lat, "longitude": lon}).to_netcdf(folder / "relief.nc", engine="h5netcdf")
@@ -99,8 +99,8 @@ def tensors(folder):
         with np.load(path, allow_pickle=True) as archive:
             z, prob, height = (archive[key].astype(np.float64) for key in ("data", "prob", "height"))
         x = (np.clip(z / 10, 15, 70) - 15) / 55
-        beside = [np.where(v < 0, 0.0, v / high).clip(0, 1) for v, high in ((prob, 100.0), (height, 20000.0))]
-        parts.append(np.stack([x, *beside], 1))
+        additional = [np.where(v < 0, 0.0, v / high).clip(0, 1) for v, high in ((prob, 100.0), (height, 20000.0))]
+        parts.append(np.stack([x, *additional], 1))
     return torch.from_numpy(np.concatenate(parts)).float()
 
 

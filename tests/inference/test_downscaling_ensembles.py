@@ -190,8 +190,8 @@ def test_humidity_command(tmp_path, capsys):
     assert cli.main([*command, "--members", "0"]) == 2
     assert "members must be a whole number from 1 to 10000, got 0" in capsys.readouterr().err
     assert cli.main([*command, "--tile", "32"]) == 2
-    told = "--tile is no option for humidity, which takes --device, --dtype, --level, --members, --missing"
-    assert told in capsys.readouterr().err
+    message = "--tile is no option for humidity, which takes --device, --dtype, --level, --members, --missing"
+    assert message in capsys.readouterr().err
 
 
 def changed(values=None, **attrs):
@@ -260,9 +260,9 @@ def test_a_field_round_the_globe_has_no_seam(name):
     """Rolling the input in longitude rolls the output, and differences at the seam are not larger than elsewhere."""
     model, data = models.load(name).eval(), globe()
     scale = model.config["scale"]
-    plain, turned = (downscale(model, d)["r"].values for d in (data, rolled(data, 13)))
+    plain, shifted = (downscale(model, d)["r"].values for d in (data, rolled(data, 13)))
     assert plain.shape == (3, 6 * scale, 40 * scale)
-    error = np.roll(plain, 13 * scale, -1) - turned  # 2 to 3 where nothing is wrapped; channel gates see all columns
+    error = np.roll(plain, 13 * scale, -1) - shifted  # 2 to 3 where nothing is wrapped; channel gates see all columns
     assert np.sqrt(np.square(error).mean()) < 0.1 and np.abs(error).max() < 1.0
     fields = downscale(model, data, members=6)["r"].values
     steps = np.abs(fields - np.roll(fields, 1, -1)).mean((0, 1, 2)).reshape(40, scale)[:, 0]  # between coarse columns
@@ -352,6 +352,6 @@ def test_the_shipped_weights_name_their_levels(name):
 @pytest.mark.parametrize(("members", "total"), [(None, 2), (3, 6)])
 def test_progress_counts_sequences_of_all_members(bars_of, members, total):
     """Each sequence has eight times."""
-    asked, done = bars_of(pipeline)
+    bars, done = bars_of(pipeline)
     downscale(generator(), coarse(9), members=members, progress=True)
-    assert asked == [(True, total, "downscaling", "sequences")] and len(done) == total
+    assert bars == [(True, total, "downscaling", "sequences")] and len(done) == total

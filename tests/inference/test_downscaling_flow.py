@@ -80,7 +80,7 @@ def test_large_fields_between_are_no_stronger_than_those_at_input_times():
 @pytest.mark.usefixtures("native")
 def test_intensities_do_not_pulse_and_smooth_keeps_least_squares():
     coarse = coarsen_dataset(synthetic_event(5, frames=9, shape=(192, 192)))
-    steady, smooth = (fastds.downscale("fczsm-small", coarse, smooth=told) for told in (False, True))
+    steady, smooth = (fastds.downscale("fczsm-small", coarse, smooth=on) for on in (False, True))
     assert (steady.attrs["fastds_smooth"], smooth.attrs["fastds_smooth"]) == (0, 1)
     xr.testing.assert_equal(steady.reflectivity[::2], smooth.reflectivity[::2])
     assert between_over_outer(smooth, detail) < 0.9

@@ -84,8 +84,8 @@ def test_scalar_coordinates_are_preserved():
 def test_a_region_may_cross_the_seam_of_its_longitudes(first):
     """In such a region, the longitudes of the grid jump from 360 to 0 or from 180 to -180 degrees."""
     plain = dataset(np.arange(50, 40, -1.0), first + np.arange(20.0))
-    turned = plain.longitude.values % 360 if first > 180 else (plain.longitude.values + 180) % 360 - 180
-    crossing = plain.assign_coords(longitude=("longitude", turned, plain.longitude.attrs))
+    wrapped = plain.longitude.values % 360 if first > 180 else (plain.longitude.values + 180) % 360 - 180
+    crossing = plain.assign_coords(longitude=("longitude", wrapped, plain.longitude.attrs))
     expected, got = (downscale(model(trained=True), d, scale=2) for d in (plain, crossing))
     np.testing.assert_array_equal(got.t, expected.t)
     np.testing.assert_allclose((got.longitude - expected.longitude) % 360, 0)

@@ -144,7 +144,7 @@ def test_member_does_not_depend_on_ensemble_size_or_times(coarse, drawn, monkeyp
     assert fewer.reflectivity.equals(drawn.reflectivity.isel(realization=slice(0, 2)))
     other = fastds.downscale("fczsm-small", coarse, members=2, seed=4)
     assert not np.array_equal(other.reflectivity, fewer.reflectivity)
-    monkeypatch.setattr(refinement, "smooth_flow", lambda this, before, behind: this.flow)  # the same with fewer fields
+    monkeypatch.setattr(refinement, "smooth_flow", lambda this, before, after: this.flow)  # the same with fewer fields
     whole, last = (
         fastds.downscale("fczsm-small", coarse.isel(time=slice(first, None)), members=2, seed=3) for first in (0, 1)
     )

@@ -48,20 +48,20 @@ def test_cells_that_are_covered_in_part_correct_nothing():
 
 
 @pytest.mark.parametrize("model", ["bilinear", "bicubic", "inr-any"])
-@pytest.mark.parametrize("turned", [False, True])
-def test_back_projected_means_equal_the_input(model, turned):
+@pytest.mark.parametrize("flipped", [False, True])
+def test_back_projected_means_equal_the_input(model, flipped):
     truth = waves(48, 96)
     coarse = means(truth)
-    if turned:
+    if flipped:
         coarse = coarse.isel(latitude=slice(None, None, -1))
     for scale in (2, 1.5):
-        plain, told = (fastds.downscale(model, coarse, scale=scale, coarsened=way) for way in (None, "mean"))
-        assert "fastds_coarsened" not in plain.attrs and told.attrs["fastds_coarsened"] == "mean"
-        back = [compute_area_mean(torch.from_numpy(made.t.values), coarse.t.shape[1:]) for made in (plain, told)]
+        plain, corrected = (fastds.downscale(model, coarse, scale=scale, coarsened=way) for way in (None, "mean"))
+        assert "fastds_coarsened" not in plain.attrs and corrected.attrs["fastds_coarsened"] == "mean"
+        back = [compute_area_mean(torch.from_numpy(made.t.values), coarse.t.shape[1:]) for made in (plain, corrected)]
         away = [float(abs(mean - coarse.t.values).max()) for mean in back]
         assert away[1] < 0.02 * away[0]
         if scale == 2:
-            error = [float(((made.t - truth.t.sortby("latitude")) ** 2).mean()) for made in (plain, told)]
+            error = [float(((made.t - truth.t.sortby("latitude")) ** 2).mean()) for made in (plain, corrected)]
             assert error[1] < error[0]
 
 
@@ -69,24 +69,26 @@ def test_back_projected_means_equal_the_input(model, turned):
 def test_back_projection_is_periodic_in_longitude(west):
     coarse = waves(24, 48, west).isel(time=[0])
     coarse = coarse.assign_coords(latitude=np.linspace(90, -90, 24))
-    plain, told = (fastds.downscale("bicubic", coarse, scale=2, coarsened=way).t.values[0] for way in (None, "mean"))
+    plain, corrected = (
+        fastds.downscale("bicubic", coarse, scale=2, coarsened=way).t.values[0] for way in (None, "mean")
+    )
     there = coarse.t.values[0][1:-1]
     away = []
-    for fine in (plain, told):
+    for fine in (plain, corrected):
         around = np.pad(fine, ((0, 0), (1, 1)), "wrap")
         means = np.array([0.25, 0.5, 0.25])
         columns = sum(w * around[:, k : k + fine.shape[1]] for k, w in enumerate(means))[:, ::2]
         away.append(abs(sum(w * columns[k + 1 : len(fine) - 3 + k : 2] for k, w in enumerate(means)) - there).max(0))
     assert away[1].max() < 0.02 * away[0].max()
-    np.testing.assert_array_equal(told[[0, -1]], plain[[0, -1]])
+    np.testing.assert_array_equal(corrected[[0, -1]], plain[[0, -1]])
 
 
 def test_back_projection_ignores_missing_cells():
     coarse = means(waves(48, 96, missing=True))
     assert coarse.t.isnull().any()
-    told, plain = (fastds.downscale("bicubic", coarse, scale=2, coarsened=way) for way in ("mean", None))
-    np.testing.assert_array_equal(told.t.isnull(), plain.t.isnull())
-    back = means(told).t.values
+    corrected, plain = (fastds.downscale("bicubic", coarse, scale=2, coarsened=way) for way in ("mean", None))
+    np.testing.assert_array_equal(corrected.t.isnull(), plain.t.isnull())
+    back = means(corrected).t.values
     there = ~np.isnan(back) & ~np.isnan(coarse.t.values)
     assert there.mean() > 0.9
     np.testing.assert_allclose(back[there], coarse.t.values[there], atol=5e-3)
@@ -115,15 +117,17 @@ def test_rain_stays_within_its_bounds_and_dry_cells_are_dry():
     rain = (((waves(48, 96).t - 284).clip(0)) / 1e4).to_dataset(name="rain")
     rain.rain.attrs = {"standard_name": "precipitation_flux", "units": "kg m-2 s-1"}
     coarse = means(rain)
-    plain, told = (fastds.downscale("bicubic", coarse, scale=2, coarsened=way).rain.values for way in (None, "mean"))
+    plain, corrected = (
+        fastds.downscale("bicubic", coarse, scale=2, coarsened=way).rain.values for way in (None, "mean")
+    )
     dry = (coarse.rain.values == 0).repeat(2, 1).repeat(2, 2)
-    assert dry.mean() > 0.3 and (told[dry] == 0).all() and (plain[dry] > 0).any() and told.min() == 0
+    assert dry.mean() > 0.3 and (corrected[dry] == 0).all() and (plain[dry] > 0).any() and corrected.min() == 0
     away = [
         abs(compute_area_mean(torch.from_numpy(z), coarse.rain.shape[1:]) - coarse.rain.values).max()
-        for z in (plain, told)
+        for z in (plain, corrected)
     ]
     assert away[1] < 0.1 * away[0]
-    assert told.mean() == pytest.approx(float(coarse.rain.mean()), rel=5e-3)
+    assert corrected.mean() == pytest.approx(float(coarse.rain.mean()), rel=5e-3)
 
 
 def test_downscale_command_back_projects_in_chunks(tmp_path, capsys):
@@ -170,8 +174,8 @@ def test_correction_reports_clipping_at_limits():
     coarse = np.where(rng.random((8, 8)) < 0.5, 0.01, 60.0)
     fine = np.repeat(np.repeat(coarse, 3, 0), 3, 1)
     at = ((2 * np.arange(24) + 1) * 8 - 24) / 48
-    agreement, kept = BackProjection((8, 8), [at, at]), fine.copy()
-    assert agreement.correct(coarse, kept, (0.0, np.inf)) == 0
+    agreement, unchanged = BackProjection((8, 8), [at, at]), fine.copy()
+    assert agreement.correct(coarse, unchanged, (0.0, np.inf)) == 0
     fine = rng.permuted(fine.ravel()).reshape(fine.shape)
     free = fine.copy()
     assert agreement.correct(coarse, free) == 0

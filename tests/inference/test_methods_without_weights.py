@@ -81,8 +81,8 @@ def test_nearest_interpolation_preserves_coasts(method, scale):
     fine = fastds.downscale(method, land, scale=scale).t2m
     nearest = land.t2m.sel(latitude=fine.latitude, longitude=fine.longitude, method="nearest")
     assert np.array_equal(fine.isnull(), nearest.isnull()) and abs(fine - 250).max() < 6
-    turned = fastds.downscale(method, land.isel(latitude=slice(None, None, -1)), scale=scale).t2m
-    xr.testing.assert_allclose(fine, turned.sortby("latitude"), rtol=0, atol=1e-4)
+    flipped = fastds.downscale(method, land.isel(latitude=slice(None, None, -1)), scale=scale).t2m
+    xr.testing.assert_allclose(fine, flipped.sortby("latitude"), rtol=0, atol=1e-4)
     if method == "inr-any":
         points = [(float(fine.latitude[i]), float(fine.longitude[j])) for i, j in ((5, 4), (9, 7), (9, 20))]
         rows = fastds.query(method, land, points)
@@ -90,12 +90,12 @@ def test_nearest_interpolation_preserves_coasts(method, scale):
         assert [np.isnan(row["t2m"]) for row in rows] == expected and True in expected and False in expected
 
 
-@pytest.mark.parametrize("turned", [(), ("latitude",), ("longitude",), ("latitude", "longitude")], ids=str)
-def test_halfway_to_a_coast_the_southern_and_eastern_point_decides(turned):
+@pytest.mark.parametrize("flipped", [(), ("latitude",), ("longitude",), ("latitude", "longitude")], ids=str)
+def test_halfway_to_a_coast_the_southern_and_eastern_point_decides(flipped):
     land = region(250 + np.random.default_rng(3).normal(size=(18, 15)), rows=18)
     land.t2m[2:8, :6], land.t2m[16, 12] = np.nan, np.nan
     middles = {d: (d, land[d].values[1:] - 1.0, land[d].attrs) for d in land.dims}
-    given = land.isel(dict.fromkeys(turned, slice(None, None, -1)))
+    given = land.isel(dict.fromkeys(flipped, slice(None, None, -1)))
     fine = fastds.downscale("bilinear", given, like=xr.Dataset(coords=middles)).t2m
     assert np.array_equal(fine.isnull(), land.t2m.isnull()[:-1, 1:])
 
@@ -107,9 +107,9 @@ def test_a_coast_at_the_seam_of_a_globe_does_not_depend_on_the_convention():
         {"lat": ("lat", lat, {"units": "degrees_north"}), "lon": ("lon", lon, {"units": "degrees_east"})},
     )
     x.t[5:9, :3] = np.nan
-    turned = x.assign_coords(lon=("lon", (lon + 180) % 360 - 180, x.lon.attrs)).sortby("lon")
+    wrapped = x.assign_coords(lon=("lon", (lon + 180) % 360 - 180, x.lon.attrs)).sortby("lon")
     for method in ("lanczos", "inr-any"):
-        fine = (fastds.downscale(method, data, scale=2).t for data in (x, turned))
+        fine = (fastds.downscale(method, data, scale=2).t for data in (x, wrapped))
         a, b = (y.assign_coords(lon=y.lon % 360).sortby("lon") for y in fine)
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-2 if method == "inr-any" else 1e-6)
 
@@ -150,12 +150,12 @@ def test_variables_are_downscaled_independently():
 
 def test_the_order_of_the_axes_does_not_matter():
     x = region(250 + np.random.default_rng(3).normal(size=(12, 15)))
-    turned = x.isel(latitude=slice(None, None, -1), longitude=slice(None, None, -1))
-    fine, other = (fastds.downscale("inr-any", d, scale=2).t2m for d in (x, turned))
+    flipped = x.isel(latitude=slice(None, None, -1), longitude=slice(None, None, -1))
+    fine, other = (fastds.downscale("inr-any", d, scale=2).t2m for d in (x, flipped))
     assert other.latitude[0] > other.latitude[-1] and fine.latitude[0] < fine.latitude[-1]
     xr.testing.assert_allclose(fine, other.sortby("latitude").sortby("longitude"), rtol=0, atol=1e-4)
     points = [(13.1, 121.0), (27.3, 104.6)]
-    for a, b in zip(*(fastds.query("inr-any", d, points) for d in (x, turned)), strict=True):
+    for a, b in zip(*(fastds.query("inr-any", d, points) for d in (x, flipped)), strict=True):
         assert abs(a["t2m"] - b["t2m"]) < 1e-4 and abs(a["t2m_bilinear"] - b["t2m_bilinear"]) < 1e-4
 
 

@@ -115,8 +115,8 @@ def test_inflow_is_not_wetter_than_observed():
     part = cut[2:]
     assert torch.equal(cut[:2], mean[:2]) and 0.24 < (part > 0.1).float().mean() < 0.26
     assert set(part[part <= 0.1].tolist()) == {torch.tensor(0.1).item()}
-    kept = part > 0.1
-    assert torch.equal(part[kept], mean[2:][kept]) and mean[2:][kept].min() >= mean[2:][~kept].max()
+    selected = part > 0.1
+    assert torch.equal(part[selected], mean[2:][selected]) and mean[2:][selected].min() >= mean[2:][~selected].max()
     still = torch.zeros_like(paths)
     assert torch.equal(fill_inflow(moved, last[..., 2:, :].new_ones(last.shape), still, 0.1), moved)  # all observed
 

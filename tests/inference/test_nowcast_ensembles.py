@@ -141,11 +141,11 @@ def test_windows_are_means():
 
 
 def test_sampled_reflectivity_increases_with_noise():
-    law = tuple(torch.tensor(v) for v in (3.0, 2.0, 0.7, 0.4))
-    z = sample_reflectivity(law, torch.linspace(-4, 4, 81))
-    assert (z.diff() > 0).all() and sample_reflectivity(law, torch.tensor(0.5)) == 4.0
-    assert sample_reflectivity(law, torch.tensor(3.0)) == pytest.approx(3 + 2 * (1.5 + 1.5 / (1 + 0.7 * 1.5)))
-    assert sample_reflectivity(law, torch.tensor(-2.0)) == pytest.approx(3 + 2 * (-1 - 1.4))
+    parameters = tuple(torch.tensor(v) for v in (3.0, 2.0, 0.7, 0.4))
+    z = sample_reflectivity(parameters, torch.linspace(-4, 4, 81))
+    assert (z.diff() > 0).all() and sample_reflectivity(parameters, torch.tensor(0.5)) == 4.0
+    assert sample_reflectivity(parameters, torch.tensor(3.0)) == pytest.approx(3 + 2 * (1.5 + 1.5 / (1 + 0.7 * 1.5)))
+    assert sample_reflectivity(parameters, torch.tensor(-2.0)) == pytest.approx(3 + 2 * (-1 - 1.4))
 
 
 def test_untrained_error_model_is_centred_on_the_forecast():
@@ -177,8 +177,8 @@ def test_mean_rain_matching_preserves_the_shape(factor):
     valid = torch.ones(96, 110, dtype=torch.bool)
     valid[:20, :30] = False
     target = torch.where(valid, factor * compute_expected_rain(EXAMPLE, rain_of), 1e3)
-    m, *shape = law = match_mean_rain(EXAMPLE, target, torch.ones(96, 110), valid, rain_of, 16.0)
-    found = compute_expected_rain(law, rain_of)
+    m, *shape = parameters = match_mean_rain(EXAMPLE, target, torch.ones(96, 110), valid, rain_of, 16.0)
+    found = compute_expected_rain(parameters, rain_of)
     assert found[valid].mean().item() == pytest.approx(target[valid].mean().item(), rel=0.03)
     assert all(torch.equal(a, b) for a, b in zip(shape, EXAMPLE[1:], strict=True))
     assert (m - EXAMPLE[0]).std() < 1e-5  # by one number
@@ -291,8 +291,8 @@ def test_members_have_the_observed_texture_and_rain(event):
         return torch.from_numpy(np.stack(z))
 
     for lead in (1, 3):
-        wanted = power(truth[lead : lead + 1]).expand(8, -1, -1)
-        ratios = spectral_ratio(power(made[:, lead]), wanted, 0.0, ((2, 4), (4, 8), (8, 16), (16, 32)))
+        expected = power(truth[lead : lead + 1]).expand(8, -1, -1)
+        ratios = spectral_ratio(power(made[:, lead]), expected, 0.0, ((2, 4), (4, 8), (8, 16), (16, 32)))
         assert all(0.35 < ratio < 2.0 for ratio in ratios.values()), (lead, ratios)
     assert 0.75 < np.nanmean(made) / np.nanmean(np.where(hole, np.nan, truth)) < 1.33
 

@@ -101,8 +101,8 @@ def test_smooth_forecasts_are_not_intensity_matched(event):
     expected = np.where(expected < least, 0, expected)
     np.testing.assert_allclose(out.rainfall_rate.values[there], expected[there], rtol=1e-3, atol=1e-5)
     assert out.attrs["fastds_smooth"] == 1
-    kept = model.nowcast(event, steps=2)
-    assert kept.attrs["fastds_smooth"] == 0 and kept.rainfall_rate.mean() > 1.1 * out.rainfall_rate.mean()
+    matched = model.nowcast(event, steps=2)
+    assert matched.attrs["fastds_smooth"] == 0 and matched.rainfall_rate.mean() > 1.1 * out.rainfall_rate.mean()
     with pytest.raises(ValueError, match="method extrapolation gives its forecasts no intensities that could be left"):
         nowcast("extrapolation", event, smooth=True)
 

@@ -104,10 +104,10 @@ def test_study_radar_uses_back_projection(data_dir):
 def test_back_projection_preserves_dry_and_missing():
     coarse = coarsen_dataset(synthetic_event(11, 3, (96, 96)))
     coarse.reflectivity[:, 5:9, 5:9] = np.nan
-    plain, told = (downscale("advection", coarse, coarsened=mode).reflectivity for mode in (None, "linear_z"))
-    assert (told.isnull() == plain.isnull()).all()
+    plain, corrected = (downscale("advection", coarse, coarsened=mode).reflectivity for mode in (None, "linear_z"))
+    assert (corrected.isnull() == plain.isnull()).all()
     dry = coarse.reflectivity.values == coarse.reflectivity.attrs["no_echo_value"]
-    fine = told.values[::2][dry.repeat(2, 1).repeat(2, 2)]
+    fine = corrected.values[::2][dry.repeat(2, 1).repeat(2, 2)]
     assert dry.any() and (fine == coarse.reflectivity.attrs["no_echo_value"]).all()
 
 

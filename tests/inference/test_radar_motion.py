@@ -22,9 +22,9 @@ def motion(rows, columns, known=1.0, size=(24, 32)):
 
 
 def test_flow_is_averaged_by_confidence():
-    this, before, behind = motion(2.0, 4.0), motion(5.0, 1.0, 0.5), motion(-1.0, 1.0, 0.25)
+    this, before, after = motion(2.0, 4.0), motion(5.0, 1.0, 0.5), motion(-1.0, 1.0, 0.25)
     expected = torch.tensor([(2 + 0.5 * 5 - 0.25) / 1.75, (4 + 0.5 + 0.25) / 1.75])
-    found = smooth_flow(this, before, behind)
+    found = smooth_flow(this, before, after)
     torch.testing.assert_close(found[0, 0], expected.view(2, 1, 1).expand(2, 24, 32))
     torch.testing.assert_close(found[0, 1], -found[0, 0])
     unknown = motion(9.0, 9.0, 0.0)
@@ -32,11 +32,11 @@ def test_flow_is_averaged_by_confidence():
 
 
 @pytest.mark.parametrize("way", [0, 1])
-@pytest.mark.parametrize(("beside", "sign"), [("before", 1), ("after", -1)])
-def test_flow_is_averaged_along_trajectories(way, beside, sign):
+@pytest.mark.parametrize(("neighbour", "sign"), [("before", 1), ("after", -1)])
+def test_flow_is_averaged_along_trajectories(way, neighbour, sign):
     this, other, nothing = motion(0.0, 4.0), motion(0.0, 8.0, 0.0), motion(0.0, 0.0, 0.0)
     other.confidence[way, 0, 10, 16] = 1.0
-    found = smooth_flow(this, **{"before": nothing, "after": nothing, beside: other})[0, way, 1].abs()
+    found = smooth_flow(this, **{"before": nothing, "after": nothing, neighbour: other})[0, way, 1].abs()
     column = 16 + 4 * sign
     assert ((found - 4).abs() > 1e-6).nonzero().tolist() == [[10, column]]
     assert found[10, column] == pytest.approx(6.0)

@@ -181,7 +181,7 @@ PIXEL = 4 * 8 * (60 + 4)  # bytes of the working memory of a network of 8 featur
 
 
 @pytest.mark.parametrize(
-    ("free", "asked", "tile", "at_once"),
+    ("free", "tile_option", "tile", "at_once"),
     [
         (1e12, None, None, 16),
         (2 * 5.5 * 32 * 48 * PIXEL, None, None, 5),
@@ -190,13 +190,13 @@ PIXEL = 4 * 8 * (60 + 4)  # bytes of the working memory of a network of 8 featur
         (1, None, 16, 1),
     ],
 )
-def test_gpu_tile_size_uses_half_of_free_memory(coarse, network, monkeypatch, free, asked, tile, at_once):
+def test_gpu_tile_size_uses_half_of_free_memory(coarse, network, monkeypatch, free, tile_option, tile, at_once):
     """The free memory is read once, before the network runs and torch reserves GPU memory."""
     gpu = torch.device("cuda", 1)
-    told = {gpu: (free, 1e13)}
-    monkeypatch.setattr(torch.cuda, "mem_get_info", told.pop)
+    free_memory = {gpu: (free, 1e13)}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", free_memory.pop)
     monkeypatch.setattr(tiled_run, "measure_receptive_field", lambda *args: 0)
     run = tiled_run.TiledInference(
-        network, to_reflectivity(coarse), asked, asked and 0, ExecutionConfig(None, gpu, "bf16"), 2
+        network, to_reflectivity(coarse), tile_option, tile_option and 0, ExecutionConfig(None, gpu, "bf16"), 2
     )
     assert (run.tile, run.refiner.batch_size) == (tile, at_once)

@@ -47,11 +47,11 @@ def test_earth2studio_equals_downscale(fields):
     assert y.shape == tuple(len(axis) for axis in coords.values()) == (2, 3, 4, 40, 48)
     one = {n: (("lat", "lon"), fields[1, 2, k].numpy(), {"units": UNITS[k]}) for k, n in enumerate(NAMES)}
     axes = {"lat": ("lat", LATITUDE, {"units": "degrees_north"}), "lon": ("lon", LONGITUDE, {"units": "degrees_east"})}
-    wanted = fastds.downscale("inr-small", xr.Dataset(one, axes), scale=2)
+    expected = fastds.downscale("inr-small", xr.Dataset(one, axes), scale=2)
     for k, name in enumerate(NAMES):
-        np.testing.assert_array_equal(y[1, 2, k], wanted[name])
-    np.testing.assert_array_equal(coords["lat"], wanted.lat)
-    np.testing.assert_array_equal(coords["lon"], wanted.lon)
+        np.testing.assert_array_equal(y[1, 2, k], expected[name])
+    np.testing.assert_array_equal(coords["lat"], expected.lat)
+    np.testing.assert_array_equal(coords["lon"], expected.lon)
 
 
 def test_a_spacing_and_missing_values(fields):

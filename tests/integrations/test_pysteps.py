@@ -18,10 +18,10 @@ pytest.importorskip("pysteps", reason="pysteps is not installed (optional peer)"
 conversion = pytest.importorskip("pysteps.utils.conversion", reason="pysteps is not installed (optional peer)")
 transformation = pytest.importorskip("pysteps.utils.transformation", reason="pysteps is not installed (optional peer)")
 
-SIZE, LAW = 64, (316.0, 1.5)
+SIZE, Z_R = 64, (316.0, 1.5)
 METADATA = {
     "unit": "mm/h", "transform": None, "accutime": 5.0, "threshold": 0.1, "zerovalue": 0.0,
-    "zr_a": LAW[0], "zr_b": LAW[1],
+    "zr_a": Z_R[0], "zr_b": Z_R[1],
     "x1": 0.0, "x2": 128e3, "xpixelsize": 2e3, "y1": 0.0, "y2": 128e3, "ypixelsize": 2e3, "yorigin": "upper",
     "cartesian_unit": "m",
 }  # fmt: skip
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*trained")
 def rain():
     """Return six fields in mm/h, in order of time."""
     z = synthetic_event(7, frames=6, shape=(SIZE, SIZE)).reflectivity.values.astype(float)
-    return np.where(z > 5.0, (10 ** (z / 10) / LAW[0]) ** (1 / LAW[1]), 0.0)
+    return np.where(z > 5.0, (10 ** (z / 10) / Z_R[0]) ** (1 / Z_R[1]), 0.0)
 
 
 FORMS = {
@@ -81,17 +81,17 @@ def test_chosen_steps_members_and_time(rain):
 def test_pysteps_grid_with_southern_first_row(rain):
     """A network gives different results for a mirrored field, so the orientation must be respected."""
     expected = forecast(rain, None, 2, METADATA)
-    turned = forecast(rain[:, ::-1], None, 2, METADATA | {"yorigin": "lower"})
-    np.testing.assert_array_equal(turned[:, ::-1], expected)
+    flipped = forecast(rain[:, ::-1], None, 2, METADATA | {"yorigin": "lower"})
+    np.testing.assert_array_equal(flipped[:, ::-1], expected)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_pysteps_downscaling_equals_fastds(rain, form):
     given, metadata = FORMS[form](rain)
-    fine, told = diagnostic_fastds(given[:3], metadata, model="bicubic")
+    fine, new_metadata = diagnostic_fastds(given[:3], metadata, model="bicubic")
     assert fine.shape == (6 if form == "mm" else 5, 2 * SIZE, 2 * SIZE)
-    assert told["xpixelsize"] == told["ypixelsize"] == 1e3 and told["accutime"] == 2.5
-    assert told["unit"] == metadata["unit"] and told["transform"] == metadata["transform"]
+    assert new_metadata["xpixelsize"] == new_metadata["ypixelsize"] == 1e3 and new_metadata["accutime"] == 2.5
+    assert new_metadata["unit"] == metadata["unit"] and new_metadata["transform"] == metadata["transform"]
     if form == "mm":
         mean = fine.reshape(3, 2, SIZE, 2, SIZE, 2).sum(1).mean((2, 4))
         np.testing.assert_allclose(mean, given[:3], rtol=1e-4, atol=1e-5)
@@ -99,12 +99,12 @@ def test_pysteps_downscaling_equals_fastds(rain, form):
     expected = fastds.downscale("bicubic", make_dataset(in_rates(given[:3], metadata), METADATA, 5.0))
     expected = expected.rainfall_rate.values
     strong = expected > 0.11
-    np.testing.assert_allclose(in_rates(fine, told)[strong], expected[strong], rtol=1e-4)
+    np.testing.assert_allclose(in_rates(fine, new_metadata)[strong], expected[strong], rtol=1e-4)
 
 
 def test_one_field_and_members(rain):
-    one, told = diagnostic_fastds(rain[0], METADATA, model="bicubic")
-    assert one.shape == (2 * SIZE, 2 * SIZE) and told["accutime"] == 5.0
+    one, new_metadata = diagnostic_fastds(rain[0], METADATA, model="bicubic")
+    assert one.shape == (2 * SIZE, 2 * SIZE) and new_metadata["accutime"] == 5.0
     members = np.stack([rain[:2], rain[2:4]])
     fine, _ = diagnostic_fastds(members, METADATA, model="bicubic")
     assert fine.shape == (2, 3, 2 * SIZE, 2 * SIZE)

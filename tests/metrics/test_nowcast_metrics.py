@@ -91,9 +91,9 @@ def test_all_frames_and_future_frames_are_averages_of_frames():
     scores = NowcastScores(THRESHOLDS, FRAMES, future=2)
     scores.add(prediction, truth)
     by_frame = scores.by_frame()
-    for frames, kept in (("all", slice(None)), ("future", slice(2, None))):
+    for frames, selected in (("all", slice(None)), ("future", slice(2, None))):
         for name, value in scores.means(frames).items():
-            np.testing.assert_allclose(value, by_frame[name][kept].mean(0))
+            np.testing.assert_allclose(value, by_frame[name][selected].mean(0))
 
 
 def test_frames_without_events_are_ignored():

@@ -48,9 +48,9 @@ def test_optical_flow_is_symmetric_in_time(step):
     flow = optical_flow(x)
     assert flow.shape == (1, 2, 2, 2, 96, 96) and flow.dtype == torch.float32
     inner = flow[..., 24:72, 24:72].flatten(-2).median(-1).values  # (1, 2, way, dy dx)
-    wanted = torch.tensor(step)
-    torch.testing.assert_close(inner[0, :, 0], wanted.expand(2, 2), atol=0.3, rtol=0)
-    torch.testing.assert_close(inner[0, :, 1], -wanted.expand(2, 2), atol=0.3, rtol=0)
+    expected = torch.tensor(step)
+    torch.testing.assert_close(inner[0, :, 0], expected.expand(2, 2), atol=0.3, rtol=0)
+    torch.testing.assert_close(inner[0, :, 1], -expected.expand(2, 2), atol=0.3, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (12, 40)], ids=str)

@@ -225,10 +225,10 @@ def prepares_itself(x, weight, bias):
     ids=["groups", "stride", "by name", "two", "filters of the input", "transposed", "of rows", "empty"],
 )
 def test_graph_packs_weights_once(convolve, filters, dtype, native, monkeypatch):
-    asked, prepared = [], onednn.prepare_filters
-    monkeypatch.setattr(onednn, "prepare_filters", lambda *args: asked.append(1) or prepared(*args))
+    calls, prepared = [], onednn.prepare_filters
+    monkeypatch.setattr(onednn, "prepare_filters", lambda *args: calls.append(1) or prepared(*args))
     check_replay(Convolves(convolve), torch.randn(2, 12, 9, 8), dtype)
-    assert len(asked) == (filters if onednn.can_prepare_filters(dtype) else 0)
+    assert len(calls) == (filters if onednn.can_prepare_filters(dtype) else 0)
 
 
 def test_weights_packed_by_the_forward(native):

@@ -110,13 +110,14 @@ def test_inference_in_chunks_is_identical(options, frames, batch, bytes_at_once,
     x, static, flow = inputs(model, batch, frames)
     whole = model(x, static, flow).detach()
     monkeypatch.setattr(chunks, "WORKING_SET_BYTES", bytes_at_once)
-    asked = set()
+    row_bytes = set()
     for part in (conv_lstm, fczsm_network):
-        monkeypatch.setattr(part, "split_rows", lambda *of: asked.add(of[1]) or chunks.split_rows(*of))
+        monkeypatch.setattr(part, "split_rows", lambda *of: row_bytes.add(of[1]) or chunks.split_rows(*of))
     with torch.no_grad():
         torch.testing.assert_close(model(x, static, flow), whole, rtol=0, atol=1e-13)
     r, head = model.config["scale"], model.config["head_features"] or 8
-    assert asked == {8 * 20 * n for n in (4 * 8, r * r * head)}  # bytes of a row of gates and of the head's widest map
+    # Bytes of a row of gates, and of a row of the head's feature map with most channels.
+    assert row_bytes == {8 * 20 * n for n in (4 * 8, r * r * head)}
 
 
 def test_guided_convolutions_start_with_half_masks():

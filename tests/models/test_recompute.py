@@ -37,7 +37,7 @@ class Allocations(TorchDispatchMode):
         return sum(size for storage, size in self.seen.items() if not storage.expired())
 
 
-def kept_bytes(function):
+def count_saved_bytes(function):
     """Return the memory that a call holds while its result exists."""
     with Allocations() as allocations:
         result = function()
@@ -49,11 +49,11 @@ def kept_bytes(function):
 def test_recomputed_gradients_are_bitwise_equal(network, cell):
     """Against recompute=False, which keeps everything."""
     options = {"cell_options": {"window": 4}} if cell == "preciplstm" else {}
-    kept, light = (network(cell, 8, recompute=on, **options) for on in (False, True))
-    light.load_state_dict(kept.state_dict())
+    plain, light = (network(cell, 8, recompute=on, **options) for on in (False, True))
+    light.load_state_dict(plain.state_dict())
     frames = torch.rand(2, 2, 1, 16, 24)
     results = []
-    for model in (kept, light):
+    for model in (plain, light):
         y = model(frames, 2)
         grads = torch.autograd.grad(sum(part.square().sum() for part in y), list(model.parameters()))
         results.append([*y, *grads])
@@ -109,13 +109,13 @@ def test_rematerialize_under_the_autocast_of_the_forward():
 def test_activation_memory_is_halved(layout):
     """Values and derivatives equal those of torch's pooling, also for ties; only x and y are saved."""
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64).round().contiguous(memory_format=layout).requires_grad_()
-    kept, y = kept_bytes(lambda: max_pool_2x2(x))
+    saved, y = count_saved_bytes(lambda: max_pool_2x2(x))
     expected = F.max_pool2d(x, 2)
-    assert torch.equal(y, expected) and kept == y.untyped_storage().nbytes()
+    assert torch.equal(y, expected) and saved == y.untyped_storage().nbytes()
     along = torch.randn_like(y)
     assert torch.equal(torch.autograd.grad(y, x, along)[0], torch.autograd.grad(expected, x, along)[0])
-    apart = torch.randperm(96, dtype=torch.float64).view(2, 3, 4, 4).requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda t: max_pool_2x2(t * t), apart)
+    distinct = torch.randperm(96, dtype=torch.float64).view(2, 3, 4, 4).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda t: max_pool_2x2(t * t), distinct)
     assert torch.func.vmap(max_pool_2x2)(x.detach()[:, None]).shape == (2, 1, 3, 3, 4)
 
 
@@ -125,9 +125,11 @@ def test_saved_memory_of_a_training_step():
     With recomputation four maps are saved: the hidden state, two memories and q. Without it more than 14 are.
     """
     frames = torch.rand(1, 4, 1, 64, 64)
-    kept, light = (kept_bytes(lambda on=on: MSRNN("predrnn", 8, recompute=on)(frames, 1))[0] for on in (False, True))
+    plain, light = (
+        count_saved_bytes(lambda on=on: MSRNN("predrnn", 8, recompute=on)(frames, 1))[0] for on in (False, True)
+    )
     one_map = 4 * 2.625 * 8 * 64 * 64 * 4  # 4 steps, 6 layers, bytes
-    assert light < 4.8 * one_map and kept > 14 * one_map
+    assert light < 4.8 * one_map and plain > 14 * one_map
 
 
 @pytest.mark.parametrize("network, cell, bound", [(MSRNN, "predrnn", 14), (DBRNN, "convlstm", 16)])

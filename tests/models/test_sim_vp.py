@@ -52,12 +52,12 @@ def oracle(model, frames):
             x = normed(x, module, 2, stride)
         every.append(x)
         skips.append(skip)
-    x, groups, kept = torch.cat(every, 1), model.config["groups"], []
+    x, groups, skipped = torch.cat(every, 1), model.config["groups"], []
     for block in model.translator.down:
         x = inception(x, block, groups)
-        kept.append(x)
+        skipped.append(x)
     x = inception(x, model.translator.up[0], groups)
-    for block, skip in zip(list(model.translator.up)[1:], kept[-2::-1], strict=True):
+    for block, skip in zip(list(model.translator.up)[1:], skipped[-2::-1], strict=True):
         x = inception(torch.cat([x, skip], 1), block, groups)
     out = []
     for features, skip in zip(x.chunk(known, 1), skips, strict=True):

@@ -102,8 +102,8 @@ def test_unet_equals_torch(name, shape):
     y.backward(given)
     expected.backward(given.double())
     for key, parameter in model.named_parameters():
-        found, wanted = parameter.grad.double(), plain[key].grad
-        assert wanted.any() and (found - wanted).norm() <= 1e-4 * wanted.norm(), key
+        found, grad = parameter.grad.double(), plain[key].grad
+        assert grad.any() and (found - grad).norm() <= 1e-4 * grad.norm(), key
 
 
 def test_the_interpolation_before_unet3d_is_that_of_the_baseline():

@@ -44,8 +44,8 @@ def assert_equal_with_gradients(module, ours, theirs, *inputs):
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
     leaves = [*(t for t in inputs if t is not None), *module.parameters()]
     along = torch.randn(b.shape, dtype=b.dtype)
-    for got, wanted in zip(*(torch.autograd.grad(y, leaves, along) for y in (a, b)), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10)
+    for got, expected in zip(*(torch.autograd.grad(y, leaves, along) for y in (a, b)), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
 
 
 CASES = {

@@ -32,11 +32,11 @@ def test_pool_reuses_freed_buffers(like):
         del first
         assert _reuse.allocate_map(SHAPE, torch.float32, like).data_ptr() != address, "a view still holds it"
         del part
-        kept = _reuse.allocate_map(SHAPE, torch.float32, like).fill_(3)
-        addresses = {kept.data_ptr(), _reuse.allocate_map((2, 3, 5, 4), torch.float32, like).data_ptr()}
+        map_of_block = _reuse.allocate_map(SHAPE, torch.float32, like).fill_(3)
+        addresses = {map_of_block.data_ptr(), _reuse.allocate_map((2, 3, 5, 4), torch.float32, like).data_ptr()}
         assert address in addresses and other.data_ptr() not in addresses
-    kept.add_(1)
-    assert (kept == 4).all(), "a map outlives the block"
+    map_of_block.add_(1)
+    assert (map_of_block == 4).all(), "a map outlives the block"
 
 
 def test_pool_ignores_small_buffers(like, monkeypatch):

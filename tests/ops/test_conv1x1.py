@@ -258,15 +258,15 @@ def test_second_derivatives_in_float32(native):
         return torch.autograd.grad(sum(g.square().sum() for g in grads), (x, weight))
 
     doubles = [t.detach().double().requires_grad_() for t in (x, weight)]
-    wanted = second(*doubles, F.conv2d)
-    for got, want in zip(second(x, weight, conv1x1), wanted, strict=True):
+    expected = second(*doubles, F.conv2d)
+    for got, want in zip(second(x, weight, conv1x1), expected, strict=True):
         assert (got - want).abs().max() <= 1e-5 * want.abs().max()
 
 
-@pytest.mark.parametrize("wanted", range(1, 32))
-def test_requires_grad_subsets(wanted, native):
+@pytest.mark.parametrize("subset", range(1, 32))
+def test_requires_grad_subsets(subset, native):
     shapes = ((2, 3, 2, 3), (4, 5, 1, 1), (4,), (2, 2, 2, 3), (2, 4, 2, 3))
-    leaves = [torch.randn(shape).requires_grad_(bool(wanted >> k & 1)) for k, shape in enumerate(shapes)]
+    leaves = [torch.randn(shape).requires_grad_(bool(subset >> k & 1)) for k, shape in enumerate(shapes)]
 
     def grads(leaves):
         x, weight, bias, x2, residual = leaves

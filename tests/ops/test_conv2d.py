@@ -122,9 +122,9 @@ def test_gradients(native, isa, algorithm):
             y = conv2d(*leaves, groups=problem.groups)
             cotangent = torch.randn(y.shape).to(y.dtype)
             got = torch.autograd.grad(y, [t for t in leaves if t is not None], cotangent)
-        wanted = [t for t in doubles if t is not None]
-        want = torch.autograd.grad(problem.expected(*doubles), wanted, cotangent.double())
-        for a, b, leaf in zip(got, want, wanted, strict=True):
+        given = [t for t in doubles if t is not None]
+        want = torch.autograd.grad(problem.expected(*doubles), given, cotangent.double())
+        for a, b, leaf in zip(got, want, given, strict=True):
             assert a.shape == leaf.shape, problem
             # The library sums in the dtype of x.
             assert_close(a, b, a.dtype if algorithm == "winograd" else problem.dtype, problem)
@@ -155,10 +155,10 @@ def test_filters_are_packed_in_parts(native, engine_isa, two_threads, by_engine,
         y = conv2d(x, weight, groups=2)
         return y, torch.autograd.grad(y, x, torch.ones_like(y))[0]
 
-    kept = value_and_gradient()
+    cached = value_and_gradient()
     monkeypatch.setattr(winograd, "get_uncached_threshold", lambda tiles, trained: 0)
     monkeypatch.setattr(winograd, "get_packed_filters", None)
-    for one, other in zip(kept, value_and_gradient(), strict=True):
+    for one, other in zip(cached, value_and_gradient(), strict=True):
         assert torch.equal(one, other)
 
 
@@ -181,12 +181,12 @@ def test_large_packed_filters_are_not_cached(native, by_engine, monkeypatch):
         y = conv2d(x, weight, groups=2)
         return y, torch.autograd.grad(y, x, torch.ones_like(y))[0]
 
-    with packed_weight_cache.private_cache() as kept:
+    with packed_weight_cache.private_cache() as cache:
         expected = value_and_gradient()
-        assert len(kept) == 4  # of each group, forward and turned round
+        assert len(cache) == 4  # of each group, forward and turned round
     monkeypatch.setattr(costs, "MAX_CACHED_ELEMENTS", 36 * 9 * 4 * 12 - 1)
-    with packed_weight_cache.private_cache() as kept:
-        assert all(map(torch.equal, expected, value_and_gradient())) and not kept
+    with packed_weight_cache.private_cache() as cache:
+        assert all(map(torch.equal, expected, value_and_gradient())) and not cache
     assert not costs.can_cache_filters(12, 4, 7) and costs.can_cache_filters(11, 4, 7)
 
 
@@ -319,20 +319,20 @@ def test_float16_falls_back_on_cpus_with_fast_gemm(monkeypatch, has_products):
     assert costs.is_engine_faster("grad_x", "avx512", torch.float16, 8, 4, 46, 12, 45, 5, 1)
 
 
-@pytest.mark.parametrize(("outputs", "turned"), [(30, True), (32, False)])
-@pytest.mark.parametrize("wanted", [(True, True), (True, False)])
-def test_gradient_of_few_outputs_as_a_forward_convolution(monkeypatch, outputs, turned, wanted):
+@pytest.mark.parametrize(("outputs", "as_forward"), [(30, True), (32, False)])
+@pytest.mark.parametrize("needs_grad", [(True, True), (True, False)])
+def test_gradient_of_few_outputs_as_a_forward_convolution(monkeypatch, outputs, as_forward, needs_grad):
     """Which takes less time on matrix tiles."""
     calls, flipped = [], library._flip_filters
     monkeypatch.setattr(library, "has_amx_kernels", lambda dtype: True)
     monkeypatch.setattr(library, "_flip_filters", lambda *args: calls.append(1) or flipped(*args))
     x, weight = torch.randn(2, 6, 9, 7, dtype=torch.float64), torch.randn(outputs, 3, 5, 5, dtype=torch.float64)
     grad = torch.randn(2, outputs, 9, 7, dtype=torch.float64)
-    found = library.conv2d_backward(grad, x, weight, 2, *wanted)
-    exact = reference.conv2d_backward(grad, x, weight, 2, [*wanted, False])
+    found = library.conv2d_backward(grad, x, weight, 2, *needs_grad)
+    exact = reference.conv2d_backward(grad, x, weight, 2, [*needs_grad, False])
     for got, want in zip(found, exact, strict=False):
         torch.testing.assert_close(got, want)
-    assert bool(calls) == turned
+    assert bool(calls) == as_forward
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "circular_x"])
@@ -368,16 +368,16 @@ def test_second_order(native, by_engine):
         return torch.autograd.grad(sum(g.square().sum() for g in grads), (x, weight))
 
     doubles = [t.detach().double().requires_grad_() for t in (x, weight)]
-    wanted = second(*doubles, lambda x, w: F.conv2d(x, w, padding=2, groups=2))
-    for got, want in zip(second(x, weight, lambda x, w: conv2d(x, w, groups=2)), wanted, strict=True):
+    expected = second(*doubles, lambda x, w: F.conv2d(x, w, padding=2, groups=2))
+    for got, want in zip(second(x, weight, lambda x, w: conv2d(x, w, groups=2)), expected, strict=True):
         assert (got - want).abs().max() <= 1e-5 * want.abs().max()
 
 
 @pytest.mark.parametrize("algorithm", ["winograd", "direct"])  # "auto" depends on what is wanted
-@pytest.mark.parametrize("wanted", range(1, 8))
-def test_requires_grad_subsets(wanted, native, algorithm):
+@pytest.mark.parametrize("subset", range(1, 8))
+def test_requires_grad_subsets(subset, native, algorithm):
     leaves = [
-        torch.randn(s).requires_grad_(bool(wanted >> k & 1)) for k, s in enumerate(((2, 4, 6, 7), (4, 2, 5, 5), (4,)))
+        torch.randn(s).requires_grad_(bool(subset >> k & 1)) for k, s in enumerate(((2, 4, 6, 7), (4, 2, 5, 5), (4,)))
     ]
 
     def grads(leaves):

@@ -188,10 +188,10 @@ def test_activation_gradient_propagates_nan(native, algorithm, act):
     y = torch.tensor([-1.0, float("nan"), 1.0, 0.0]).expand(1, 8, 4, 4).contiguous()
     grad = torch.full_like(y, float("inf"))
     arguments = (grad, x, weight, None, y, 0.0 if act == "relu" else 0.1, "zeros", 1)
-    wanted = [False, False, False, False, True]
+    needs_grad = [False, False, False, False, True]
     with fastds.use_backend("reference"):
-        (expected,) = torch.ops.fastds.conv3x3_backward(*arguments, algorithm, wanted)
-    (got,) = torch.ops.fastds.conv3x3_backward(*arguments, algorithm, wanted)
+        (expected,) = torch.ops.fastds.conv3x3_backward(*arguments, algorithm, needs_grad)
+    (got,) = torch.ops.fastds.conv3x3_backward(*arguments, algorithm, needs_grad)
     assert torch.equal(got.isnan(), expected.isnan()) and torch.equal(got.nan_to_num(), expected.nan_to_num())
 
 
@@ -225,8 +225,8 @@ def test_input_strides(engine_isa, algorithm):
         assert torch.equal(run(view, weight, bias, x2, residual), expected), name
     for name, view in strided(residual):
         assert torch.equal(run(x, weight, bias, x2, view), expected), name
-    turned = weight.transpose(0, 1).contiguous().transpose(0, 1)
-    for view in (weight.contiguous(memory_format=torch.channels_last), turned):
+    transposed = weight.transpose(0, 1).contiguous().transpose(0, 1)
+    for view in (weight.contiguous(memory_format=torch.channels_last), transposed):
         assert torch.equal(run(x, view, bias, x2, residual), expected)
     batch, part = x[:1].expand(3, *x.shape[1:]), weight[:, :20]
     assert torch.equal(conv3x3(batch, part, algorithm=algorithm)[2:], conv3x3(x[:1], part, algorithm=algorithm))
@@ -254,10 +254,10 @@ def test_gradient_of_residual_and_skip(engine_isa, sources, padding_mode, dtype)
     problem = Problem(C1=sources[0], C2=sources[1], O=40, dtype=dtype)
     x, weight, _, x2, grad = problem.tensors()
     strided = torch.randn_like(torch.cat([x, x], 1))[:, : x.shape[1]]
-    wanted = [True, False, False, x2 is not None, False]
+    needs_grad = [True, False, False, x2 is not None, False]
 
     def run(algorithm, *added):
-        arguments = (grad, x, weight, x2, None, 0.0, padding_mode, 1, algorithm, wanted, *added)
+        arguments = (grad, x, weight, x2, None, 0.0, padding_mode, 1, algorithm, needs_grad, *added)
         return torch.ops.fastds.conv3x3_backward(*arguments)
 
     for algorithm in ALGORITHMS:
@@ -268,7 +268,7 @@ def test_gradient_of_residual_and_skip(engine_isa, sources, padding_mode, dtype)
                 assert (got.double() - expected).abs().max() <= 2 * TOLERANCE[dtype] * expected.abs().max()
     with pytest.raises(ValueError, match="add_x has shape"):
         run("direct", x[:, 1:])
-    wanted[0] = False
+    needs_grad[0] = False
     with pytest.raises(ValueError, match="add_x is given, but"):
         run("direct", x)
 

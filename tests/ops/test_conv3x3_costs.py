@@ -93,13 +93,13 @@ def test_cost_terms_by_hand(name, lengths, expected):
 def test_cost_of_layout_and_epilogue(monkeypatch, named, spared, pays, call, per_point, points):
     monkeypatch.setattr(costs, "cpu_profile", lambda isa, dtype: "mine")
     backward = named.get("backward", False)
-    beside = {name: value for name, value in named.items() if name != "backward"}
+    shape = {name: value for name, value in named.items() if name != "backward"}
     for share, expected in ((0.99, spared), (1.01, pays)):
         own = {spared: 1 + share * (call + per_point * points), pays: 1.0}
         rows = {name: (cost, *[0] * (len(costs.TERMS[name](1, 1, 1, 1, 1)) - 1)) for name, cost in own.items()}
         monkeypatch.setitem(costs.COSTS, ("mine", "bfloat16", backward), rows)
         costs.select_fastest.cache_clear()
-        assert costs.select_fastest("any", torch.bfloat16, backward, 1, 3, 5, 1, points, **beside) == expected
+        assert costs.select_fastest("any", torch.bfloat16, backward, 1, 3, 5, 1, points, **shape) == expected
     costs.select_fastest.cache_clear()
 
 
@@ -164,7 +164,8 @@ def test_auto_accounts_for_the_layout_of_planes(monkeypatch):
     monkeypatch.setattr(costs, "cpu_profile", lambda isa, dtype: "amd")
     costs.select_fastest.cache_clear()
     shape = torch.bfloat16, False, 4, 64, 4, 160, 42
-    assert [costs.select_fastest("any", *shape, contiguous=apart) for apart in (False, True)] == ["winograd", "planes"]
+    found = [costs.select_fastest("any", *shape, contiguous=contiguous) for contiguous in (False, True)]
+    assert found == ["winograd", "planes"]
     costs.select_fastest.cache_clear()
 
 

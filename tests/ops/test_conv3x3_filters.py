@@ -26,7 +26,7 @@ def weight_of(kind, outputs, inputs, dtype):
     """Return a random weight.
 
     Args:
-        kind: "contiguous", "channels_last", "part" (a slice of a larger weight) or "turned" (transposed kernel rows and
+        kind: "contiguous", "channels_last", "part" (a slice of a larger weight) or "transposed" (transposed kernel rows and
             columns in memory).
         outputs: number of output channels.
         inputs: number of input channels.
@@ -36,7 +36,7 @@ def weight_of(kind, outputs, inputs, dtype):
     part = whole[:, 2 : inputs + 2]
     if kind == "part":
         return part
-    if kind == "turned":
+    if kind == "transposed":
         return part.mT.contiguous().mT
     return part.contiguous(memory_format=CHANNELS_LAST if kind == "channels_last" else CONTIGUOUS)
 
@@ -46,7 +46,7 @@ def value_and_gradient(x, weight, bias, shuffle):
     return y.detach(), torch.autograd.grad(y, x, torch.ones_like(y))[0]
 
 
-@pytest.mark.parametrize("kind", ["contiguous", "channels_last", "part", "turned"])
+@pytest.mark.parametrize("kind", ["contiguous", "channels_last", "part", "transposed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_filters_are_packed_in_parts(engine_isa, two_threads, monkeypatch, dtype, kind):
     """Filters that are packed in parts give the same bits as cached filters, with one thread and with two."""
@@ -84,16 +84,16 @@ def test_large_packed_filters_with_few_tiles_are_not_cached(two_threads, monkeyp
     monkeypatch.setattr(packed_weight_cache, "MAX_CACHE_BYTES", 4 * 144 * 16 * 16)
     monkeypatch.setattr(winograd, "INFERENCE_THRESHOLD_BYTES", 144 * 8 * 8)
     monkeypatch.setattr(winograd, "TRAINING_THRESHOLD_BYTES", 144 * 4 * 4)
-    for channels, side, kept in cases:
+    for channels, side, cached in cases:
         calls.clear()
         weight = torch.randn(channels, channels, 3, 3, requires_grad=True)
         x = torch.randn(1, channels, side, side, requires_grad=trained)
         y = conv3x3(x, weight, algorithm="winograd")
-        assert bool(calls) == kept, (channels, side)
+        assert bool(calls) == cached, (channels, side)
         if trained:
             calls.clear()
             y.sum().backward()
-            assert bool(calls) == kept, (channels, side)
+            assert bool(calls) == cached, (channels, side)
 
 
 def test_oversized_filters_are_rejected(native):

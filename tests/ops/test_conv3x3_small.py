@@ -47,10 +47,10 @@ def test_small_input_result_and_gradients(act, shuffle, residual, layout, monkey
     assert relative_error(y, expected) < 1e-6
     grad_y = torch.randn_like(y)
     exact = gradients(expected, doubles, grad_y.double())
-    for got, wanted in zip(gradients(y, tensors, grad_y), exact, strict=True):
-        assert relative_error(got, wanted) < 2e-6
-    for tensor, kept in zip(tensors, before, strict=True):
-        assert tensor is None or torch.equal(tensor, kept)
+    for got, expected_grad in zip(gradients(y, tensors, grad_y), exact, strict=True):
+        assert relative_error(got, expected_grad) < 2e-6
+    for tensor, original in zip(tensors, before, strict=True):
+        assert tensor is None or torch.equal(tensor, original)
 
 
 @pytest.mark.parametrize(
@@ -77,16 +77,16 @@ def test_arguments_passed_to_torch():
 def test_fallback_on_cpus_with_fast_gemm(machine, monkeypatch):
     problem = Problem(B=1, C1=200, C2=0, O=256, H=5, W=7, residual=False)
     two = Problem(**{**vars(problem), "B": 2})
-    asked = []
+    batches = []
     monkeypatch.setattr(
-        type(op.CONV3X3), "call_unchecked", lambda self, *args: asked.append(args[0].shape[0]) or args[0]
+        type(op.CONV3X3), "call_unchecked", lambda self, *args: batches.append(args[0].shape[0]) or args[0]
     )
     for name, expected in (("amd", [1, 2]), ("avx512", [2])):
         machine(name)
         for given in (problem, two):
             given.run(leaves(given), "auto")
-        assert asked == expected
-        asked.clear()
+        assert batches == expected
+        batches.clear()
 
 
 def test_without_gradients_the_result_is_channels_last(machine):

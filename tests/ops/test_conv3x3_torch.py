@@ -82,14 +82,14 @@ def test_gradient_penalty(algorithm):
             assert (a - b).abs().max() <= 1e-4 * b.abs().max()
 
 
-@pytest.mark.parametrize("wanted", range(1, 32))
-def test_requires_grad_subsets(wanted):
+@pytest.mark.parametrize("subset", range(1, 32))
+def test_requires_grad_subsets(subset):
     problem = Problem(act="leaky_relu", shuffle=2)
     everything = leaves(problem)
     y = problem.run(everything)
     grad_y = torch.randn_like(y)
     expected = gradients(y, everything, grad_y)
-    tensors = [t.detach().requires_grad_(bool(wanted >> i & 1)) for i, t in enumerate(everything)]
+    tensors = [t.detach().requires_grad_(bool(subset >> i & 1)) for i, t in enumerate(everything)]
     problem.run(tensors).backward(grad_y)
     for tensor, grad in zip(tensors, expected, strict=True):
         assert (tensor.grad is None) == (not tensor.requires_grad)
@@ -200,8 +200,8 @@ def test_opcheck_gradients(algorithm):
     arguments = (grad, x, x2, "circular_x", torch.float32, algorithm)
     torch.library.opcheck(ops.conv3x3_grad_weight.default, arguments, test_utils=OPCHECKS)
     values = [t.detach() for t in (grad, x, weight, x2, grad)]
-    for wanted in ([True] * 5, [True, False, True, False, False]):
-        arguments = (*values, 0.1, "zeros", 1, algorithm, wanted, values[1])
+    for needs_grad in ([True] * 5, [True, False, True, False, False]):
+        arguments = (*values, 0.1, "zeros", 1, algorithm, needs_grad, values[1])
         torch.library.opcheck(ops.conv3x3_backward.default, arguments, test_utils=OPCHECKS)
 
 

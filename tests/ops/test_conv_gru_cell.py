@@ -158,8 +158,8 @@ def test_opcheck_compile_and_transforms():
             torch.library.opcheck(op.default, (*arguments, "winograd", False), test_utils=utils)
         step = (h, x, gates, bias, candidate, own_bias, None, None, "z", "tanh", 0.2, "winograd")
         torch.library.opcheck(torch.ops.fastds.conv_gru_step.default, step, test_utils=utils)
-        kept = [t.detach() for t in torch.ops.fastds.conv_gru_step(*step)]
-        backward = (kept[0], h, x, gates, candidate, *kept[1:], "z", "tanh", 0.2, "winograd", 6 * [True] + 2 * [False])
+        outs = [t.detach() for t in torch.ops.fastds.conv_gru_step(*step)]
+        backward = (outs[0], h, x, gates, candidate, *outs[1:], "z", "tanh", 0.2, "winograd", 6 * [True] + 2 * [False])
         torch.library.opcheck(torch.ops.fastds.conv_gru_step_backward.default, backward, test_utils=utils)
 
     def loss(x, *rest):

@@ -83,8 +83,8 @@ def test_one_tensor_for_two_arguments():
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("wanted", range(1, 32))
-def test_subsets_of_gradients(wanted, native, monkeypatch):
+@pytest.mark.parametrize("subset", range(1, 32))
+def test_subsets_of_gradients(subset, native, monkeypatch):
     """Requesting a subset of the gradients computes only these gradients, with the same values."""
     problem = Problem("subset", 1, 8, 4, 4, 5, G=2)
     values, grad_y = problem.tensors(torch.float32), torch.randn(1, 4, 4, 5)
@@ -96,7 +96,7 @@ def test_subsets_of_gradients(wanted, native, monkeypatch):
         backward(*args)
 
     monkeypatch.setattr(native, "deform_conv2d_backward", spy)
-    chosen = [bool(wanted >> i & 1) for i in range(5)]
+    chosen = [bool(subset >> i & 1) for i in range(5)]
     tensors = [v.detach().requires_grad_(c) for v, c in zip(values, chosen, strict=True)]
     with plans.suspended():  # recording would call the kernel more than once
         problem.run(deform_conv2d, tensors).backward(grad_y)
@@ -152,11 +152,11 @@ def test_opcheck_forward(requires_grad, layout, variant):
     torch.library.opcheck(torch.ops.fastds.deform_conv2d.default, args, test_utils=OPCHECKS)
 
 
-@pytest.mark.parametrize("wanted", [[True] * 5, [True, False, True, False, False]], ids=["all", "some"])
-def test_opcheck_backward(wanted):
+@pytest.mark.parametrize("needs_grad", [[True] * 5, [True, False, True, False, False]], ids=["all", "some"])
+def test_opcheck_backward(needs_grad):
     problem = Problem("opcheck", 2, 8, 4, 5, 6, G=2)
     x, offset, weight, _, mask = problem.tensors(torch.float32)
-    args = (torch.randn(2, 4, 5, 6), x, offset, weight, [1, 1], [1, 1], [1, 1], mask, wanted)
+    args = (torch.randn(2, 4, 5, 6), x, offset, weight, [1, 1], [1, 1], [1, 1], mask, needs_grad)
     torch.library.opcheck(torch.ops.fastds.deform_conv2d_backward.default, args, test_utils=OPCHECKS)
 
 

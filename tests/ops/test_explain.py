@@ -50,9 +50,9 @@ def test_explain_shows_the_signature_for_wrong_arguments():
 
 
 def test_explain_reports_the_reference_inside_transforms():
-    def asked(x):
+    def explain_inside(x):
         with pytest.raises(RuntimeError, match="inside a functorch transform the reference runs"):
             fastds.explain("null_op", x)
         return x
 
-    torch.func.vmap(asked)(torch.ones(2, 3))
+    torch.func.vmap(explain_inside)(torch.ones(2, 3))

@@ -33,15 +33,15 @@ def counted(function, *inputs, backward=True):
     return forward, counter.get_total_flops() - forward
 
 
-def maps(channels, size=16, wanted=True):
-    return torch.rand(2, channels, size, size).requires_grad_(wanted)
+def maps(channels, size=16, requires_grad=True):
+    return torch.rand(2, channels, size, size).requires_grad_(requires_grad)
 
 
 def test_the_number_of_a_small_convolution():
     assert counted(layers.Conv3x3(8, 8), torch.rand(1, 8, 16, 16), backward=False)[0] == 294912
 
 
-@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize("requires_grad", [True, False])
 @pytest.mark.parametrize(
     ("ours", "theirs", "channels"),
     [
@@ -54,9 +54,11 @@ def test_the_number_of_a_small_convolution():
     ids=["3x3", "stride", "1x1", "5x5", "large"],
 )
 @pytest.mark.parametrize("backend", ["native", "reference"])
-def test_convolutions_count_as_those_of_torch(ours, theirs, channels, wanted, backend, native):
+def test_convolutions_count_as_those_of_torch(ours, theirs, channels, requires_grad, backend, native):
     with fastds.use_backend(backend):
-        assert counted(ours, maps(channels, wanted=wanted)) == counted(theirs, maps(channels, wanted=wanted))
+        assert counted(ours, maps(channels, requires_grad=requires_grad)) == counted(
+            theirs, maps(channels, requires_grad=requires_grad)
+        )
 
 
 def test_flops_of_grouped_convolution(native):
@@ -70,7 +72,7 @@ def test_flops_of_multi_input_convolution(native):
     layer = layers.Conv3x3(20, 12)
     with fastds.use_backend("native"):
         assert counted(layer, maps(8), maps(12)) == theirs
-        forward, gradients = counted(layer, maps(8), maps(12, wanted=False))
+        forward, gradients = counted(layer, maps(8), maps(12, requires_grad=False))
     assert forward == theirs[0] and gradients == forward + forward * 8 // 20
 
 

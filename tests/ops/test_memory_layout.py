@@ -128,5 +128,5 @@ def test_one_channel_is_channels_last_by_its_strides(requires_grad):
     torch.testing.assert_close(y, expected)
     leaves = (x, weight) if requires_grad else (weight,)
     grads = (torch.autograd.grad(result.square().sum(), leaves) for result in (y, expected))
-    for given, wanted in zip(*grads, strict=True):
-        torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
+    for grad, expected_grad in zip(*grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-4)

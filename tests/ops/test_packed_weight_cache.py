@@ -204,7 +204,7 @@ def test_cache_evicts_among_the_oldest_entries(monkeypatch):
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def prepared_weights(monkeypatch):
     """Yield the list of weights whose filters oneDNN prepares during the test."""
     weights, prepared = [], onednn.prepare_filters
     monkeypatch.setattr(
@@ -227,7 +227,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("layout", [LAST, torch.contiguous_format], ids=["channels_last", "contiguous"])
 @pytest.mark.parametrize("kind", ["channels_last", "contiguous", "part"])
 @pytest.mark.parametrize(("run", "size", "options", "groups"), CONVOLUTIONS.values(), ids=CONVOLUTIONS)
-def test_weights_are_packed_once(asked, run, size, options, groups, dtype, layout, kind):
+def test_weights_are_packed_once(prepared_weights, run, size, options, groups, dtype, layout, kind):
     """Calls with maps of two sizes prepare the weight once and give the bits of F.conv2d."""
     bias, whole = torch.randn(12), torch.randn(12, 9, size, size)
     weight = whole[:, 1 : 1 + 8 // groups]
@@ -240,23 +240,23 @@ def test_weights_are_packed_once(asked, run, size, options, groups, dtype, layou
             exact = F.conv2d(given.contiguous(memory_format=LAST), weight.to(dtype), bias.to(dtype), **(options or {}))
             for _ in range(2):
                 assert torch.equal(run(x, weight, bias), exact)
-    assert len(asked) == 1
+    assert len(prepared_weights) == 1
 
 
 @here
 @in_bfloat16
-def test_one_weight_for_several_convolutions(asked):
+def test_one_weight_for_several_convolutions(prepared_weights):
     weight = torch.randn(12, 4, 3, 3)
     for _ in range(2):
         for dtype, groups in ((torch.float32, 1), (torch.bfloat16, 1), (torch.float32, 3)):
             x = torch.randn(2, 4 * groups, 9, 7).to(dtype).contiguous(memory_format=LAST)
             exact = F.conv2d(x, weight.to(dtype), padding=1, groups=groups)
             assert torch.equal(library.conv2d(x, weight, None, groups), exact)
-    assert len(asked) == 3
+    assert len(prepared_weights) == 3
 
 
 @here
-def test_cache_is_bypassed_for_trained_or_traced_weights(asked):
+def test_cache_is_bypassed_for_trained_or_traced_weights(prepared_weights):
     x, weight, bias = torch.randn(2, 8, 9, 7), torch.randn(6, 8, 5, 5), torch.randn(6)
     for trained in (x, weight, bias):
         trained.requires_grad_()
@@ -273,18 +273,18 @@ def test_cache_is_bypassed_for_trained_or_traced_weights(asked):
     with torch.backends.mkldnn.flags(enabled=False):
         library.conv2d(x.detach(), weight.detach(), bias, 1)
     library.conv2d(torch.randn(1, 8, 9, 7), weight.detach(), bias, 1)  # one map, which torch convolves without oneDNN
-    assert not asked
+    assert not prepared_weights
     with torch.no_grad():
         library.conv2d(x.detach(), weight, bias, 1)
-    assert len(asked) == 1
+    assert len(prepared_weights) == 1
 
 
 @here
-def test_conv2d_decision_cache(asked):
+def test_conv2d_decision_cache(prepared_weights):
     x, weight = torch.randn(2, 8, 9, 7).contiguous(memory_format=LAST), torch.randn(2, 8, 5, 5)
     with fastds.use_conv_algorithm("direct"):
         expected = conv2d(x, weight)
-        assert len(asked) == 1 and torch.equal(expected, F.conv2d(x, weight, padding=2))
+        assert len(prepared_weights) == 1 and torch.equal(expected, F.conv2d(x, weight, padding=2))
         for source, filters in ((x, torch._neg_view(-weight)), (torch._neg_view(-x), weight)):
             assert torch.equal(conv2d(source, filters), expected)
         with torch.backends.mkldnn.flags(enabled=False):
@@ -292,30 +292,30 @@ def test_conv2d_decision_cache(asked):
         torch.testing.assert_close(torch.vmap(lambda x: conv2d(x, weight))(x[None])[0], expected)
         with FlopCounterMode(display=False):
             assert torch.equal(conv2d(x, weight), expected)
-        assert len(asked) == 1
+        assert len(prepared_weights) == 1
         with torch.autocast("cpu", torch.bfloat16):
             assert conv2d(x, weight).dtype == torch.bfloat16
 
 
 @here
-def test_cache_is_bypassed_for_large_weights(asked, monkeypatch):
+def test_cache_is_bypassed_for_large_weights(prepared_weights, monkeypatch):
     x, weight = torch.randn(2, 8, 9, 7), torch.randn(6, 8, 5, 5)
     monkeypatch.setattr(onednn, "MAX_CACHED_BYTES", 2 * weight.nbytes - 1)
     library.conv2d(x, weight, None, 1)
-    assert not asked
+    assert not prepared_weights
     monkeypatch.setattr(onednn, "MAX_CACHED_BYTES", 2 * weight.nbytes)
     library.conv2d(x, weight, None, 1)
-    assert len(asked) == 1
+    assert len(prepared_weights) == 1
 
 
 @here
-def test_cache_entries_of_inference_mode_are_usable_outside(asked):
+def test_cache_entries_of_inference_mode_are_usable_outside(prepared_weights):
     x, weight = torch.randn(2, 8, 9, 7), torch.randn(6, 8, 5, 5)
     with torch.inference_mode():
         first = library.conv2d(x, weight, None, 1)
-    assert torch.equal(library.conv2d(x, weight, None, 1), first) and len(asked) == 1
+    assert torch.equal(library.conv2d(x, weight, None, 1), first) and len(prepared_weights) == 1
     weight += 1
     assert torch.equal(
         library.conv2d(x, weight, None, 1), F.conv2d(x.contiguous(memory_format=LAST), weight, padding=2)
     )
-    assert len(asked) == 2
+    assert len(prepared_weights) == 2

@@ -91,9 +91,11 @@ def test_kernels_by_size(dtype, r, channels, size, native):
     torch.testing.assert_close(y.double(), expected.to(dtype).double())
     grad = torch.randn(y.shape).to(dtype)
     got = torch.autograd.grad(y, (x, bias), grad)
-    wanted = torch.autograd.grad(expected, (x, bias), grad.double())
-    torch.testing.assert_close(got[0], wanted[0])
-    torch.testing.assert_close(got[1].double(), wanted[1].double(), atol=0.05 * got[1].abs().max().item(), rtol=0.01)
+    expected_grads = torch.autograd.grad(expected, (x, bias), grad.double())
+    torch.testing.assert_close(got[0], expected_grads[0])
+    torch.testing.assert_close(
+        got[1].double(), expected_grads[1].double(), atol=0.05 * got[1].abs().max().item(), rtol=0.01
+    )
     plain = pixel_shuffle(x.detach(), r)
     assert torch.equal(plain, F.pixel_shuffle(x.detach(), r)) and torch.equal(pixel_unshuffle(plain, r), x.detach())
 
@@ -249,8 +251,8 @@ def test_opcheck(layout, native):
     torch.library.opcheck(ops.pixel_shuffle.default, (x, 2, None, "none", 0.1), test_utils=OPCHECKS)
     y = torch.randn(2, 3, 6, 8)
     torch.library.opcheck(ops.pixel_unshuffle.default, (y.clone().requires_grad_(), 2), test_utils=OPCHECKS)
-    for wanted in ([True, True], [True, False], [False, True]):
-        args = (torch.randn_like(y), y, 2, 0.1, torch.float32, wanted)
+    for needs_grad in ([True, True], [True, False], [False, True]):
+        args = (torch.randn_like(y), y, 2, 0.1, torch.float32, needs_grad)
         torch.library.opcheck(ops.pixel_shuffle_backward.default, args, test_utils=OPCHECKS)
 
 

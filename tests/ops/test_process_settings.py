@@ -63,28 +63,28 @@ def overlapping_threads(block, value):
 
 @every_switch
 def test_settings_in_two_threads(name):
-    block, asked, value, default = SWITCHES[name]
-    assert overlapping_threads(block, value) == [asked, asked, asked, default]
+    block, inner, value, default = SWITCHES[name]
+    assert overlapping_threads(block, value) == [inner, inner, inner, default]
 
 
 @every_switch
 def test_settings_in_two_generators(name):
-    block, asked, value, default = SWITCHES[name]
+    block, inner, value, default = SWITCHES[name]
     first, second = opened(block), opened(block)
     next(first), next(second)
     first.close()
-    assert value() == asked
+    assert value() == inner
     second.close()
     assert value() == default
 
 
 @every_switch
 def test_nested_settings_and_errors(name):
-    block, asked, value, default = SWITCHES[name]
+    block, inner, value, default = SWITCHES[name]
     with block():
         with pytest.raises(KeyError), block():
             raise KeyError
-        assert value() == asked
+        assert value() == inner
     assert value() == default
 
 
@@ -156,22 +156,22 @@ def test_similarities_distinguish_equal_lists():
     """Two lists without a term are equal, and not the same."""
     first, second = memory_similarities(), memory_similarities()
     first.__enter__()
-    kept = second.__enter__()
+    found = second.__enter__()
     first.__exit__(None, None, None)
     with memory_similarities():
         pass
-    assert kept == []
+    assert found == []
     second.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize("name", ["convolution", "recomputed_gates"])
 def test_settings_inside_a_compiled_function(name):
     """Networks enter blocks in their forward."""
-    block, asked, value, default = SWITCHES[name]
+    block, inner, value, default = SWITCHES[name]
 
     def function(x):
         with block():
-            inside = value() == asked
+            inside = value() == inner
         return x + 1 if inside and value() == default else x
 
     compiled = torch.compile(function, fullgraph=True, backend="eager")

@@ -143,9 +143,9 @@ def mim_core(
         changed = s(summed(cascade.changing_output, d, n)) * t(n)
         i, f, g, q = summed(cascade.steady, changed, c).chunk(4, 1)
         memory = s(f) * memory + s(i) * t(g)
-        kept = s(q + layer(memory, cascade.steady_output)) * t(memory)
+        steady = s(q + layer(memory, cascade.steady_output)) * t(memory)
         i, g, q = summed(cell.gates, x, h).chunk(3, 1)
-        c = kept + s(i) * t(g)
+        c = steady + s(i) * t(g)
     m, h, o = spatial(cell.spatial, x, m, q, c)
     return h, (h, c, n, memory), m, o
 

@@ -146,21 +146,21 @@ def test_the_first_start_with_most_rain_is_drawn(tmp_path):
     truth["reflectivity"] = truth.reflectivity.copy(data=grown)
     made = fastds.nowcast("persistence", truth, steps=2, every="5min", coarsen=1)
     fastds.evaluate(made, truth, report=tmp_path / "now.html")
-    told = [frame["alt"].partition(" dBZ")[0] for frame in parsed(tmp_path / "now.html").all("img", "frame")]
+    texts = [frame["alt"].partition(" dBZ")[0] for frame in parsed(tmp_path / "now.html").all("img", "frame")]
     observed = [("12:15 UTC, observed", 37), ("12:20 UTC, observed", 38), ("12:25 UTC, observed", 39)]
     observed += [("12:30 UTC, +5 min", 40), ("12:35 UTC, +10 min", 41)]
-    assert told[:5] == [f"observed, 2024-06-01 {label}: up to {z}" for label, z in observed]
-    assert told[5:7] == [f"persistence (PRED), 2024-06-01 {label}: up to 39" for label, _ in observed[3:]]
+    assert texts[:5] == [f"observed, 2024-06-01 {label}: up to {z}" for label, z in observed]
+    assert texts[5:7] == [f"persistence (PRED), 2024-06-01 {label}: up to 39" for label, _ in observed[3:]]
 
 
 def test_page_describes_the_run(downscaled):
     page = parsed(downscaled[0])
-    told = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
+    facts = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
     card = fastds.models.load_card("fczsm-small")
-    assert told["licence"] == card.licence and told["trained on"] == "\n".join(card.training_data)
-    assert told["command"] == "called from Python" and told["fastds"] == fastds.__version__
-    assert told["file"].endswith("in.nc") and told["variable"] == "reflectivity (dBZ)" and told["time_factor"] == "2"
-    assert told["times"] == "2024-06-01 12:00 UTC to 2024-06-01 12:40 UTC"
+    assert facts["licence"] == card.licence and facts["trained on"] == "\n".join(card.training_data)
+    assert facts["command"] == "called from Python" and facts["fastds"] == fastds.__version__
+    assert facts["file"].endswith("in.nc") and facts["variable"] == "reflectivity (dBZ)" and facts["time_factor"] == "2"
+    assert facts["times"] == "2024-06-01 12:00 UTC to 2024-06-01 12:40 UTC"
 
 
 def test_page_shows_the_command(folder):
@@ -179,13 +179,13 @@ def test_without_a_truth_a_page_has_the_maps(folder, monkeypatch, verb):
     page = parsed(folder / "alone.html")
     assert len(page.all("div", "stack")) == 2 and not page.all("table")
     names = {"downscale": "fczsm-small", "nowcast": "nowcast-small"}
-    told = [frame["alt"].partition(" dBZ")[0] for frame in page.all("img", "frame")]
-    assert sum(text.startswith(names[verb]) for text in told) == {"downscale": 9, "nowcast": 2}[verb]
+    texts = [frame["alt"].partition(" dBZ")[0] for frame in page.all("img", "frame")]
+    assert sum(text.startswith(names[verb]) for text in texts) == {"downscale": 9, "nowcast": 2}[verb]
     if verb == "nowcast":
         strongest = open_dataset("truth.nc").reflectivity.max(("y", "x")).values
         labels = ["10 UTC, observed", "15 UTC, observed", "20 UTC, observed", "25 UTC, +5 min", "30 UTC, +10 min"]
         shown = zip(labels, strongest[2:7], strict=True)
-        assert told[:5] == [f"observed, 2024-06-01 12:{label}: up to {z:.0f}" for label, z in shown]
+        assert texts[:5] == [f"observed, 2024-06-01 12:{label}: up to {z:.0f}" for label, z in shown]
 
 
 def test_page_with_tables_only(downscaled, forecast, tmp_path):
@@ -206,10 +206,10 @@ def test_page_shows_the_model_card(folder, tmp_path):
     fastds.models.save(network, tmp_path / "mine.safetensors")
     fine = fastds.downscale(tmp_path / "mine.safetensors", folder / "in.nc")
     files = {"truth": folder / "truth.nc", "input": folder / "in.nc"}
-    for chosen, wanted in (({}, None), ({"model": tmp_path / "mine.safetensors"}, "my own radar")):
+    for chosen, expected in (({}, None), ({"model": tmp_path / "mine.safetensors"}, "my own radar")):
         fastds.evaluate(fine, **files, report=tmp_path / "mine.html", **chosen)
         page = parsed(tmp_path / "mine.html")
-        assert dict(zip(page.texts("dt"), page.texts("dd"), strict=True)).get("trained on") == wanted
+        assert dict(zip(page.texts("dt"), page.texts("dd"), strict=True)).get("trained on") == expected
 
 
 @pytest.mark.parametrize(
@@ -255,8 +255,8 @@ def test_learning_curves(folder, tmp_path, capfd):
         page = parsed(tmp_path / "run" / "page.html")
         charts = [image["alt"].partition(" by step")[0] for image in page.all("img")]
         assert charts[0] == "loss" and "val_mse_total" in charts
-        told = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
-        assert (told["max_steps"], told["data.crop"]) == (str(steps), "16")
+        facts = dict(zip(page.texts("dt"), page.texts("dd"), strict=True))
+        assert (facts["max_steps"], facts["data.crop"]) == (str(steps), "16")
     assert "mse_trilinear" in page.texts("th")
     assert main([*words.replace("page.html", "page.txt").split()]) == 2
     assert "--report must be a file that ends in .html" in capfd.readouterr().err
@@ -308,13 +308,13 @@ def test_grids_without_a_unit(rows):
     z = field(6, 8, np.arange(6.0), np.arange(8.0), "")[rows]
     lat, lon = np.meshgrid(np.linspace(40, 45, 6)[rows], np.linspace(0, 7, 8), indexing="ij")
     places = {"lat": (("y", "x"), lat), "lon": (("y", "x"), lon)}
-    turned = rows == slice(None)
-    assert MapGrid.of(z).flip == (turned, False)
+    flipped = rows == slice(None)
+    assert MapGrid.of(z).flip == (flipped, False)
     named = z.rename(y="lat", x="lon")
-    assert MapGrid.of(named).unit == "degrees" and MapGrid.of(named).flip == (turned, False)
+    assert MapGrid.of(named).unit == "degrees" and MapGrid.of(named).flip == (flipped, False)
     bare = z.drop_vars(["y", "x"])
     grid = MapGrid.of(bare.assign_coords(places))
-    assert (grid.unit, grid.flip, grid.aspect) == ("pixels", (turned, False), 8 / 6)
+    assert (grid.unit, grid.flip, grid.aspect) == ("pixels", (flipped, False), 8 / 6)
     assert MapGrid.of(bare).flip == (False, False)
 
 

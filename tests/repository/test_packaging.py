@@ -26,9 +26,11 @@ SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 def run(command, cwd, **environment):
     """Run a command with only the given FASTDS_ variables; None unsets a variable."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("FASTDS_") and environment.get(k, v) is not None}
+    inherited = {
+        k: v for k, v in os.environ.items() if not k.startswith("FASTDS_") and environment.get(k, v) is not None
+    }
     given = {k: str(v) for k, v in environment.items() if v is not None}
-    return subprocess.run(list(map(str, command)), cwd=cwd, env=kept | given, capture_output=True, text=True)
+    return subprocess.run(list(map(str, command)), cwd=cwd, env=inherited | given, capture_output=True, text=True)
 
 
 def copy_sources(to):
@@ -129,8 +131,8 @@ def test_sdist_has_what_a_build_needs(tmp_path):
     with tarfile.open(archive) as opened:
         names = {name.partition("/")[2] for name in opened.getnames()}
     for top in ("csrc", "kernels", "fastds"):
-        wanted = {p.relative_to(tree).as_posix() for p in (tree / top).rglob("*") if p.is_file()}
-        assert {n for n in wanted if "__pycache__" not in n and not n.endswith((".md", ".png"))} <= names
+        expected = {p.relative_to(tree).as_posix() for p in (tree / top).rglob("*") if p.is_file()}
+        assert {n for n in expected if "__pycache__" not in n and not n.endswith((".md", ".png"))} <= names
     assert {"setup.py", "pyproject.toml", "LICENSE"} <= names
 
 

@@ -86,8 +86,8 @@ def test_results_do_not_depend_on_scratch_contents(tmp_path, isa):
     library = tmp_path / "filling.so"
     subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", library, tmp_path / "filling.c"], check=True)
     preloaded = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    asked = subprocess.run([sys.executable, "-c", ASKING, isa], env=preloaded, capture_output=True, text=True)
-    assert (asked.returncode, asked.stdout) == (0, ""), asked.stdout + asked.stderr
+    done = subprocess.run([sys.executable, "-c", ASKING, isa], env=preloaded, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
 def test_uninitialised_outputs_are_nan_in_tests():

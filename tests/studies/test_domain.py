@@ -67,8 +67,8 @@ def test_input_ranges_are_written_without_changing_weights(data_dir, tmp_path, c
     target = tmp_path / "out.safetensors"
     words = ["--data.path", str(data_dir / ERA5), "--model=inr-small", f"--output={target}", "--samples=12"]
     assert main(["study", "input-ranges", *words]) == 0
-    told, before, after = capsys.readouterr().out, models.load("inr-small"), models.load(target)
-    assert "t mean" in told and after.card.input_ranges != before.card.input_ranges
+    printed, before, after = capsys.readouterr().out, models.load("inr-small"), models.load(target)
+    assert "t mean" in printed and after.card.input_ranges != before.card.input_ranges
     assert set(after.card.input_ranges) == set(before.card.input_ranges)
     for what, (low, high) in after.card.input_ranges.items():
         shipped = before.card.input_ranges[what]

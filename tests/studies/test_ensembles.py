@@ -22,7 +22,7 @@ from fastds.studies.common.error_model_fit import Pool, score
 from fastds.studies.fit_nowcast_errors import Block, Sample, fit, make_samples
 from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 
-LAW = (200.0, 1.6)
+Z_R = (200.0, 1.6)
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +37,15 @@ def made(count=3000, seed=0):
     generator = torch.Generator().manual_seed(seed)
     features = 0.1 * torch.randn(FEATURES, count, generator=generator)
     features[0], features[-6] = 1.0, math.log(2)
-    return Sample(features, (25 + 5 * torch.randn(count, generator=generator)).clamp(0, 60), 7.0, LAW)
+    return Sample(features, (25 + 5 * torch.randn(count, generator=generator)).clamp(0, 60), 7.0, Z_R)
 
 
 def test_the_score_is_the_crps_of_members():
     torch.manual_seed(0)
-    law, sample = ErrorModel(4), made(400)
+    model, sample = ErrorModel(4), made(400)
     least = torch.full((400,), sample.least)
-    found = score(law, sample.features, sample.truth, least, LAW)
-    m, s, g, e = (part[:, None] for part in law(sample.features))
+    found = score(model, sample.features, sample.truth, least, Z_R)
+    m, s, g, e = (part[:, None] for part in model(sample.features))
     noise = torch.randn(400, 4000, generator=torch.Generator().manual_seed(1))
     z = m + s * noise.clamp(-1, 1.5) + s * (noise - 1.5).clamp(min=0) / (1 + g * (noise - 1.5).clamp(min=0))
     z = z - s * (1 + e) * (-1 - noise).clamp(min=0)
@@ -55,9 +55,9 @@ def test_the_score_is_the_crps_of_members():
 
 def test_fit_recovers_the_distribution():
     torch.manual_seed(0)
-    law = ErrorModel(4)
-    losses = fit(law, [[made()]], 150, batch=500)
-    m, s, _, _ = law(made(200, seed=9).features)
+    model = ErrorModel(4)
+    losses = fit(model, [[made()]], 150, batch=500)
+    m, s, _, _ = model(made(200, seed=9).features)
     assert np.mean(losses[-10:]) < 0.6 * losses[0]
     assert m.mean().item() == pytest.approx(25, abs=1.0) and s.mean().item() == pytest.approx(5, abs=1.2)
 
@@ -70,16 +70,16 @@ def test_samples_are_the_pixels_of_both_methods_forwards_and_backwards(folder):
     assert all(((part.truth == 0) | (part.truth >= part.least)).all() for part in found)
 
 
-def test_nowcast_law_command_writes_an_error_model(folder, tmp_path, monkeypatch, capsys):
+def test_nowcast_errors_command_writes_an_error_model(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fit_nowcast_errors, "BLOCKS", (Block("a.nc", every=8, steps=2),))
     monkeypatch.setattr(fit_nowcast_errors.make_samples, "__defaults__", (fit_nowcast_errors.BLOCKS, 0))
-    target = tmp_path / "law.safetensors"
+    target = tmp_path / "errors.safetensors"
     assert (
         main(["study", "nowcast-errors", f"--data.path={folder}", f"--output={target}", "--steps=3", "--threads=1"])
         == 0
     )
-    law = models.load(target)
-    assert isinstance(law, ErrorModel) and law.card.name == "nowcast-errors" and law.card.metrics["loss"] > 0
+    model = models.load(target)
+    assert isinstance(model, ErrorModel) and model.card.name == "nowcast-errors" and model.card.metrics["loss"] > 0
     assert f"wrote {target}" in capsys.readouterr().out
 
 
@@ -90,7 +90,7 @@ def test_shipped_error_model_card_names_its_data():
     assert not {block.file for block in fit_nowcast_errors.BLOCKS} & set(nowcast_ensembles.RADARS)
 
 
-# ---- beside pysteps
+# ---- comparison with pysteps
 
 
 @pytest.fixture(scope="module")
@@ -157,25 +157,25 @@ def test_pysteps_methods_convert_units(linear, options):
 
 
 def test_the_loss_of_a_block_is_in_units_of_its_mean_echo_and_rain():
-    law, sample = ErrorModel(4), made(50)
+    model, sample = ErrorModel(4), made(50)
     least = torch.full((50,), sample.least)
-    pool = Pool(sample.features, sample.truth, least, LAW)
-    crps_db, rain, mean = (part.mean() for part in score(law, sample.features, sample.truth, least, LAW))
+    pool = Pool(sample.features, sample.truth, least, Z_R)
+    crps_db, rain, mean = (part.mean() for part in score(model, sample.features, sample.truth, least, Z_R))
     rates = reflectivity_to_rate(sample.truth.numpy(), no_echo=0.0)
     expected = crps_db / (sample.truth.mean() + 0.3) + rain / (rates.mean() + 0.03) + 0.1 * mean / rates.var(ddof=1)
-    assert pool.loss(law, torch.arange(50)).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert pool.loss(model, torch.arange(50)).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_loss_with_spread_term():
     torch.manual_seed(1)
-    law, sample = ErrorModel(4), made(300)
+    model, sample = ErrorModel(4), made(300)
     least = torch.full((300,), sample.least)
-    plain, strict = (Pool(sample.features, sample.truth, least, LAW, spread=weight) for weight in (0.0, 0.5))
+    plain, strict = (Pool(sample.features, sample.truth, least, Z_R, spread=weight) for weight in (0.0, 0.5))
     noise = torch.randn(300, 4000, generator=torch.Generator().manual_seed(1))
-    members = sample_reflectivity(tuple(part[:, None] for part in law(sample.features)), noise).clamp(0, 60).detach()
+    members = sample_reflectivity(tuple(part[:, None] for part in model(sample.features)), noise).clamp(0, 60).detach()
     ratio = members.var(1).mean() / (members.mean(1) - sample.truth).square().mean()
     index = torch.arange(300)
-    found = (strict.loss(law, index) - plain.loss(law, index)).item()
+    found = (strict.loss(model, index) - plain.loss(model, index)).item()
     assert found == pytest.approx(0.5 * torch.log(ratio).item() ** 2, rel=0.05) and found > 0.1
 
 

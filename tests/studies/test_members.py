@@ -37,13 +37,13 @@ def test_error_model_pools_of_sharp_and_smoothed_fields(folder, tmp_path, monkey
     assert np.corrcoef(forecasts, sharp.truth)[0, 1] > 0.9 and abs((forecasts - sharp.truth).mean()) < 0.5
     rough, even = ((20 * pool.features[0] - pool.truth).square().mean() for pool in (sharp, smoothed))
     assert even < 0.95 * rough  # a radar of little detail loses less
-    target = tmp_path / "law.safetensors"
+    target = tmp_path / "errors.safetensors"
     words = ["study", "downscaling-errors", f"--data.path={folder}", f"--output={target}", "--steps=3", "--threads=1"]
     assert main(words) == 0 and f"wrote {target}" in capsys.readouterr().out
-    law = models.load(target)
-    assert isinstance(law, ErrorModel) and law.card.name == "downscaling-errors" and law.card.metrics["loss"] > 0
-    assert law.config == {"hidden": 32, "features": FEATURES, "lacking": ERROR_INDEX}
-    assert (*law.card.valid_range, law.card.space_factor, law.card.task) == (15.0, 70.0, 2, "")
+    model = models.load(target)
+    assert isinstance(model, ErrorModel) and model.card.name == "downscaling-errors" and model.card.metrics["loss"] > 0
+    assert model.config == {"hidden": 32, "features": FEATURES, "lacking": ERROR_INDEX}
+    assert (*model.card.valid_range, model.card.space_factor, model.card.task) == (15.0, 70.0, 2, "")
 
 
 def test_shipped_error_model_has_the_fitted_form():

@@ -59,11 +59,11 @@ def test_plan_trains_nothing(case, tmp_path, capsys):
     name, folder, whole = case
     output = tmp_path / "planned"
     assert cli.main([*words(name, folder, output), "--plan"]) == 0
-    told = capsys.readouterr().out
-    assert f"plan of fastds study {name}" in told and "hours together on this machine" in told
-    assert "configuration of" in told and "learning_rate: " in told and not output.exists()
+    printed = capsys.readouterr().out
+    assert f"plan of fastds study {name}" in printed and "hours together on this machine" in printed
+    assert "configuration of" in printed and "learning_rate: " in printed and not output.exists()
     networks = {path.name.rsplit("-", 1)[0] for path in (whole / "runs").iterdir()}
-    rows = [line.split("|") for line in told.splitlines() if line.startswith("|")]
+    rows = [line.split("|") for line in printed.splitlines() if line.startswith("|")]
     trained = {row[1].strip(): row for row in rows if len(row) == 10 and row[1].strip() in networks}
     assert set(trained) == networks and all(row[4].strip() == "3" for row in trained.values())
 

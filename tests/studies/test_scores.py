@@ -243,17 +243,17 @@ def test_score_file_uses_frames_before_the_start(monkeypatch, tmp_path, options,
 
 
 def test_print_scores_of_all_test_files(scores, monkeypatch, capsys, tmp_path):
-    asked, saved = [], []
+    calls, saved = [], []
     network = nn.Identity()
     network.card = models.ModelCard(name="net")
     monkeypatch.setattr(nowcast.models, "load", lambda name: network)
     monkeypatch.setattr(nowcast.models, "save", lambda *args: saved.append(args))
-    monkeypatch.setattr(nowcast, "score_file", lambda *args, **options: asked.append((args, options)) or scores)
+    monkeypatch.setattr(nowcast, "score_file", lambda *args, **options: calls.append((args, options)) or scores)
     assert (
         nowcast.print_scores("data", "net") == dict.fromkeys(nowcast.TEST_STARTS, nowcast.summarize(scores))
         and not saved
     )
-    assert asked == [((network, "data", f), {"starts": None, "smooth": False}) for f in nowcast.TEST_STARTS]
+    assert calls == [((network, "data", f), {"starts": None, "smooth": False}) for f in nowcast.TEST_STARTS]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 * (1 + 3 * 4) and lines[0] == f"{next(iter(nowcast.TEST_STARTS))}: 7 starts, minutes 5 10"
     assert lines[1] == "  mse      vs extrapolation       " + " 1.300  1.450"

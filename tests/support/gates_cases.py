@@ -208,33 +208,33 @@ class GateTests:
         tensors = self.inputs((2, 3, 4, 5), dtype, grad=True)
         check(self.op, (*tensors, *self.options))
         name = self.op.name().split("::")[1]
-        wanted = [True] * len(tensors)
+        needs_grad = [True] * len(tensors)
         grads = [torch.randn_like(t) for t in self.results(tensors)]
         backward = getattr(torch.ops.fastds, f"{name}_backward").default
-        check(backward, (*grads, *tensors, *self.options, wanted))
+        check(backward, (*grads, *tensors, *self.options, needs_grad))
         if self.second:
             along = [torch.randn_like(t) for t in tensors]
             double = getattr(torch.ops.fastds, f"{name}_double").default
-            wanted = [True] * (len(grads) + len(tensors))
-            check(double, (*along, *grads, *tensors, *self.options, wanted))
+            needs_grad = [True] * (len(grads) + len(tensors))
+            check(double, (*along, *grads, *tensors, *self.options, needs_grad))
 
     def test_gradients_that_do_not_fit_are_refused(self, native):
         tensors = self.inputs((2, 3, 4, 5))
         grads, along = [torch.randn_like(t) for t in self.results(tensors)], [torch.randn_like(t) for t in tensors]
         name = self.op.name().split("::")[1]
         backward = getattr(torch.ops.fastds, f"{name}_backward")
-        wanted = [True] * len(tensors)
+        needs_grad = [True] * len(tensors)
         for bad, error in ((grads[0][..., 1:], ValueError), (grads[0].double(), TypeError)):
             with pytest.raises(error, match="grad_0"):
-                backward(bad, *grads[1:], *tensors, *self.options, wanted)
+                backward(bad, *grads[1:], *tensors, *self.options, needs_grad)
         if not self.second:
             return
-        double, wanted = getattr(torch.ops.fastds, f"{name}_double"), [True] * (len(grads) + len(tensors))
+        double, needs_grad = getattr(torch.ops.fastds, f"{name}_double"), [True] * (len(grads) + len(tensors))
         for bad, error in ((along[0][..., 1:], ValueError), (along[0].double(), TypeError)):
             with pytest.raises(error, match="cotangent_"):
-                double(bad, *along[1:], *grads, *tensors, *self.options, wanted)
-        some = double(along[0], *[None] * (len(along) - 1), *grads, *tensors, *self.options, wanted)
-        zeros = double(along[0], *map(torch.zeros_like, along[1:]), *grads, *tensors, *self.options, wanted)
+                double(bad, *along[1:], *grads, *tensors, *self.options, needs_grad)
+        some = double(along[0], *[None] * (len(along) - 1), *grads, *tensors, *self.options, needs_grad)
+        zeros = double(along[0], *map(torch.zeros_like, along[1:]), *grads, *tensors, *self.options, needs_grad)
         for a, b in zip(some, zeros, strict=True):
             torch.testing.assert_close(a, b)
 

@@ -60,7 +60,7 @@ def test_samples_carry_the_channels_of_their_crop(file):
     fields = DynamicFields(file, RANGES)
     options = {"crop": 32, "samples": 9, "scales": (1,), "intervals": (1,), "modes": ("dbz",), "minimum_valid": 0.0}
     plain = data.RadarTriples([file], dynamics=[fields], augment=False, **options)
-    turned = data.RadarTriples([file], dynamics=[fields], **options)
+    rotated = data.RadarTriples([file], dynamics=[fields], **options)
     for i in range(9):
         x = plain[i]["x"]
         assert x.shape == (2, 3, 32, 32) and x.dtype == torch.float32
@@ -70,7 +70,7 @@ def test_samples_carry_the_channels_of_their_crop(file):
         ways = [
             torch.rot90(y.flip(-1) if m else y, n, (-2, -1)) for y in (x, x.flip(0)) for m in (0, 1) for n in range(4)
         ]
-        assert any(torch.equal(way, turned[i]["x"]) for way in ways)
+        assert any(torch.equal(way, rotated[i]["x"]) for way in ways)
     whole = data.EvaluationTriples(file, dynamic=fields, static=np.ones((1, 64, 64), np.float32))[2]
     assert torch.equal(whole["x"][:, 1:], torch.from_numpy(fields.coarsen([2, 4], 2)))
     assert whole["x"].shape == (2, 3, 32, 32) and whole["static"].shape == (1, 32, 32)
@@ -110,8 +110,8 @@ def test_train_and_finetune_commands_with_dynamics(file, tmp_path, monkeypatch, 
     assert sum(moved) > len(moved) / 2
     with data.open_dataset(file) as dataset:
         coarse = data.coarsen_dataset(dataset[["reflectivity"]].isel(time=slice(0, 3)).load())
-        beside = dataset.isel(time=slice(0, 3, 2)).coarsen(latitude=2, longitude=2).mean().load()
-    whole = coarse.assign({name: (coarse.reflectivity.dims, beside[name].values) for name in dynamics})
+        means = dataset.isel(time=slice(0, 3, 2)).coarsen(latitude=2, longitude=2).mean().load()
+    whole = coarse.assign({name: (coarse.reflectivity.dims, means[name].values) for name in dynamics})
     fine = trained.downscale(whole)
     assert fine.sizes["latitude"] == 64 and fine.sizes["time"] == 3
     if dynamics:

@@ -209,9 +209,9 @@ def test_finetune_accepts_the_reading_options(files, monkeypatch, capsys):
     plain.assign(other=plain.rain + 1).to_netcdf(files / "rain" / "rain.nc", engine="h5netcdf")
     options(monkeypatch)
     words = [str(files / "w.safetensors"), "--data", str(files / "rain"), "--output", str(files / "run")]
-    told = ["--var", "rain", "--units", "mm/h", "--missing", "-9"]
+    read_options = ["--var", "rain", "--units", "mm/h", "--missing", "-9"]
     times = ["--start", str(event.time.values[4])[:16], "--stop", str(event.time.values[35])[:16]]
-    assert main(["finetune", *words, *told, *times]) == 0, capsys.readouterr().err
+    assert main(["finetune", *words, *read_options, *times]) == 0, capsys.readouterr().err
     with xr.open_dataset(files / "run" / "data" / "rain.nc") as read:
         assert read.sizes["time"] == 32 and read.rain.attrs["units"] == "mm/h" and list(read.data_vars) == ["rain"]
         assert read.rain[:, :4].isnull().all() and read.rain[:, 4:].notnull().all()

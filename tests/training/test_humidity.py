@@ -231,10 +231,10 @@ def test_flips_are_of_rows_and_columns_alone(folder):
     plain, flipped = (FieldSequences(regions, 30, 4, dataclasses.replace(config, flips=f), 1) for f in (False, True))
     windows = regions[0].unfold(1, 8, 1).unfold(2, 8, 1)
     for i in range(30):
-        fine, turned = plain[i]["fine"], flipped[i]
+        fine, other = plain[i]["fine"], flipped[i]
         assert (windows == fine[0, 0]).all(-1).all(-1).any(), "as it is in the file"
-        axes = [axes for axes in ((), (-1,), (-2,), (-2, -1)) if torch.equal(fine.flip(axes), turned["fine"])]
-        assert len(axes) == 1 and torch.equal(turned["coarse"], turned["fine"][..., ::4, ::4])
+        axes = [axes for axes in ((), (-1,), (-2,), (-2, -1)) if torch.equal(fine.flip(axes), other["fine"])]
+        assert len(axes) == 1 and torch.equal(other["coarse"], other["fine"][..., ::4, ::4])
         seen.update(axes)
     assert len(seen) == 4
 
@@ -336,5 +336,5 @@ def test_shipped_small_configuration_keeps_regions_apart(name, data_dir):
         boxes = [(role, box) for role in ("train", "validation", "test") for box in source.get(role, [])]
         for a, first in boxes:
             for b, second in boxes:
-                apart = first[3] <= second[2] or second[3] <= first[2]
-                assert a == b or apart, "regions of different roles share columns"
+                separate = first[3] <= second[2] or second[3] <= first[2]
+                assert a == b or separate, "regions of different roles share columns"

@@ -33,7 +33,7 @@ def whole(files, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("task", "number", "step", "kept"),
+    ("task", "number", "step", "saved_step"),
     [
         ("radar", signal.SIGINT, 0, 1),
         ("radar", signal.SIGTERM, 5, 6),
@@ -43,17 +43,17 @@ def whole(files, tmp_path_factory):
         ("humidity", signal.SIGINT, 3, 4),
     ],
 )
-def test_signal_leaves_a_checkpoint_that_resumes_exactly(files, tmp_path, capfd, whole, task, number, step, kept):
+def test_signal_leaves_a_checkpoint_that_resumes_exactly(files, tmp_path, capfd, whole, task, number, step, saved_step):
     cut = tmp_path / "cut"
     command = arguments(files, task, cut)
     done = signalled(command, number, step)
     last = cut / "checkpoints" / "last.ckpt"
-    said = f"fastds train: interrupted, step {kept} is in {last}: the same command goes on from there\n"
+    said = f"fastds train: interrupted, step {saved_step} is in {last}: the same command goes on from there\n"
     assert (done.returncode, done.stderr) == (128 + number, said)
     assert os.listdir(last.parent) == ["last.ckpt"]
     uncut = whole(task)
     assert "resumed" not in capfd.readouterr().out
-    assert main(command) == 0 and f"resumed from step {kept}\n" in capfd.readouterr().out
+    assert main(command) == 0 and f"resumed from step {saved_step}\n" in capfd.readouterr().out
     assert same_weights(uncut, cut) and same_weights(uncut, cut, "best.safetensors")
 
 
@@ -72,11 +72,11 @@ def test_a_signal_in_the_last_step_lets_the_run_end(files, tmp_path):
 @pytest.mark.parametrize("somewhere", [True, False])
 def test_a_signal_to_one_of_several_processes_ends_all(tmp_path, somewhere):
     """The processes exchange after each step whether a signal arrived. If so, all of them end."""
-    asked = []
-    strategy = SimpleNamespace(reduce_boolean_decision=lambda own, all: asked.append((own, all)) or somewhere)
+    calls = []
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda own, all: calls.append((own, all)) or somewhere)
     callback = LastCheckpoint(tmp_path)
     assert callback._is_interrupted(SimpleNamespace(world_size=2, strategy=strategy)) == somewhere
-    assert asked == [(False, False)] and callback._number == (signal.SIGTERM if somewhere else 0)
+    assert calls == [(False, False)] and callback._number == (signal.SIGTERM if somewhere else 0)
 
 
 class Harm:
@@ -109,8 +109,8 @@ def test_checkpoint_holds_only_tensors_numbers_and_strings(four_steps, trained):
     kinds = {type(leaf) for leaf in tree_leaves(state)}
     assert torch.Tensor in kinds and kinds <= {torch.Tensor, bool, int, float, str, type(None)}
     weights = models.load(four_steps / "last.safetensors").state_dict()
-    kept = {name.removeprefix("model."): value for name, value in state["state_dict"].items()}
-    assert weights.keys() <= kept.keys() and all(torch.equal(kept[name], weights[name]) for name in weights)
+    saved = {name.removeprefix("model."): value for name, value in state["state_dict"].items()}
+    assert weights.keys() <= saved.keys() and all(torch.equal(saved[name], weights[name]) for name in weights)
 
 
 def changed(content, change):
@@ -161,15 +161,15 @@ def test_previous_checkpoint_is_kept_until_replaced(files, tmp_path, trained, mo
     """The temporary file is in the folder of the checkpoint, so that renaming it is atomic."""
     from fastds.training import checkpoints
 
-    path, beside = tmp_path / "last.ckpt", []
+    path, seen = tmp_path / "last.ckpt", []
     path.write_bytes(trained)
 
     def torn(checkpoint, part):
         part.write_bytes(b"half")
-        beside.append((part.parent, path.read_bytes() == trained))
+        seen.append((part.parent, path.read_bytes() == trained))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoints.torch, "save", torn)
     with pytest.raises(KeyboardInterrupt):
         checkpoints.AtomicCheckpointIO().save_checkpoint({}, str(path))
-    assert beside == [(tmp_path, True)] and path.read_bytes() == trained and os.listdir(tmp_path) == ["last.ckpt"]
+    assert seen == [(tmp_path, True)] and path.read_bytes() == trained and os.listdir(tmp_path) == ["last.ckpt"]

@@ -67,8 +67,8 @@ def files(tmp_path_factory):
     def field(rows, columns, name, units):
         values = 50.0 + 30.0 * waves[..., :rows, :columns] + rng.normal(size=(20, rows, columns))
         at = {"latitude": places["latitude"][:rows], "longitude": places["longitude"][:columns]}
-        told = {"standard_name": name, "units": units}
-        return xr.DataArray(values.clip(0, 100), {"time": time, **at}, ["time", *at], attrs=told)
+        attributes = {"standard_name": name, "units": units}
+        return xr.DataArray(values.clip(0, 100), {"time": time, **at}, ["time", *at], attrs=attributes)
 
     xr.Dataset({n: field(80, 160, n, "1") for n in "rtuz"}).to_netcdf(folder / "fields.nc", engine="h5netcdf")
     humid = field(16, 16, "relative_humidity", "%").to_dataset(name="r")
@@ -140,11 +140,11 @@ def three_steps(monkeypatch, task, words):
     """
     options = importlib.import_module(f"fastds.tasks.{task}.config")
     training = importlib.import_module(f"fastds.tasks.{task}.training")
-    kept = {}
+    captured = {}
 
     def steps(config, module, samples, export, **others):
         recorder = Steps()
-        kept.update(config=config, module=copy.deepcopy(module), steps=recorder)
+        captured.update(config=config, module=copy.deepcopy(module), steps=recorder)
         trainer = L.Trainer(
             accelerator="cpu", max_epochs=1, limit_train_batches=3, limit_val_batches=0, logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, precision="64-true",
@@ -154,7 +154,7 @@ def three_steps(monkeypatch, task, words):
 
     monkeypatch.setattr(training, "run_training", steps)
     training.train(options.parse_arguments(words))
-    return kept["config"], kept["module"].double().train(), kept["steps"]
+    return captured["config"], captured["module"].double().train(), captured["steps"]
 
 
 def moved(before, after, names):
@@ -415,17 +415,17 @@ def test_random_sets_meet_the_required_echo_and_valid_pixels(files):
 def test_samples_without_rotation(files):
     """The options augment and reverse are independent; without both, samples equal the file."""
     both, plain = radar_data(files).training, radar_data(files, augment=False, reverse=False).training
-    turned, reversed_ = radar_data(files, reverse=False).training, radar_data(files, augment=False).training
-    differ = {"turned": 0, "reversed": 0}
+    rotated, reversed_ = radar_data(files, reverse=False).training, radar_data(files, augment=False).training
+    differ = {"rotated": 0, "reversed": 0}
     for k in range(12):
         draw, z = plain.draw(np.random.default_rng((0, k)))
         y = torch.from_numpy(plain.read(draw, z)["y"])
         assert torch.equal(plain[k]["y"], y)
         assert any(torch.equal(reversed_[k]["y"], case) for case in (y, y.flip(0)))
         cases = [f for z in (y, y.mT) for f in (z, z.flip(-1), z.flip(-2), z.flip(-1, -2))]
-        assert any(torch.equal(turned[k]["y"], case) for case in cases)
+        assert any(torch.equal(rotated[k]["y"], case) for case in cases)
         assert any(torch.equal(both[k]["y"], case) for one in cases for case in (one, one.flip(0)))
-        differ["turned"] += not torch.equal(turned[k]["y"], y)
+        differ["rotated"] += not torch.equal(rotated[k]["y"], y)
         differ["reversed"] += not torch.equal(reversed_[k]["y"], y)
     assert all(differ.values())
 
@@ -454,8 +454,8 @@ def test_nowcast_samples_at_the_requested_interval(files):
             places = np.argwhere(np.isclose(views[(..., *brightest)], x.max(), atol=1e-6))
             assert any(np.allclose(views[tuple(place)], x, atol=1e-6) for place in places)
     assert set(nowcast_data(files, intervals=[1, 2]).validation.windows[0]) == {1}
-    plain, turned = (nowcast_data(files, augment=on, reverse=False).training for on in (False, True))
-    assert any(not torch.equal(plain[k]["frames"], turned[k]["frames"]) for k in range(6))
+    plain, rotated = (nowcast_data(files, augment=on, reverse=False).training for on in (False, True))
+    assert any(not torch.equal(plain[k]["frames"], rotated[k]["frames"]) for k in range(6))
 
 
 @pytest.mark.parametrize(

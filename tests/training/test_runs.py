@@ -108,9 +108,9 @@ def test_a_resumed_run_follows_its_learning_rate(run, files, tmp_path):
     folder = shutil.copytree(run.folder, tmp_path / "o")
     assert main(training_runs.arguments(files, run.task, folder, max_steps=12, learning_rate=1e-30)) == 0
     before, after = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (run.folder, folder))
-    kept = "current_model_state" if run.task == "fields" else "state_dict"  # not the average of the weights
-    names = [name for name in before[kept] if name.startswith(("model.", "generator.")) and name.endswith("weight")]
-    assert names and all(torch.equal(before[kept][name], after[kept][name]) for name in names)
+    key = "current_model_state" if run.task == "fields" else "state_dict"  # not the average of the weights
+    names = [name for name in before[key] if name.startswith(("model.", "generator.")) and name.endswith("weight")]
+    assert names and all(torch.equal(before[key][name], after[key][name]) for name in names)
 
 
 @pytest.mark.parametrize("run", ["nowcast", "humidity"], indirect=True)

@@ -362,11 +362,11 @@ def test_static_maps_are_cut_averaged_and_turned_with_the_crops(event, relief, t
     with data.open_dataset(relief) as file:
         np.testing.assert_allclose(maps[0] * variable["std"] + variable["mean"], file.height, atol=1e-3)
     plain = data.RadarTriples([event], crop=32, samples=9, scales=(1,), statics=[maps], augment=False)
-    turned = data.RadarTriples([event], crop=32, samples=9, scales=(1,), statics=[maps])
+    rotated = data.RadarTriples([event], crop=32, samples=9, scales=(1,), statics=[maps])
     whole = maps.reshape(1, 32, 2, 32, 2).mean((2, 4))
     np.testing.assert_allclose(plain[0]["static"], whole, atol=1e-6)
     for i in range(9):  # one crop of this size exists, so a field tells how it was turned
-        x, static = turned[i]["x"], turned[i]["static"]
+        x, static = rotated[i]["x"], rotated[i]["static"]
         assert any(
             torch.equal(torch.from_numpy(turn(plain[i]["static"].numpy())), static)
             and torch.equal(torch.from_numpy(turn(z)), x)

@@ -94,16 +94,16 @@ def test_model_card_compares_with_the_baseline(run):
     task, folder, said, _ = run
     metrics = models.load_card(folder / "best.safetensors").metrics
     found, scores = metrics["simple_method"], metrics["validation"]
-    own, simple = {
+    score, simple = {
         "radar": ("mse_total", "mse_total_advection"),
         "fields": ("val_gain_db", None),
         "humidity": ("val_mse_noise_free", "val_mse_bicubic"),
         "nowcast": ("val_mse", "val_mse_reference"),
     }[task]
-    assert found["own"] == scores[own] and found["simple"] == (scores[simple] if simple else 0.0)
+    assert found["own"] == scores[score] and found["simple"] == (scores[simple] if simple else 0.0)
     assert found["better"] == (found["own"] > 0 if task == "fields" else found["own"] < found["simple"])
-    told = f"{found['score']} on the validation samples: {found['own']:.4g} against {found['simple']:.4g})"
-    assert told in said.splitlines()[0] and ("no better" in said) == (not found["better"])
+    comparison = f"{found['score']} on the validation samples: {found['own']:.4g} against {found['simple']:.4g})"
+    assert comparison in said.splitlines()[0] and ("no better" in said) == (not found["better"])
     if task == "radar":
         assert found["simple"] == min(scores["mse_total_trilinear"], scores["mse_total_advection"])
 
@@ -129,8 +129,8 @@ def test_weights_worse_than_baseline_warn_on_load(tmp_path, own, higher):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         assert models.load(path).card.worse_than == ("advection" if lost else "")
-    wanted = "w.safetensors was no better than advection on the validation samples of its training"
-    assert [str(one.message) for one in said] == [wanted] * lost
+    message = "w.safetensors was no better than advection on the validation samples of its training"
+    assert [str(one.message) for one in said] == [message] * lost
     assert ("This is noted in the weights file; train longer" in format_comparison(path)) == lost
 
 
@@ -197,10 +197,10 @@ def test_the_card_names_the_files_of_all_runs_in_a_folder(files, tmp_path, task)
         shutil.copy(files / name, tmp_path / copy)
     first, second = ("first/a.nc", "second/c.nc") if task == "fields" else ("first", "second")  # it takes one file
     found = ["a.nc"] if task == "fields" else ["a.nc", "b.nc"]
-    for path, steps, wanted in ((first, 4, found), (second, 8, [*found, "c.nc"])):
+    for path, steps, expected in ((first, 4, found), (second, 8, [*found, "c.nc"])):
         words = training_runs.arguments(files, task, output, max_steps=steps)
         assert main([*words, f"--data.path={tmp_path / path}"]) == 0
-        assert models.load_card(output / "last.safetensors").training_data == wanted
+        assert models.load_card(output / "last.safetensors").training_data == expected
 
 
 def test_folder_without_usable_files_error(mixed, tmp_path, capfd):
