@@ -2,7 +2,7 @@
 """Tables of benchmark results: `python -m bench.report RESULTS... [--save] [--all]`, `python -m bench.report --pages`.
 
 RESULTS are files of `pytest --benchmark-json` or of bench.gpu_bench (CSV). The table compares each row of fastds with
-the fastest peer that was measured under the same condition: freed memory kept by the process, or returned.
+the fastest peer that was measured under the same condition: freed memory retained by the process, or returned.
 
 --save merges the rows into bench/results/networks.csv or gpu.csv. --all also prints all rows. --pages writes
 docs/benchmarks/*.md and the summary in docs/benchmarks.md from the files in bench/results.

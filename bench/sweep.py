@@ -5,7 +5,7 @@ fastds was tuned for the listed shapes of the other benchmarks; a sweep covers o
 log-uniformly (channels up to 1024, height and width 5 to 500 pixels, batch 1 to 16, at most 2^23 numbers per tensor),
 in both memory formats, forward and training step. fastds and the peers run interleaved in one process on the same
 values; peers run in the memory format of fastds and in channels_last. Freed memory stays in the process. All shapes are
-measured in several rounds, minutes apart, because other work on the host can slow down one shape for seconds.
+measured in several rounds with minutes between them, because other work on the host can slow down a shape for seconds.
 
 The program prints the distribution of the ratios (time of the fastest peer) / (time of fastds) and all shapes below
 0.95, with the latency between two processors (bench/core_latency.py).

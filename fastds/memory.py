@@ -23,7 +23,7 @@ def set_malloc_retention(enabled: bool = True) -> None:
 
     Args:
         enabled: bool. True: retain freed memory. False: release it now and return blocks above 32 MB from now on;
-            blocks that fit into a gap of the heap are kept until the next call.
+            blocks that fit into a gap of the heap are retained until the next call.
 
     Raises:
         RuntimeError: Memory comes from another allocator than that of glibc (musl, macOS, Windows, a preloaded jemalloc

@@ -38,7 +38,7 @@ EXPECTED_SKIPS = [
 ]
 if not shutil.which("nvcc") and not shutil.which("nvcc", path="/usr/local/cuda/bin"):
     EXPECTED_SKIPS += ["no nvcc on this machine"]
-if not CPU.exists() or "avx512_bf16" not in CPU.read_text().split():  # not asked of the build, which may lack it
+if not CPU.exists() or "avx512_bf16" not in CPU.read_text().split():  # the build may lack it, so the CPU decides
     EXPECTED_SKIPS += ["avx512 is not available", "this machine cannot run avx512"]
 if not CPU.exists() or "amx_bf16" not in CPU.read_text().split():
     EXPECTED_SKIPS += ["no matrix tiles in this processor"]
@@ -126,7 +126,7 @@ def poison(monkeypatch):
                 return result
             with torch._C.DisableTorchFunction():  # function modes do not observe the filling
                 filled = result.detach().fill_(float("nan"))
-            return filled.requires_grad_() if result.requires_grad else filled  # vmap refuses to be asked
+            return filled.requires_grad_() if result.requires_grad else filled  # vmap refuses requires_grad_()
 
         return empty
 
@@ -211,14 +211,14 @@ def bars_of(monkeypatch):
     """Return bars_of(module), which records the progress bars of a module and their steps."""
 
     def watch(module):
-        asked, done = [], []
+        bars, done = [], []
 
         @contextlib.contextmanager
         def bar(*args):
-            asked.append(args)
+            bars.append(args)
             yield lambda: done.append(1)
 
         monkeypatch.setattr(module, "progress_bar", bar)
-        return asked, done
+        return bars, done
 
     return watch

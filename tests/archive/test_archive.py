@@ -82,7 +82,7 @@ def test_killed_archive_resumes_without_recomputing(files, whole, monkeypatch, k
         assert not (files / "out.zarr").exists()
         part = stored(files / "out.zarr.part").reflectivity
         assert np.isnan(part[sum(p.outputs[1] - p.outputs[0] for p in computed) :]).all()  # missing, not dry
-    else:  # behind the last piece
+    else:  # after the last chunk
         monkeypatch.setattr(run, "commit_output", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             archive(files)
@@ -244,7 +244,7 @@ def test_failing_chunk_raises_or_is_skipped(files, event):
         save_dataset(bad, files / "in" / f"{number}.nc")
     with pytest.raises(ValueError, match=r"2024-06-01T13:10.* to 2024-06-01T13:.*: .*reflectivity"):
         archive(files)
-    with pytest.warns(UserWarning, match="reflectivity"):  # of a field that the piece behind it reads
+    with pytest.warns(UserWarning, match="reflectivity"):  # for a field that the following chunk reads
         report = archive(files, keep_going=True)
     found = stored(files / "out.zarr").reflectivity
     empty = np.isnan(found).all(("y", "x"))

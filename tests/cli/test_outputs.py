@@ -249,7 +249,7 @@ def test_a_program_that_imports_the_package_keeps_its_signals():
     assert done.stdout == "True\n"
 
 
-def test_a_folder_is_replaced_and_kept_after_an_error(tmp_path):
+def test_a_folder_is_replaced_and_restored_after_an_error(tmp_path):
     store = tmp_path / "s.zarr"
     for text in ("one", "two"):
         with atomic_write(store) as temporary:

@@ -42,7 +42,7 @@ EARLY = {
     "train gan": "gan is called humidity",
     "study fczs": "there is no study 'fczs'; did you mean fczsm?",
 }  # fmt: skip
-# Told by what reads their options, which needs torch.
+# These are reported by the parsers of configurations, which import torch.
 LATER = {
     "models fczsm-smal": "none of the 85 presets; did you mean fczsm-small?",
     "train radar --max_min=3 --data.path=x": "unknown option --max-min; did you mean --max-minutes?",

@@ -58,10 +58,13 @@ def test_error_messages():
         ("7 times, fewer than a sequence of 8", lambda: ff.split_into_days(dataset()["r"][:7], 8)),
         ("not equally spaced", lambda: ff.split_into_days(every([0, 3, 6, 9, 12, 15, 18, 24]), 8)),
         (
-            "the times are 5 h apart, .* the 3 h between 8 fields of a day",
+            "the time step is 5 h, .* the 3 h between 8 fields of a day",
             lambda: ff.split_into_days(every(range(0, 40, 5)), 8),
         ),
-        ("6 h apart, .* with data.steps=4 a day has all", lambda: ff.split_into_days(every(range(0, 48, 6)), 8)),
+        (
+            "the time step is 6 h, .* with data.steps=4 a day has all",
+            lambda: ff.split_into_days(every(range(0, 48, 6)), 8),
+        ),
         ("validation must lie between 1 and 9", lambda: ff.split_validation_days(10, 10)),
     ]:
         with pytest.raises(ValueError, match=message):

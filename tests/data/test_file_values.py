@@ -275,7 +275,7 @@ def test_lead_time_dimension(tmp_path, lead):
         assert found["t2m"].shape == (2, 2, 48, 72)
 
 
-def test_a_single_lead_is_kept_and_one_that_changes_lies_along_time(tmp_path):
+def test_single_lead_time_is_scalar_and_varying_one_lies_along_time(tmp_path):
     for k in range(2):
         part = gridded(1, start=f"2024-06-0{k + 1}").assign_coords(lead=np.timedelta64(6 * k, "h"))
         part.to_netcdf(tmp_path / f"{k}.nc", engine="h5netcdf")

@@ -118,7 +118,7 @@ def test_sizes_that_are_no_multiple_are_cut(event):
     assert coarse["reflectivity"].shape == (3, 15, 22)
 
 
-def test_other_variables_are_left_out_and_scalars_kept(event):
+def test_other_variables_are_left_out_and_scalars_preserved(event):
     extra = event.assign(quality=event["reflectivity"] * 0).assign_coords(height=500.0)
     source = to_reflectivity(extra, "reflectivity")
     out = from_reflectivity(source, repeated(source))

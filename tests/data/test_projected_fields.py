@@ -210,7 +210,7 @@ def test_points_on_a_rotated_pole():
     assert row["t2m_bilinear"] == pytest.approx(float(data.t2m[0, 9, 7]), abs=1e-3)
 
 
-def test_fields_without_an_option_are_told_which_they_take(tmp_path, capsys):
+def test_error_lists_the_options_of_fields(tmp_path, capsys):
     save_dataset(projected(), tmp_path / "t.nc")
     assert main(["downscale", str(tmp_path / "t.nc"), str(tmp_path / "o.nc"), "--model=bicubic"]) == 2
     assert "other fields take one of --scale, --grid and --like" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def test_input_is_the_coarsened_truth_at_every_scale_and_interval(event, mode, s
     for index in range(3):
         sample = data[index]
         x, y = sample["x"].numpy()[:, 0], sample["y"].numpy()[:, 0]
-        # the crop is somewhere in the truth, on block borders, at three times one interval apart
+        # the crop is somewhere in the truth, on block borders, at three times with one interval between them
         found = [
             (t, r, c)
             for t in range(9 - 2 * interval)
@@ -162,7 +162,7 @@ def test_coarse_cells_with_missing_pixels_are_invalid():
     sample = make_sample(z)
     assert sample["x"][0, 0, 0, 0] == 0 and sample["x"][1, 0, 0, 0] > 0
     valid = sample["valid"][:, 0]
-    assert not valid[:, :2, :2].any()  # the input block is missing, so nothing can be told for any frame
+    assert not valid[:, :2, :2].any()  # the input block is missing, so its pixels are unknown in every frame
     assert not valid[1, 4, 4] and valid[0, 4, 4] and valid[1, 4, 5]  # the truth of the middle frame alone is missing
     assert valid.sum() == 3 * 64 - 12 - 1
 

@@ -107,7 +107,7 @@ def files(tmp_path_factory):
 
 
 def _fields(step):
-    """Return 8 smooth global fields with the names and units of ERA5 at 500 hPa, `step` degrees apart."""
+    """Return 8 smooth global fields with the names and units of ERA5 at 500 hPa on a grid of `step` degrees."""
     latitude, longitude = np.arange(90, -90 - step / 2, -step), np.arange(-180, 180, step)
     x, y = np.meshgrid(np.radians(longitude), np.radians(latitude))
     means = {"r": (50, 30, "%", "relative_humidity"), "t": (255, 10, "K", "air_temperature"),

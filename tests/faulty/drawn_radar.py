@@ -66,10 +66,10 @@ def write_odim(rng: np.random.Generator, folder: Path) -> Drawn:
         interval = {"startdate": "20240601", "starttime": "115500", "enddate": "20240601", "endtime": "120000"}
         dataset.create_group("what").attrs.update({k: np.bytes_(v) for k, v in interval.items()})
         data = dataset.create_group("data1")
-        told = {"gain": gain, "offset": offset, "nodata": nodata, "undetect": undetect}
+        packing = {"gain": gain, "offset": offset, "nodata": nodata, "undetect": undetect}
         what = data.create_group("what").attrs
         what["quantity"] = np.bytes_(quantity)
-        what.update({k: number(v) for k, v in told.items()})
+        what.update({k: number(v) for k, v in packing.items()})
         data.create_dataset("data", data=codes)
     x, y = left + dx * (np.arange(width) + 0.5), bottom + dy * (height - np.arange(height) - 0.5)
     lon, lat = np.meshgrid(x, y) if geographic else transform(crs, x, y)

@@ -123,7 +123,7 @@ def campaign(calls: int, seed: int, ops: list[str], path: Path) -> Counter:
     made, counts = resumed(path, seed)
     worker, start, before = Child(seed), time.monotonic(), sum(made.values())
     with path.open("a") as log:
-        print(file=log)  # behind a line that a kill cut off
+        print(file=log)  # a kill may have left an incomplete last line
         for first in range(0, each, BATCH):
             for op, kind in pairs:
                 stop = min(each, first + BATCH)

@@ -95,7 +95,7 @@ def _gradients(results: list[Tensor], leaves: list[Tensor], seed: int) -> list[T
     return list(torch.autograd.grad(ys, leaves, along, **options))
 
 
-# ---- verdicts
+# ---- comparison
 
 
 def _computed(case: Case, arguments: dict, kind: str):

@@ -19,7 +19,7 @@ def dtypes(all_of_them):
 
 
 def moved(values, device, dtype=None):
-    """Move tensors to the device with their layout; None is kept."""
+    """Move tensors to the device with their layout; None stays None."""
     return [v if v is None else v.to(device, dtype or v.dtype) for v in values]
 
 
@@ -41,7 +41,7 @@ def value_and_gradients(function, tensors):
 def same(first, second):
     assert len(first) == len(second)
     for i, (a, b) in enumerate(zip(first, second, strict=True)):
-        assert a.shape == b.shape and torch.equal(a, b), f"tensor {i}: up to {(a - b).abs().max():.3e} apart"
+        assert a.shape == b.shape and torch.equal(a, b), f"tensor {i}: difference up to {(a - b).abs().max():.3e}"
 
 
 def close(got, exact, tolerance):

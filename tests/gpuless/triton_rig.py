@@ -123,7 +123,7 @@ class _NoGPU:
         return GPUTarget("cuda", self.arch, 32)
 
     def get_current_device(self):
-        return self.arch  # Triton keeps what it compiled apart by device
+        return self.arch  # part of the key of Triton's compiled kernels
 
     def get_current_stream(self, device):
         return 0

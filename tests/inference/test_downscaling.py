@@ -307,7 +307,7 @@ def test_data_inside_the_cards_range_get_none(coarse, recwarn):
         ({"var": "wind"}, "there is no variable 'wind' in the file; candidates: reflectivity"),
         ({"z_r": (200.0, -1.0), "var": "reflectivity"}, None),
     ],
-    ids=["time factor", "precision", "threads", "tile", "halo", "variable", "unused law"],
+    ids=["time factor", "precision", "threads", "tile", "halo", "variable", "unused Z-R relation"],
 )
 def test_wrong_options_are_named(coarse, options, sentence):
     if sentence is None:

@@ -229,7 +229,7 @@ def test_humidity_beyond_what_the_network_takes_reaches_the_result():
             out = downscale(model, changed(value))
         excess = (out - at_end)["r"]
         assert float(excess.max()) > 0.5 * (value - 105) and float(excess.min()) == 0
-        assert excess.sum() == pytest.approx(4 * (value - 105), rel=1e-3), "the mean of the input's cell is kept"
+        assert excess.sum() == pytest.approx(4 * (value - 105), rel=1e-3), "the mean of the input's cell is preserved"
         assert out.attrs["fastds_cut_input_share"] == pytest.approx(1 / 144, rel=1e-2)
     assert at_end.attrs["fastds_cut_input_share"] == 0
     with pytest.warns(UserWarning, match="1 of 144 values of r"):

@@ -83,7 +83,7 @@ def test_correlation_grows_with_what_motion_adds():
     assert estimate_correlation(0.0, 1.0) == 0.98
 
 
-# ---- what the law reads
+# ---- features of the error model
 
 
 def fields(height=150, width=90):

@@ -183,7 +183,7 @@ def test_correction_reports_clipping_at_limits():
     assert 0 < cut < fine.size and agreement.correct(coarse, fine, (0.0, np.inf), slack=1e9) == 0
 
 
-def test_the_share_that_the_correction_loses_is_told():
+def test_share_of_clipped_correction_is_reported():
     truth = waves(48, 96)
     rain = truth.assign(t=(truth.t - 285).clip(0).assign_attrs(standard_name="rainfall_amount", units="mm"))
     out = fastds.downscale("bicubic", means(rain), scale=2, coarsened="mean")

@@ -32,7 +32,7 @@ def test_truth_is_aligned_by_coordinates():
     west["t"] = west.t.roll(longitude=6) * 0 + np.roll(world.t.values, 6, -1)
     west["t"].attrs = KELVIN
     assert fastds.evaluate(world, west).rows["t"]["prediction"]["mae"] == 0
-    seam = west.isel(longitude=slice(4, 9))  # from 60 W to 60 E, apart in the truth
+    seam = west.isel(longitude=slice(4, 9))  # from 60 W to 60 E, in two parts in the truth
     assert fastds.evaluate(seam, world).rows["t"]["prediction"]["mae"] == 0
     close = world.assign_coords(longitude=world.longitude + 1.5)  # a twentieth of a cell
     close["longitude"].attrs = world.longitude.attrs

@@ -129,7 +129,7 @@ def test_thresholds_do_not_change_the_power_by_scale():
     assert before > 0.5 and worst(noise) < 0.6 * before
 
 
-# ---- law
+# ---- error model
 
 
 def test_windows_are_means():

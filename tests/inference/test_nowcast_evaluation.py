@@ -189,12 +189,12 @@ def test_interval_of_the_difference_holds_95_percent():
 def test_two_models_are_compared_start_by_start(event, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(study, "TEST_STARTS", {"event.nc": 2})
     save_dataset(event, tmp_path / "event.nc")
-    for name, match_above in (("kept", 0.25), ("plain", None)):
+    for name, match_above in (("matched", 0.25), ("plain", None)):
         model = models.create("nowcast-small", hidden=4, match_above=match_above)
         torch.nn.init.constant_(model.network.module.output.bias, -0.05)  # all echo decays
         model.card.name, model.card.floor_dbz, model.card.ceiling_dbz, model.card.input_steps = name, 0.0, 60.0, 3
         models.save(model, tmp_path / f"{name}.safetensors")
-    files = {"model": f"{tmp_path}/kept.safetensors", "against": f"{tmp_path}/plain.safetensors"}
+    files = {"model": f"{tmp_path}/matched.safetensors", "against": f"{tmp_path}/plain.safetensors"}
     assert study.print_scores(f"{tmp_path}", **files) == {}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("event.nc: 1 start, mse ") and len(lines) == 6

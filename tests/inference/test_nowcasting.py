@@ -20,7 +20,7 @@ CARD = {"floor_dbz": 0.0, "ceiling_dbz": 60.0, "input_steps": 3}
 
 @pytest.fixture(scope="module")
 def event():
-    """Return 12 fields of 42 x 54 pixels of 1 km, 5 minutes apart, with a hole."""
+    """Return 12 fields of 42 x 54 pixels of 1 km, every 5 minutes, with a hole."""
     event = synthetic_event(3, frames=12, shape=(42, 54))[["reflectivity", "crs"]]
     event = event.assign_coords(time=np.datetime64(START, "ns") + np.arange(12) * np.timedelta64(5, "m"))
     event["reflectivity"][:, 5:9, 30:33] = np.nan
@@ -148,7 +148,9 @@ def test_requested_z_r_relation_is_used(event):
     named = event.assign_attrs(zr_a=316.0, zr_b=1.5)
     assert nowcast("persistence", named, steps=1).attrs["fastds_z_r"] == "Z = 316 R^1.5, from the file's attributes"
     other = nowcast("persistence", named, steps=1, z_r=(300, 1.4))
-    assert other.rainfall_rate.attrs["zr_a"] == 300 and not {"zr_a", "zr_b"} & set(other.attrs), "one law in a file"
+    assert other.rainfall_rate.attrs["zr_a"] == 300 and not {"zr_a", "zr_b"} & set(other.attrs), (
+        "a file has one Z-R relation"
+    )
     back = to_reflectivity(nowcast("persistence", named, steps=2), "rainfall_rate")
     np.testing.assert_allclose(back.frames(0)[echo], np.minimum(given[echo], 60), atol=1e-3)
 

@@ -45,7 +45,7 @@ def test_texture_of_a_plane_and_of_noise():
     )
     assert compute_texture(torch.full((9, 9), 3.0)) == {"mean": 3.0, "gradient": 0.0}
     assert set(compute_texture(torch.rand(3, 3))) == {"mean", "gradient"}
-    assert set(compute_texture((x + y) % 4)) == {"mean", "gradient"}  # pixels 4 apart are equal
+    assert set(compute_texture((x + y) % 4)) == {"mean", "gradient"}  # pixels at a distance of 4 are equal
 
 
 def test_ood_statistics_ignore_missing_pixels():

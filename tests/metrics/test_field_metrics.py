@@ -108,7 +108,7 @@ def test_a_ramp_is_exact_where_the_alignment_is_right(method, align, r):
     coarse = coarsen_fields(ramp, r, "mean" if align == "center" else "decimate")
     inside = slice(3 * r, -4 * r)
     error = (interpolate(coarse, r, method, align) - ramp)[inside, inside].abs().max()
-    assert error < (1e-9 if method != "lanczos" else 0.2 * r), "linear fields are kept (Lanczos ripples)"
+    assert error < (1e-9 if method != "lanczos" else 0.2 * r), "linear fields are preserved (Lanczos ripples)"
     wrong = interpolate(coarse, r, method, "grid" if align == "center" else "center")
     assert (wrong - ramp)[inside, inside].abs().max() > 0.4 * (r - 1), "the other convention shifts by half a block"
 

@@ -71,7 +71,7 @@ def test_power_of_a_wave_is_the_square_of_its_height():
     assert scores.means()["power"] == pytest.approx((0.25 + 9) / (1 + 4)), "sums over fields"
 
 
-def test_power_beside_missing_cells():
+def test_power_next_to_missing_cells():
     p, t = np.random.default_rng(0).normal(size=(2, 6, 7))
     powers = []
     for z in (p, t):

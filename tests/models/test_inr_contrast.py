@@ -62,7 +62,7 @@ def test_a_field_in_other_units_gives_the_same_in_these():
     torch.testing.assert_close(other, 1000 * y - 70, rtol=1e-6, atol=1e-3)  # 1e-6 of the mean counts as rounding
 
 
-def test_variables_of_a_batch_and_missing_values_are_apart():
+def test_variables_of_a_batch_are_independent_of_each_other_and_of_missing_values():
     network, x = small_network(), noisy(3, 1, 10, 11)
     x[1] *= 1e4
     with torch.no_grad():

@@ -28,7 +28,7 @@ def test_card_and_size(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gains_on_longitudes_kept_apart(name, data_dir):
+def test_gains_on_held_out_longitudes(name, data_dir):
     generator = models.load(name)
     config = parse_arguments(["--config", "wgan-gp-small", "--data.path", str(data_dir)])
     table = evaluate_region({"generator": generator}, read_regions(config.data, "test")[0] * 100, members=3, seed=0)

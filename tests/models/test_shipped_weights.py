@@ -93,7 +93,7 @@ def test_card_of_radar_weights(name):
 
 
 @pytest.mark.parametrize("file", TEST_BLOCKS)
-def test_errors_on_blocks_kept_out_of_training(file, small, data_dir):
+def test_errors_on_held_out_blocks(file, small, data_dir):
     for mode, most in (("dbz", MOST[file][:2]), ("plain_dbz", MOST[file][2:])):
         block = first_sample(data_dir, file, mode=mode)
         ours = compute_errors(block, wrap_network(small, 15.0))["mse_total"]

@@ -14,7 +14,7 @@ from fastds.tasks.nowcast.run import Options
 
 TRUTH = synthetic_event(seed=1, frames=5, shape=(32, 32))
 COARSE = coarsen_dataset(TRUTH)
-NOT_TOLD = ("model", "progress", "elsewhere", "origin", "coarse")
+EXCLUDED = ("model", "progress", "elsewhere", "origin", "coarse")
 
 
 def downscale(model):
@@ -23,7 +23,7 @@ def downscale(model):
 
 def keywords(task, verb):
     parameters = inspect.signature(get_task_function(task, verb)).parameters.values()
-    names = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in NOT_TOLD]
+    names = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY and p.name not in EXCLUDED]
     return [*names, *READ_OPTIONS]
 
 

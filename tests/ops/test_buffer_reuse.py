@@ -121,7 +121,7 @@ def test_resize_with_pool_is_identical(like):
 
 
 def test_pool_with_traced_networks():
-    """Compilers and tracers see a network without kept memory."""
+    """Compilers and tracers see a network without reused memory."""
     model, frames = DBRNN("convlstm", 8), torch.rand(1, 2, 1, 16, 16)
     with torch.no_grad():
         expected = model(frames)

@@ -183,7 +183,7 @@ def test_large_packed_filters_are_not_cached(native, by_engine, monkeypatch):
 
     with packed_weight_cache.private_cache() as cache:
         expected = value_and_gradient()
-        assert len(cache) == 4  # of each group, forward and turned round
+        assert len(cache) == 4  # for each group: forward, and rotated for the gradient
     monkeypatch.setattr(costs, "MAX_CACHED_ELEMENTS", 36 * 9 * 4 * 12 - 1)
     with packed_weight_cache.private_cache() as cache:
         assert all(map(torch.equal, expected, value_and_gradient())) and not cache
@@ -253,7 +253,7 @@ def test_decisions_are_cached_for_similar_tensors(native, monkeypatch):
     monkeypatch.setattr(kernels, "is_op_faster", lambda *_: op.current_algorithm() == "winograd")
     x, weight, bias = torch.randn(2, 4, 9, 9), torch.randn(4, 4, 3, 3), torch.randn(4)
     for source in (x.contiguous(memory_format=LAST), x, x.mT, x[:, :, :, ::2], x.double()):
-        # Of a training: kept filters give channels_last whatever they meet.
+        # The weight is trained, because the cached filters of inference give channels_last for every layout of x.
         kernel = weight.to(source.dtype, copy=True).requires_grad_()
         y, expected = conv2d(source, kernel), F.conv2d(source, kernel, padding=1)
         torch.testing.assert_close(y.detach(), expected.detach(), rtol=1e-4, atol=1e-4)
@@ -373,7 +373,7 @@ def test_second_order(native, by_engine):
         assert (got - want).abs().max() <= 1e-5 * want.abs().max()
 
 
-@pytest.mark.parametrize("algorithm", ["winograd", "direct"])  # "auto" depends on what is wanted
+@pytest.mark.parametrize("algorithm", ["winograd", "direct"])  # "auto" depends on which gradients are requested
 @pytest.mark.parametrize("subset", range(1, 8))
 def test_requires_grad_subsets(subset, native, algorithm):
     leaves = [

@@ -170,8 +170,8 @@ def test_missing_values_stay_in_their_tiles(engine_isa):
         tiles, around = torch.zeros(2, 20, 20, dtype=torch.bool)
         tiles[8:12, 8:16] = True
         around[8:11, 10:13] = True
-        reached = ~y[0].isfinite().all(0)
-        assert (reached | ~around).all() and not (reached & ~tiles).any()
+        affected = ~y[0].isfinite().all(0)
+        assert (affected | ~around).all() and not (affected & ~tiles).any()
 
 
 def test_activation_propagates_nan():
@@ -284,7 +284,7 @@ def test_gradients_larger_than_the_caches(engine_isa, channels):
         assert (part - exact).abs().max() <= 2e-5 * exact.abs().max()
 
 
-# The last two have so few tiles and so many filters that the threads share the tiles.
+# In the last two, there are few tiles and many filters, and all threads work on each tile.
 @pytest.mark.parametrize(
     ("algorithm", "sizes"),
     [

@@ -26,8 +26,8 @@ def weight_of(kind, outputs, inputs, dtype):
     """Return a random weight.
 
     Args:
-        kind: "contiguous", "channels_last", "part" (a slice of a larger weight) or "transposed" (transposed kernel rows and
-            columns in memory).
+        kind: "contiguous", "channels_last", "part" (a slice of a larger weight) or "transposed" (rows and columns
+            of the kernel are transposed in memory).
         outputs: number of output channels.
         inputs: number of input channels.
         dtype: dtype of the weight.

@@ -42,7 +42,7 @@ def test_small_input_result_and_gradients(act, shuffle, residual, layout, monkey
     tensors = [t if t is None else t.requires_grad_() for t in problem.tensors(layout=layout)]
     doubles = [t if t is None else t.detach().double().requires_grad_() for t in tensors]
     before = [t if t is None else t.detach().clone() for t in tensors]
-    monkeypatch.setattr(type(op.CONV3X3), "__call__", None)  # not asked
+    monkeypatch.setattr(type(op.CONV3X3), "__call__", None)  # not called
     y, expected = problem.run(tensors, "auto"), problem.expected(doubles)
     assert relative_error(y, expected) < 1e-6
     grad_y = torch.randn_like(y)
@@ -105,7 +105,7 @@ def test_single_contiguous_input_is_not_transposed(maps, outputs, turns):
 
 
 def test_forced_op_is_used(monkeypatch):
-    monkeypatch.setattr(op, "F", None)  # not asked
+    monkeypatch.setattr(op, "F", None)  # not called
     problem = Problem(**ONE_MAP)
     expected = problem.run(leaves(problem), "winograd")
     with fastds.use_backend("native"):

@@ -114,7 +114,7 @@ def test_no_grad_keeps_no_graph():
         assert problem.run(deform_conv2d, problem.tensors()).is_inference()
 
 
-def test_backward_frees_its_inputs_and_runs_twice_when_asked():
+def test_backward_frees_its_inputs_unless_the_graph_is_retained():
     problem = Problem("twice")
     tensors = leaves(problem)
     y = problem.run(deform_conv2d, tensors).sum()

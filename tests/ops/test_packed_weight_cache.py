@@ -146,7 +146,7 @@ def test_cache_is_per_python_thread(algorithm):
             assert all(map(torch.equal, found, alone))
 
 
-# ---- how many are kept
+# ---- size of the cache
 
 
 def test_cache_is_bounded(monkeypatch):

@@ -132,7 +132,7 @@ def test_similarities_in_two_generators(cell):
     assert (len(mine), len(other)) == (0, 2)
 
 
-def test_similarities_of_two_threads_stay_apart(cell):
+def test_similarities_of_two_threads_are_independent(cell):
     counts, barrier = {}, threading.Barrier(2, timeout=SECONDS)
 
     def run(name, steps):

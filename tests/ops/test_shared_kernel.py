@@ -63,7 +63,7 @@ def test_backward_that_misses_the_kernel():
     x, weight, bias, residual = tensors()
     expected = penalty_gradients(own_kernels, (x, weight, bias, residual))
     y = chain(x, weight, bias, residual)
-    for _ in range(2):  # the graph is kept, and walked twice
+    for _ in range(2):  # the graph is retained, and two backward passes use it
         (gradient,) = torch.autograd.grad(y.sum(), x, create_graph=True)
         loss = gradient.square().sum() + y.square().sum()
         got = torch.autograd.grad(loss, (x, weight, bias, residual), retain_graph=True)

@@ -24,13 +24,13 @@ def resident():
 faults()
 default, start = faults(), resident()
 fastds.memory.set_malloc_retention()
-kept = min([faults() for _ in range(8)][4:])
+retained = min([faults() for _ in range(8)][4:])
 held = resident()
 fastds.memory.return_freed_memory()
 between, again = resident(), faults()
 fastds.memory.set_malloc_retention(False)
 returned = resident()
-print(default, kept, again, faults(), start, held, between, returned)
+print(default, retained, again, faults(), start, held, between, returned)
 """
 
 
@@ -43,7 +43,7 @@ def test_malloc_retention_reuses_and_releases_memory():
     assert default >= least and after >= least, "the default does not give memory back: nothing to test"
     assert retained < pages // 100
     assert 40 <= held - start <= 4 * 48 and returned - start <= 8
-    assert between - start <= 8 and again >= pages // 2, "return_freed_memory kept it"
+    assert between - start <= 8 and again >= pages // 2, "return_freed_memory has not returned it"
 
 
 @glibc

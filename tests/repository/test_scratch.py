@@ -26,7 +26,7 @@ void* aligned_alloc(size_t alignment, size_t size) {
 }
 """
 
-ASKING = """
+PROGRAM = """
 import ctypes, sys
 import torch
 from fastds import ops
@@ -86,7 +86,7 @@ def test_results_do_not_depend_on_scratch_contents(tmp_path, isa):
     library = tmp_path / "filling.so"
     subprocess.run(["gcc", "-O1", "-shared", "-fPIC", "-o", library, tmp_path / "filling.c"], check=True)
     preloaded = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", ASKING, isa], env=preloaded, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", PROGRAM, isa], env=preloaded, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 

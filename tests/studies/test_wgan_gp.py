@@ -177,7 +177,7 @@ def test_days_of_an_hourly_file_span_24_hours(tmp_path):
     config = HumidityData(str(tmp_path), {"hourly.nc": source}, steps=8)
     (region,) = evaluation.read_test_regions(config, 2, 12)
     np.testing.assert_allclose(region.days[:, :, 0, 0].flatten(), np.arange(0, 48, 3), atol=1e-4)
-    with pytest.raises(ValueError, match="daily: the times are 1 h apart, and no multiple of that is the 4.8 h"):
+    with pytest.raises(ValueError, match="daily: the time step is 1 h, and no multiple of that is the 4.8 h"):
         evaluation.read_test_regions(dataclasses.replace(config, steps=5), 2, 12)
 
 

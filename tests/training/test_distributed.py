@@ -22,7 +22,7 @@ def test_two_processes_get_the_weights_of_one(task, files, tmp_path, monkeypatch
     """Gradients are means over both processes, so the weights are equal up to the order of sums."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    run = {"max_steps": 3, "warmup_steps": 0, "ema_decay": 0.0}  # steps that are large beside rounding
+    run = {"max_steps": 3, "warmup_steps": 0, "ema_decay": 0.0}  # steps that are large compared with rounding
     if task == "nowcast":  # sums of pixels; "rain" is a ratio of sums, which each process takes of its samples
         run["loss"] = {"kind": "db-rnn"}
     one, two = (training_runs.arguments(files, task, tmp_path / n, devices=int(n), **run) for n in "12")

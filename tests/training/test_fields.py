@@ -367,7 +367,7 @@ def test_any_variable_errors(folder, tmp_path, change, message):
 
 
 @pytest.mark.parametrize("option", [{"variables": ["t"]}, {"level": 500.0}, {"train": [0, 5], "validation": [7, 9]}])
-def test_options_of_one_file_are_refused_beside_each(option):
+def test_options_of_one_file_are_refused_with_each(option):
     with pytest.raises(ValueError, match=f"data.{next(iter(option))} cannot be given with data.each"):
         DataConfig("x", each=["a.nc:t"], **option)
     with pytest.raises(ValueError, match="data.degraded needs one range of values, give 0 with data.each"):

@@ -326,7 +326,7 @@ def test_shipped_configurations():
 
 
 @pytest.mark.parametrize("name", ["wgan-gp-small", "wgan-gp-small-x8"])
-def test_shipped_small_configuration_keeps_regions_apart(name, data_dir):
+def test_shipped_small_configuration_has_disjoint_regions(name, data_dir):
     config = parse_arguments(["--config", name, f"--data.path={data_dir}", "--max-minutes=1"])
     assert config.max_minutes == 1 and config.loss.content == "crps"
     build_module(config)

@@ -157,7 +157,7 @@ def test_checkpoint_executes_no_code(files, tmp_path, capfd):
     assert "is damaged, or no checkpoint of fastds" in capfd.readouterr().err
 
 
-def test_previous_checkpoint_is_kept_until_replaced(files, tmp_path, trained, monkeypatch):
+def test_previous_checkpoint_remains_until_replaced(files, tmp_path, trained, monkeypatch):
     """The temporary file is in the folder of the checkpoint, so that renaming it is atomic."""
     from fastds.training import checkpoints
 

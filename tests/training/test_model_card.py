@@ -26,7 +26,7 @@ def card_of(config, *files):
 
 
 @pytest.mark.parametrize(("task", "name"), SHIPPED)
-def test_model_card_of_shipped_configuration_is_kept(task, name):
+def test_model_card_of_shipped_configuration_is_unchanged(task, name):
     given = ["--data.path=somewhere/era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"] if name == "inr-small" else []
     config = PARSERS[task]([f"--config={name}", *(given or ["--data.path=somewhere"])])
     card = card_of(config)

@@ -75,7 +75,7 @@ def test_the_card_of_the_best_weights_has_the_best_score_of_the_log(run):
 
 
 @pytest.mark.parametrize("task", EXPORTS)
-def test_the_weights_of_the_best_score_are_kept(task, tmp_path, monkeypatch):
+def test_weights_of_the_best_score_are_saved(task, tmp_path, monkeypatch):
     """A resumed run keeps the best score, and a score that is NaN is never the best."""
     export, name, sign = EXPORTS[task]
     saved = {}

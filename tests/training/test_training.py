@@ -353,7 +353,7 @@ def with_relief(event, output, relief):
     return config
 
 
-def test_static_maps_are_cut_averaged_and_turned_with_the_crops(event, relief, tmp_path):
+def test_static_maps_are_cut_averaged_and_rotated_with_the_crops(event, relief, tmp_path):
     config = with_relief(event, tmp_path, relief)
     module = RadarData(config.data, False, 0, 1)
     module.setup()
@@ -365,7 +365,7 @@ def test_static_maps_are_cut_averaged_and_turned_with_the_crops(event, relief, t
     rotated = data.RadarTriples([event], crop=32, samples=9, scales=(1,), statics=[maps])
     whole = maps.reshape(1, 32, 2, 32, 2).mean((2, 4))
     np.testing.assert_allclose(plain[0]["static"], whole, atol=1e-6)
-    for i in range(9):  # one crop of this size exists, so a field tells how it was turned
+    for i in range(9):  # one crop of this size exists, so that a field shows how it was rotated
         x, static = rotated[i]["x"], rotated[i]["static"]
         assert any(
             torch.equal(torch.from_numpy(turn(plain[i]["static"].numpy())), static)

@@ -122,7 +122,7 @@ def check_corners(
         cell: Width of a cell along y and x.
 
     Raises:
-        ValueError: A corner of the file and that of the grid are more than half a cell apart.
+        ValueError: The distance of a corner of the file from that of the grid is more than half a cell.
     """
     for name, (longitude, latitude) in corners.items():
         x, y = project(text, longitude, latitude)
@@ -133,7 +133,7 @@ def check_corners(
             raise ValueError(
                 f"the corner {name} is {longitude:.6g} E, {latitude:.6g} N, at x {x:.10g}, y {y:.10g}, and by "
                 f"projection, size and cells of the file at x {edges[name][0]:.10g}, y {edges[name][1]:.10g}: "
-                f"{max(across, down):.3g} cells apart"
+                f"a distance of {max(across, down):.3g} cells"
             )
 
 

@@ -253,7 +253,7 @@ def find_regular_segments(times: np.ndarray) -> tuple[tuple[slice, ...], float, 
     seconds = compute_seconds_since_first(times)
     cadence = estimate_time_step(seconds)
     if not cadence > 0:
-        raise ValueError(f"times must be at least 1 ms apart, most steps are {float(np.median(np.diff(seconds))):g} s")
+        raise ValueError(f"time steps must be at least 1 ms, most are {float(np.median(np.diff(seconds))):g} s")
     steps = np.diff(seconds)
     gaps = steps >= _GAP * cadence
     odd = ~gaps & (np.abs(steps - cadence) > JITTER * cadence)

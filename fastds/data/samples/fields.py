@@ -202,7 +202,7 @@ def split_into_days(field: xr.DataArray, steps: int = 8) -> list[xr.DataArray]:
 
 
 def thin_to_days(field: xr.DataArray, steps: int) -> xr.DataArray:
-    """Select times that are 24 h / steps apart, beginning with the first. A field without time coordinate is unchanged.
+    """Select times every 24 h / steps, beginning with the first. A field without time coordinate is unchanged.
 
     Raises:
         ValueError: 24 h / steps is not a multiple of the time step.
@@ -220,7 +220,7 @@ def _count_stride(values: np.ndarray, steps: int) -> int:
     every = round(24 / steps / hours)
     if every < 1 or abs(every * steps * hours - 24) > 1e-6:
         raise ValueError(
-            f"the times are {hours:g} h apart, and no multiple of that is the {24 / steps:g} h between {steps} "
+            f"the time step is {hours:g} h, and no multiple of that is the {24 / steps:g} h between {steps} "
             f"fields of a day: with {spell_name('data.steps')}={24 / hours:g} a day has all of its fields"
         )
     return every

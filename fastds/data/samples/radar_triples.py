@@ -356,8 +356,8 @@ class RadarTriples(torch.utils.data.Dataset):
 def draw_sets(samples: RadarTriples, counts: Sequence[int], seed: int = 0) -> list[list[Draw]]:
     """Draw disjoint sets of fixed samples that satisfy samples.minimum_echo and samples.minimum_valid.
 
-    No two samples have the same frames, grid and position. Samples of different sets may overlap or lie a few minutes
-    apart.
+    No two samples have the same frames, grid and position. Samples of different sets may overlap, or be separated by
+    a few minutes.
 
     Args:
         samples: Source of the draws, with crop, scales, intervals, modes and weights.

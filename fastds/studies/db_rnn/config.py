@@ -38,7 +38,7 @@ class StudyConfig(PaperConfig):
         published: data set of the paper whose scores are printed for comparison: hko-7 or dwd-12.
         long_leads: length of additional long forecasts in units of five frames; 7 in the paper (figure 8), 0: none.
         restart: long forecasts restart from their last five frames after every five frames; otherwise the states of the
-            network are kept.
+            network are retained.
     """
 
     data: DataConfig

@@ -192,7 +192,7 @@ class StudyConfig:
     def __post_init__(self):
         if not (self.data.train and self.data.test):
             raise OptionError(
-                "data", ": the study needs test columns or times, and train and validation, apart from each other"
+                "data", ": the study needs separate test columns or times for training, validation and testing"
             )
         if self.data.statics:
             raise OptionError("data.statics", ": the methods of the study read no static maps")

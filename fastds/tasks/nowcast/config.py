@@ -49,7 +49,7 @@ class DataConfig:
             balanced.
         shift: smallest and largest number of dBZ that is added to the echo of a training sample, drawn uniformly, to
             vary the distribution of intensities.
-        pool: number of different crops that are kept in memory; 0: each sample is new.
+        pool: number of different crops that are cached in memory; 0: each sample is new.
         batch_size: number of samples in a step.
         epoch_samples: number of samples between validations.
         validation_samples: number of fixed validation crops.

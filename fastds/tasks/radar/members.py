@@ -36,7 +36,7 @@ class RadarEnsemble:
     At each pixel near echo, a member is z = m + s h(n) with noise n and the parameters m and s of the error model, and
     no echo if z is below the floor. At input times, n is white noise with zero block means; between input times, it is
     smooth noise (fastds.models.ensembles.downscaling_features). The noise of different times is independent, because
-    errors five minutes apart are nearly uncorrelated.
+    errors at times five minutes from each other are nearly uncorrelated.
 
     Args:
         count: number of members.

@@ -44,7 +44,7 @@ __global__ void read_kernel(const float* x, float* y, int shift, bool vector) {
     }
 }
 
-// Writes one element behind static shared memory when n is 1 + its size.
+// Writes one element after the end of static shared memory when n is 1 + its size.
 __global__ void shared_overrun_kernel(float* y, int n) {
     FASTDS_SHARED(float, values, [24]);
     if (threadIdx.x == 0)
