@@ -34,7 +34,7 @@ PACKED = {"dtype": "int16", "scale_factor": 0.01, "add_offset": 0.0, "_FillValue
 
 
 def write_fields(path: pathlib.Path, size: int) -> None:
-    """Write two fields of size x size pixels with a time step of ten minutes. Fields above 512 pixels are padded by reflection."""
+    """Write two fields of size x size pixels and a time step of 10 min, padded by reflection above 512 pixels."""
     event = synthetic_event(3, 3, (min(size, 512),) * 2).isel(time=[0, 2])
     pad = (0, size - event.sizes["y"])
     z = np.pad(event.reflectivity.values, ((0, 0), pad, pad), mode="symmetric")

@@ -90,16 +90,16 @@ def outcome(path: Path, original: torch.nn.Module) -> tuple[str, str]:
     try:
         model = models.load(path)
     except ValueError as error:
-        said = str(error)
-        result = "refused" if str(path) in said and len(said.splitlines()) == 1 else "unclear"
+        message = str(error)
+        result = "refused" if str(path) in message and len(message.splitlines()) == 1 else "unclear"
     except Exception as error:
-        result, said = "unclear", repr(error)
+        result, message = "unclear", repr(error)
     else:
         ours, theirs = model.state_dict(), original.state_dict()
         equal = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
         same = model.config == original.config and model.card == original.card
-        result, said = ("same" if same else "other") if equal else "wrong", ""
-    return ("slow" if time.monotonic() - began > SECONDS else result), said[:300]
+        result, message = ("same" if same else "other") if equal else "wrong", ""
+    return ("slow" if time.monotonic() - began > SECONDS else result), message[:300]
 
 
 def campaign(loads: int, seed: int) -> tuple[Counter, list[str]]:
@@ -112,10 +112,10 @@ def campaign(loads: int, seed: int) -> tuple[Counter, list[str]]:
             source, kind = draw.choice(list(originals)), draw.choice(list(HARM))
             path = Path(folder, "harmed.safetensors")
             path.write_bytes(HARM[kind](source.read_bytes(), draw))
-            result, said = outcome(path, originals[source])
+            result, message = outcome(path, originals[source])
             counts[kind, result] += 1
             if result in FAULTS:
-                faults.append(f"{result}: load {number}, {kind} of {source.name}: {said}")
+                faults.append(f"{result}: load {number}, {kind} of {source.name}: {message}")
     return counts, faults
 
 

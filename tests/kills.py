@@ -82,9 +82,9 @@ def finished(words: list[str]) -> float:
     """Run to the end and return the seconds."""
     began = time.monotonic()
     process = start(words)
-    said = process.communicate()[1]
+    stderr = process.communicate()[1]
     if process.returncode:
-        raise RuntimeError(f"{' '.join(words)} ended with status {process.returncode}: {said[-2000:]}")
+        raise RuntimeError(f"{' '.join(words)} ended with status {process.returncode}: {stderr[-2000:]}")
     return time.monotonic() - began
 
 

@@ -83,11 +83,11 @@ def part(kind: str, isa: str, test: str, folder: Path, log: Path) -> dict:
     run = subprocess.run(
         command, cwd=ROOT, env=environment(kind, isa, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
-    said = run.stdout.decode(errors="replace")
-    log.write_text(said)
-    found = sum(said.count(words) for words in FINDINGS)
+    output = run.stdout.decode(errors="replace")
+    log.write_text(output)
+    found = sum(output.count(words) for words in FINDINGS)
     outcome = "clean" if run.returncode in (0, 5) and not found else f"exit status {run.returncode}"  # 5: no such test
-    tests = next((line for line in reversed(said.splitlines()) if " in " in line), "")
+    tests = next((line for line in reversed(output.splitlines()) if " in " in line), "")
     return {"findings": found, "outcome": outcome, "tests": tests.strip("= "), "seconds": time.monotonic() - start}
 
 

@@ -439,9 +439,9 @@ def test_restarted_workers_give_identical_results(files, whole, capsys, monkeypa
             taken.bind(("", 8787))
             taken.listen()
         assert main(words) == 0
-    left, said = done if done else 5, capsys.readouterr()  # the run may have been over before the kill
+    left, captured = done if done else 5, capsys.readouterr()  # the run may have been over before the kill
     share = f"by 2 workers of at most {distributed.system.MEMORY_LIMIT / 2e9:.1f} GB each"
-    assert (share in said.out or left == 5) and "8787" not in said.err
+    assert (share in captured.out or left == 5) and "8787" not in captured.err
     assert same(stored(files / "out.zarr"), whole)
     entries = [json.loads(line) for line in (files / "out.zarr.manifest").read_text().splitlines()]
     assert len([e for e in entries if "piece" in e]) == 5

@@ -36,9 +36,11 @@ def _refusal(words, monkeypatch, capsys):
 def test_resume_of_a_store_without_manifest(folder, monkeypatch, capsys):
     assert main([*DOWNSCALE, "--model=trilinear"]) == 0
     capsys.readouterr()
-    said = _refusal([*DOWNSCALE, "--model=trilinear", "--append"], monkeypatch, capsys)
-    assert "o.zarr cannot be continued: there is no o.zarr.manifest" in said
-    assert "is written with --workers and --append; remove the store, or give another name, and run this again" in said
+    message = _refusal([*DOWNSCALE, "--model=trilinear", "--append"], monkeypatch, capsys)
+    assert "o.zarr cannot be continued: there is no o.zarr.manifest" in message
+    assert (
+        "is written with --workers and --append; remove the store, or give another name, and run this again" in message
+    )
     shutil.rmtree("o.zarr")
     assert main([*DOWNSCALE, "--model=trilinear", "--append"]) == 0
     assert main([*DOWNSCALE, "--model=trilinear", "--append"]) == 0
@@ -47,10 +49,10 @@ def test_resume_of_a_store_without_manifest(folder, monkeypatch, capsys):
 
 def test_resume_of_a_store_with_other_options_or_files(folder, monkeypatch, capsys):
     assert main([*DOWNSCALE, "--model=trilinear", "--workers=1"]) == 0
-    said = _refusal([*DOWNSCALE, "--model=bicubic", "--append"], monkeypatch, capsys)
-    assert "cannot be continued: model was 'trilinear' and is 'bicubic'; without --append it is made anew" in said
-    said = _refusal([*DOWNSCALE, "--model=trilinear", "--time-factor=4", "--append"], monkeypatch, capsys)
-    assert "cannot be continued: time_factor was None and is 4;" in said
+    message = _refusal([*DOWNSCALE, "--model=bicubic", "--append"], monkeypatch, capsys)
+    assert "cannot be continued: model was 'trilinear' and is 'bicubic'; without --append it is made anew" in message
+    message = _refusal([*DOWNSCALE, "--model=trilinear", "--time-factor=4", "--append"], monkeypatch, capsys)
+    assert "cannot be continued: time_factor was None and is 4;" in message
     (folder / "0.nc").unlink()
-    said = _refusal([*DOWNSCALE, "--model=trilinear", "--append"], monkeypatch, capsys)
-    assert f"cannot be continued: {folder}/0.nc is not among the files;" in said
+    message = _refusal([*DOWNSCALE, "--model=trilinear", "--append"], monkeypatch, capsys)
+    assert f"cannot be continued: {folder}/0.nc is not among the files;" in message

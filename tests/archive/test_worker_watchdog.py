@@ -82,8 +82,8 @@ def test_repeatedly_killed_workers_end_the_run(files, whole, monkeypatch, capsys
     settings = {"distributed.scheduler.allowed-failures": 0}
     with dask.config.set(settings | {"distributed.worker.preload": [preload(files, EACH_AT_A_PIECE)]}):
         assert main(words(files, "--workers", "2")) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if "computing" not in line]
-    assert len(said) == 1 and "were killed again and again, mostly for want of memory; repeat the command" in said[0]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "computing" not in line]
+    assert len(lines) == 1 and "were killed again and again, mostly for want of memory; repeat the command" in lines[0]
     goes_on(files, whole, "--workers", "1")
 
 

@@ -265,7 +265,7 @@ def test_convert_prefers_rain_over_reflectivity(event, tmp_path, capsys, words, 
 def test_check_names_suitable_commands(event, tmp_path, capsys):
     save_dataset(event, tmp_path / "event.nc")
     assert main(["check", str(tmp_path / "event.nc")]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for text in (
         "format     NetCDF-4, 1 file",
         "every 5 min, 1 gap\n",
@@ -283,7 +283,7 @@ def test_check_names_suitable_commands(event, tmp_path, capsys):
         "trained for, 2000 to 8000 m and 600 to 1800 s: expect larger errors",
         "out of domain 4.00 (1: the ends of the training)",
     ):
-        assert text in said, said
+        assert text in printed, printed
 
 
 def test_check_of_fields_unsuitable_for_inr_small(tmp_path, capsys):
@@ -299,24 +299,24 @@ def test_check_of_fields_unsuitable_for_inr_small(tmp_path, capsys):
 def test_check_of_fields(data_dir, capsys):
     name = data_dir / "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
     assert main(["check", str(name)]) == 0
-    said = capsys.readouterr().out
-    assert "can        downscale --scale 2: r, t, u, z at any scale; model inr-small" in said
-    assert "can        downscale --model wgan-gp-small-x8: r at 8 times the resolution" in said
+    printed = capsys.readouterr().out
+    assert "can        downscale --scale 2: r, t, u, z at any scale; model inr-small" in printed
+    assert "can        downscale --model wgan-gp-small-x8: r at 8 times the resolution" in printed
     radar = (
         "cannot     radar commands (downscale, nowcast, convert --to mlcast): no variable of reflectivity was found\n"
     )
-    assert said.endswith(radar), said
-    assert "can        query: r, t, u, z at points; model inr-small" in said
-    assert "can        evaluate: r, t, u, z, as PRED or TRUTH of gridded fields" in said
-    assert "as downscale" not in said
+    assert printed.endswith(radar), printed
+    assert "can        query: r, t, u, z at points; model inr-small" in printed
+    assert "can        evaluate: r, t, u, z, as PRED or TRUTH of gridded fields" in printed
+    assert "as downscale" not in printed
 
 
 def test_check_of_default_networks_does_not_warn(data_dir, capsys):
     """Their line tells how far the inputs lie off."""
     assert main(["check", str(data_dir / "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc")]) == 0
-    said = capsys.readouterr().out
-    assert "downscale --model wgan-gp-small-x8: r at 8 times the resolution; out of domain 4" in said
-    assert "warning" not in said
+    printed = capsys.readouterr().out
+    assert "downscale --model wgan-gp-small-x8: r at 8 times the resolution; out of domain 4" in printed
+    assert "warning" not in printed
 
 
 @pytest.mark.parametrize(
@@ -334,8 +334,8 @@ def test_check_of_partly_supported_data(data_dir, capsys, name, lines):
     if name.startswith("grib"):
         pytest.importorskip("cfgrib", reason="GRIB needs the package cfgrib")
     assert main(["check", str(data_dir / "raw" / name)]) == 0
-    said = capsys.readouterr().out
-    assert all(line in said for line in lines) and said.count("candidates:") <= 1, said
+    printed = capsys.readouterr().out
+    assert all(line in printed for line in lines) and printed.count("candidates:") <= 1, printed
 
 
 def test_check_of_forecasts_and_of_no_field(event, tmp_path, capsys):
@@ -361,10 +361,10 @@ def test_check_of_unusual_coordinates_and_times(event, tmp_path, capsys):
     save_dataset(radar, tmp_path / "a.nc")
     save_dataset(radar.assign_coords(y=np.deg2rad(radar.y).assign_attrs(north | {"units": "rad"})), tmp_path / "b.nc")
     assert main(["check", str(tmp_path / "a.nc"), str(tmp_path / "b.nc")]) == 2
-    said = capsys.readouterr().out
-    assert "to 2024-06-01T12:10:00, 1 of them repeated, every 5 min" in said
-    assert "grid       50.00 to 50.78 N, 359.80 to 0.58 E, cells of 2224 x 1418 m" in said
-    assert "cannot be read: coordinate y has units 'rad', expected degrees: multiply it by 180 / pi first" in said
+    printed = capsys.readouterr().out
+    assert "to 2024-06-01T12:10:00, 1 of them repeated, every 5 min" in printed
+    assert "grid       50.00 to 50.78 N, 359.80 to 0.58 E, cells of 2224 x 1418 m" in printed
+    assert "cannot be read: coordinate y has units 'rad', expected degrees: multiply it by 180 / pi first" in printed
 
 
 def test_check_prints_a_warning_once(event, tmp_path, capsys, monkeypatch):
@@ -389,13 +389,13 @@ def test_check_of_unsupported_data(event, tmp_path, capsys):
     save_dataset(event, tmp_path / "event.nc")
     (tmp_path / "notes").write_text("a bar")
     assert main(["check", str(tmp_path / "notes"), str(tmp_path / "none"), str(tmp_path / "event.nc")]) == 2
-    said = capsys.readouterr().out
-    assert "can        downscale" in said and "cannot be read: no such file:" in said
-    assert "notes is in no format that is known: ODIM HDF5" in said
+    printed = capsys.readouterr().out
+    assert "can        downscale" in printed and "cannot be read: no such file:" in printed
+    assert "notes is in no format that is known: ODIM HDF5" in printed
 
 
 @pytest.mark.parametrize(
-    ("times", "said"),
+    ("times", "description"),
     [
         ([f"{y}-{m:02}-01" for y in (1980, 1981, 1982) for m in (1, 2, 12)], "monthly, 3 gaps"),
         ([f"1980-{m:02}-{15 + (m != 2)}T12:00" for m in range(1, 13)], "monthly"),
@@ -403,8 +403,8 @@ def test_check_of_unsupported_data(event, tmp_path, capsys):
         (["1980-01-01", "1980-02-01", "1980-02-03"], "every 2 days, 1 gap"),
     ],
 )
-def test_check_reports_monthly_data(times, said):
-    assert check._describe_times(np.array(times, "datetime64[ns]")).endswith(f", {said}")
+def test_check_reports_monthly_data(times, description):
+    assert check._describe_times(np.array(times, "datetime64[ns]")).endswith(f", {description}")
     dates = xr.date_range("2000-01-01", periods=5, freq="MS", calendar="360_day", use_cftime=True)
     assert check._describe_times(dates.values).endswith(", monthly")
 
@@ -422,6 +422,6 @@ def test_check_of_out_of_distribution_data(tmp_path, capsys):
 def test_check_of_fields_without_a_value(tmp_path, capsys, dim):
     gridded(TEMPERATURE).isel({dim: slice(0, 0)}).to_netcdf(tmp_path / "t.nc", engine="h5netcdf")
     main(["check", str(tmp_path / "t.nc")])
-    said = capsys.readouterr().out
-    assert f"grid       none, dimension {dim} has length 0" in said
-    assert "internal error" not in said and "zero-size" not in said, said
+    printed = capsys.readouterr().out
+    assert f"grid       none, dimension {dim} has length 0" in printed
+    assert "internal error" not in printed and "zero-size" not in printed, printed

@@ -116,8 +116,8 @@ def test_models_lists_weights_presets_and_cards(capsys):
     assert main(["models", "--presets"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == models.available()
     assert main(["models", "nowcast-small"]) == 0
-    said = capsys.readouterr().out
-    assert "input_steps: 5\n" in said and "radar_opera_20180824_15min.nc:\n" in said and "deblur" not in said
+    printed = capsys.readouterr().out
+    assert "input_steps: 5\n" in printed and "radar_opera_20180824_15min.nc:\n" in printed and "deblur" not in printed
     assert main(["models", "edsr-x2"]) == 0 and "without shipped weights" in capsys.readouterr().out
 
 
@@ -207,15 +207,17 @@ def test_downscale_rejects_unsuitable_truth_before_the_run(folder, tmp_path, cap
     other, out = moved(folder, tmp_path, change), str(tmp_path / "o.nc")
     weights = ["--model", f"{folder}/tiny.safetensors", "--truth", other]
     assert main(["downscale", f"{folder}/in.nc", out, *weights]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("fastds downscale: --truth: "), said
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("fastds downscale: --truth: "), message
     words = "it has nowhere all times" if kind == "later" else sentence.format("output will have")
-    assert re.search(words, said) and not os.path.exists(out), said
+    assert re.search(words, message) and not os.path.exists(out), message
     hindcast = [f"{folder}/truth.nc", out, "--model", "persistence", "--steps", "1"]
     monkeypatch.setattr("fastds.tasks.nowcast.evaluation._list_installed", lambda: ["persistence"])
     start = str(synthetic_event(5, 3, (64, 64)).time.values[1])
     assert main(["nowcast", *hindcast, "--start", start, "--truth", other]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
+    message = capsys.readouterr().err.splitlines()[-1]
     words = "no start has 1 observed fields" if kind == "later" else sentence.format("input")
-    assert said.startswith("fastds nowcast: --truth: ") and re.search(words, said) and not os.path.exists(out), said
+    assert message.startswith("fastds nowcast: --truth: ") and re.search(words, message) and not os.path.exists(out), (
+        message
+    )
     assert main(["nowcast", *hindcast, "--start", start, "--truth", f"{folder}/truth.nc"]) == 0

@@ -89,10 +89,10 @@ def test_errors_are_one_sentence(folder, monkeypatch, capsys, case):
     before = sorted(folder.iterdir())
     arguments, sentence = CASES[case]
     assert main(arguments) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert said[-1].startswith(f"fastds {arguments[0]}: ") and len(said[-1]) < 1200, said
-    assert all(line.startswith("warning: ") for line in said[:-1])
-    assert re.search(sentence, said[-1]), said
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith(f"fastds {arguments[0]}: ") and len(lines[-1]) < 1200, lines
+    assert all(line.startswith("warning: ") for line in lines[:-1])
+    assert re.search(sentence, lines[-1]), lines
     assert sorted(folder.iterdir()) == before
 
 

@@ -33,10 +33,12 @@ def _raising(error):
 def test_commands_do_not_print_tracebacks(radar, tmp_path, monkeypatch, capsys, error):
     monkeypatch.setattr("fastds.tasks.nowcast.run.Options", _raising(error))
     assert main(["nowcast", radar, str(tmp_path / "o.nc"), "--model", "persistence"]) == 2
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     kind, words = type(error).__name__, " ".join(str(error).split())
-    assert said.startswith(f"fastds nowcast: internal error while working on {radar} ({kind}: {words}); this is a bug")
-    assert said.endswith("FASTDS_DEBUG=1 shows the traceback\n") and said.count("\n") == 1
+    assert stderr.startswith(
+        f"fastds nowcast: internal error while working on {radar} ({kind}: {words}); this is a bug"
+    )
+    assert stderr.endswith("FASTDS_DEBUG=1 shows the traceback\n") and stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [UNEXPECTED[0], ValueError("a user's")], ids=["bug", "user"])
@@ -44,8 +46,8 @@ def test_debug_variable_shows_the_traceback(radar, tmp_path, monkeypatch, capsys
     monkeypatch.setattr("fastds.tasks.nowcast.run.Options", _raising(error))
     monkeypatch.setenv("FASTDS_DEBUG", "1")
     assert main(["nowcast", radar, str(tmp_path / "o.nc"), "--model", "persistence"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("Traceback (most recent call last):") and "\nfastds nowcast: " in said
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("Traceback (most recent call last):") and "\nfastds nowcast: " in stderr
 
 
 def test_internal_error_while_reading(radar, tmp_path, monkeypatch, capsys):
@@ -57,9 +59,9 @@ def test_internal_error_while_reading(radar, tmp_path, monkeypatch, capsys):
 def test_check_continues_after_an_internal_error(radar, monkeypatch, capsys):
     monkeypatch.setattr("fastds.tasks.radar.run.plan", _raising(TypeError("x")))
     assert main(["check", radar]) == 0
-    said = capsys.readouterr().out
-    assert "  cannot     downscale: internal error (TypeError: x); this is a bug in fastds" in said
-    assert "  can        convert: " in said
+    printed = capsys.readouterr().out
+    assert "  cannot     downscale: internal error (TypeError: x); this is a bug in fastds" in printed
+    assert "  can        convert: " in printed
     monkeypatch.setattr("fastds.tasks.check._list_facts", _raising(IndexError("x")))
     assert main(["check", radar]) == 2
     assert f"  cannot be read: internal error while working on {radar} (IndexError: x)" in capsys.readouterr().out
@@ -71,8 +73,8 @@ def test_check_continues_after_an_internal_error(radar, monkeypatch, capsys):
 def test_internal_errors_of_trainings_and_studies(command, module, monkeypatch, capsys):
     monkeypatch.setattr(f"fastds.{module}.parse_arguments", _raising(TypeError("x")))
     assert main(command.split()) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"fastds {command.split()[0]}: internal error (TypeError: x); this is a bug in fastds")
+    stderr = capsys.readouterr().err
+    assert stderr.startswith(f"fastds {command.split()[0]}: internal error (TypeError: x); this is a bug in fastds")
 
 
 def test_out_of_memory_is_not_reported_as_bug(radar, tmp_path, monkeypatch, capsys):
@@ -119,5 +121,5 @@ def test_stations_outside_error_names_the_option(tmp_path, capsys):
     (tmp_path / "p.csv").write_text("lat,lon\n-80,10\n")
     command = ["query", f"{tmp_path}/t.nc", "--points", f"{tmp_path}/p.csv", "--output", f"{tmp_path}/o.csv"]
     assert main(command) == 2
-    said = capsys.readouterr().err
-    assert "--outside nan or clamp accepts them" in said and "'nan'" not in said
+    stderr = capsys.readouterr().err
+    assert "--outside nan or clamp accepts them" in stderr and "'nan'" not in stderr

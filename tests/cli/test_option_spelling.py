@@ -177,9 +177,9 @@ def test_training_without_lightning_says_how_to_install_it(tmp_path):
         "for task in sys.argv[2:]: print(main(['train', task, '--data.path=x', '--output=' + sys.argv[1]]))"
     )
     done = forked.run(code, tmp_path, *TASKS, imports=forked.TORCH)
-    said = done.stderr.splitlines()
-    assert done.stdout.split() == len(TASKS) * ["2"] and len(said) == len(TASKS), done.stderr
-    assert all(line.startswith("fastds train: training needs Lightning") and "'.[train]'" in line for line in said)
+    lines = done.stderr.splitlines()
+    assert done.stdout.split() == len(TASKS) * ["2"] and len(lines) == len(TASKS), done.stderr
+    assert all(line.startswith("fastds train: training needs Lightning") and "'.[train]'" in line for line in lines)
 
 
 @pytest.mark.parametrize(

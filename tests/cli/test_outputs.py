@@ -168,8 +168,11 @@ for write in (lambda: write_csv("a.csv", ["x"], [["1234567890"]] * 1000), lambda
 """
     done = limited(1000, code, tmp_path)
     assert done.returncode == 0 and not list(tmp_path.iterdir()), done.stderr
-    said = [f"{name} cannot be written: File too large" for name in ("a.csv", "a.png", "a.safetensors")]
-    assert done.stdout.splitlines() == [*said, "0.0 GB are needed in . while the fields are computed: File too large"]
+    messages = [f"{name} cannot be written: File too large" for name in ("a.csv", "a.png", "a.safetensors")]
+    assert done.stdout.splitlines() == [
+        *messages,
+        "0.0 GB are needed in . while the fields are computed: File too large",
+    ]
 
 
 def test_large_fields_are_mapped_as_before(tmp_path, monkeypatch):
@@ -187,14 +190,14 @@ def run(folder, output, moment, number):
     """
     command = [sys.executable, "-X", "importtime", "-m", "fastds", *nowcast(folder, output)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    said = []
+    lines = []
     for line in process.stderr:
-        said.append(line)
+        lines.append(line)
         if moment(line):
             process.send_signal(number)
             break
-    said += process.stderr.readlines()
-    return process.wait(), [line for line in said if not line.startswith("import time:")]
+    lines += process.stderr.readlines()
+    return process.wait(), [line for line in lines if not line.startswith("import time:")]
 
 
 @pytest.mark.parametrize(
@@ -210,8 +213,8 @@ def run(folder, output, moment, number):
 )
 def test_a_signal_during_imports_is_one_line(folder, tmp_path, number, module):
     word = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}[number]
-    status, said = run(folder, tmp_path / "o.nc", lambda line: re.search(rf"\| +{re.escape(module)}$", line), number)
-    assert (status, said) == (128 + number, [f"fastds: {word}\n"]) and not list(tmp_path.iterdir())
+    status, lines = run(folder, tmp_path / "o.nc", lambda line: re.search(rf"\| +{re.escape(module)}$", line), number)
+    assert (status, lines) == (128 + number, [f"fastds: {word}\n"]) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -223,8 +226,8 @@ def test_a_signal_while_the_output_is_written_leaves_nothing(folder, tmp_path, n
     while len(os.listdir(tmp_path)) < 2 and process.poll() is None:
         time.sleep(0.001)
     process.send_signal(number)
-    said = process.communicate()[1]
-    assert process.returncode == 128 + number and said.count("\n") == 1, said
+    stderr = process.communicate()[1]
+    assert process.returncode == 128 + number and stderr.count("\n") == 1, stderr
     assert os.listdir(tmp_path) == ["o.nc"] and output.read_bytes() == b"old"
 
 

@@ -47,9 +47,9 @@ def test_message_about_longitudes_across_the_seam(tmp_path, capsys):
     )
     save_dataset(wide, tmp_path / "in.nc")
     assert main(["downscale", f"{tmp_path}/in.nc", f"{tmp_path}/o.nc", "--scale=2"]) == 2
-    said = capsys.readouterr().err
-    assert "longitude has a gap from 20 to 350: the region crosses the seam of the longitudes" in said
-    assert "(longitude + 180) % 360 - 180, sorted" in said and "unsorted" not in said
+    stderr = capsys.readouterr().err
+    assert "longitude has a gap from 20 to 350: the region crosses the seam of the longitudes" in stderr
+    assert "(longitude + 180) % 360 - 180, sorted" in stderr and "unsorted" not in stderr
     mended = wide.assign_coords(longitude=(wide.longitude + 180) % 360 - 180).sortby("longitude")
     mended.longitude.attrs = data.longitude.attrs
     assert fastds.downscale("bicubic", mended, scale=2).sizes["longitude"] == 2 * longitude.size

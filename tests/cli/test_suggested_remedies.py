@@ -58,8 +58,8 @@ def test_error_suggests_options_for_a_small_region(region, tmp_path, capsys):
     pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
     command = ["train", "fields", "--model=inr-any", '--data.each=["*"]', f"--data.path={region(53, 80)}"]
     assert main([*command, f"--output={tmp_path}/o"]) == 2
-    said = capsys.readouterr().err
-    assert "take fields of 140 columns, or one variable by --data.variables with --data.split=time" in said
+    stderr = capsys.readouterr().err
+    assert "take fields of 140 columns, or one variable by --data.variables with --data.split=time" in stderr
 
 
 def test_short_budget_error_names_affordable_methods():
@@ -85,9 +85,9 @@ def test_error_about_unused_statics(tmp_path, capsys, model, verb):
     }[verb]
     named = [] if model is None else [f"--model={model}"]
     assert main([verb, f"{tmp_path}/t.nc", *words, *named, f"--static={tmp_path}/relief.nc:h"]) == 2
-    said = capsys.readouterr().err
-    assert "humidity" not in said and "leave out --static" in said
-    assert (f"model {model} reads no static maps" if model else "no shipped network reads static maps") in said
+    stderr = capsys.readouterr().err
+    assert "humidity" not in stderr and "leave out --static" in stderr
+    assert (f"model {model} reads no static maps" if model else "no shipped network reads static maps") in stderr
 
 
 @pytest.mark.parametrize("column", ["t", "t_bilinear", "time", "fastds_out_of_domain"])

@@ -59,8 +59,8 @@ LATER = {
 def test_nearest_name_is_suggested(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(command.split()) == 2
-    said = capsys.readouterr().err
-    assert (EARLY | LATER)[command] in said and said.startswith("fastds") and said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert (EARLY | LATER)[command] in stderr and stderr.startswith("fastds") and stderr.count("\n") == 1
     assert (find_unknown_name(command.split()) is None) == (command in LATER)
 
 

@@ -265,9 +265,9 @@ def test_times_by_another_name(humid, tmp_path, capsys):
                 assert fine.expver.dims == ("valid_time",) and (fine.expver == "0001").all()
     capsys.readouterr()
     assert main(["check", str(tmp_path / "h.nc")]) == 0
-    said = capsys.readouterr().out
-    assert "times      4, 2016-01-01T00:00:00 to 2016-01-01T18:00:00, every 360 min" in said
-    assert "can        downscale --model wgan-gp-small-x2: r at 2 times" in said
+    printed = capsys.readouterr().out
+    assert "times      4, 2016-01-01T00:00:00 to 2016-01-01T18:00:00, every 360 min" in printed
+    assert "can        downscale --model wgan-gp-small-x2: r at 2 times" in printed
 
 
 @pytest.mark.parametrize("members", [None, 2])

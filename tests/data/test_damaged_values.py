@@ -105,8 +105,8 @@ def test_read_error_names_the_damaged_variable(tmp_path, make):
         lambda d: d[next(iter(d.data_vars))].isel(time=-1).values,
         lambda d: d.chunk().compute(),
     ):
-        said = rf"{path}.*(values of t2m cannot be read|damaged TIFF)"
-        with pytest.raises(ValueError, match=said) as found, open_dataset(path) as dataset:
+        message = rf"{path}.*(values of t2m cannot be read|damaged TIFF)"
+        with pytest.raises(ValueError, match=message) as found, open_dataset(path) as dataset:
             read(dataset)
         assert "\n" not in str(found.value)
 
@@ -115,9 +115,9 @@ def test_read_error_names_the_damaged_variable(tmp_path, make):
 def test_check_reports_damaged_values(tmp_path, make, capfd):
     path = make(tmp_path)
     assert main(["check", str(path)]) in (0, 2)
-    said = capfd.readouterr().out
-    assert "internal error" not in said
-    assert f"{path}: the values of t2m cannot be read" in said or f"{path} is a damaged TIFF image" in said
+    printed = capfd.readouterr().out
+    assert "internal error" not in printed
+    assert f"{path}: the values of t2m cannot be read" in printed or f"{path} is a damaged TIFF image" in printed
 
 
 @pytest.mark.parametrize("make", LAZY)
@@ -144,9 +144,9 @@ def test_commands_name_the_damaged_file(tmp_path, make, words, capfd):
     given = [str(path) if word == "IN" else str(tmp_path / word) if "." in word else word for word in words]
     before = set(tmp_path.iterdir())
     assert main(given) == 2
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("fastds ")]
-    assert len(said) == 1 and "internal error" not in said[0]
-    assert path.name in said[0] or words[0] == "nowcast"  # which may miss a field of reflectivity first
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("fastds ")]
+    assert len(lines) == 1 and "internal error" not in lines[0]
+    assert path.name in lines[0] or words[0] == "nowcast"  # which may miss a field of reflectivity first
     assert set(tmp_path.iterdir()) == before
 
 
@@ -183,9 +183,11 @@ def test_removed_file_is_reported(tmp_path):
         dataset.load()
 
 
-@pytest.mark.parametrize(("place", "said"), [("rasterio._env.log_error", False), (len, True), (h5py.File.close, False)])
-def test_library_messages_are_suppressed_after_an_error(monkeypatch, place, said):
+@pytest.mark.parametrize(
+    ("place", "is_shown"), [("rasterio._env.log_error", False), (len, True), (h5py.File.close, False)]
+)
+def test_library_messages_are_suppressed_after_an_error(monkeypatch, place, is_shown):
     seen = []
     monkeypatch.setattr("sys.__unraisablehook__", seen.append)
     _suppress_close_errors(SimpleNamespace(object=place))
-    assert bool(seen) == said
+    assert bool(seen) == is_shown

@@ -16,7 +16,7 @@ for package in ("netCDF4", "zarr", "eccodes", "rasterio", "pyproj", "cftime"):
 
 
 def test_random_files_are_read_correctly(tmp_path):
-    found = [(number, outcome, said) for number, outcome, said, drawn in campaign(100, 20261129, tmp_path)
+    found = [(number, outcome, message) for number, outcome, message, drawn in campaign(100, 20261129, tmp_path)
              if outcome not in ("right", "refused") or (outcome == "refused" and not drawn.damaged)]  # fmt: skip
     assert found == []
 

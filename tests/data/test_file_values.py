@@ -259,8 +259,8 @@ def test_zero_as_the_fill_value_of_a_zarr_store(tmp_path, scale):
         array[...] = values
         scaled = {"scale_factor": scale} if name == "tp" and scale else {}
         array.attrs.update({"_ARRAY_DIMENSIONS": list(dims)} | attrs | scaled)
-    said = r"tp \(a value\)" if scale is None else r"tp \(missing, as it is packed\)"
-    with pytest.warns(UserWarning, match=said), open_dataset(tmp_path / "a.zarr") as dataset:
+    message = r"tp \(a value\)" if scale is None else r"tp \(missing, as it is packed\)"
+    with pytest.warns(UserWarning, match=message), open_dataset(tmp_path / "a.zarr") as dataset:
         assert int(dataset["tp"].isnull().sum()) == (0 if scale is None else 56)
         assert float(dataset["longitude"][0]) == 0.0
 
@@ -344,7 +344,7 @@ def test_odim_times(tmp_path, clock, hour):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda file: file["what"].attrs.__delitem__("date"), "attribute what/date is missing"),
         (
@@ -356,11 +356,11 @@ def test_odim_times(tmp_path, clock, hour):
         (lambda file: file["dataset1/data1"].__delitem__("data"), "has no group or array data"),
     ],
 )
-def test_odim_with_a_part_missing_or_wrong(tmp_path, change, said):
+def test_odim_with_a_part_missing_or_wrong(tmp_path, change, message):
     drawn = write_odim(np.random.default_rng(1), tmp_path)
     with h5py.File(drawn.path, "a") as file:
         change(file)
-    with pytest.raises(ValueError, match=rf"file\.h5.*{said}"):
+    with pytest.raises(ValueError, match=rf"file\.h5.*{message}"):
         open_dataset(drawn.path)
 
 

@@ -359,8 +359,8 @@ def test_times_are_chosen(halves):
     with open_dataset(folder / "a.nc", stop=times[1]) as dataset:
         assert dataset.sizes["time"] == 2
     for limits in ({"start": "2030-01-01"}, {"stop": "1999-01-01"}, {"start": "2030-01-01", "stop": "2031-01-01"}):
-        said = " and ".join(f"{name} {date}" for name, date in limits.items())
-        with pytest.raises(ValueError, match=f"no time fits {said}; the fields reach from {times[0]} to {times[2]}"):
+        message = " and ".join(f"{name} {date}" for name, date in limits.items())
+        with pytest.raises(ValueError, match=f"no time fits {message}; the fields reach from {times[0]} to {times[2]}"):
             open_dataset(folder / "a.nc", **limits)
     ahead = str(event.time.values[1] + np.timedelta64(2, "h"))[:19] + "+02:00"
     with open_dataset(folder / "*.nc", start=ahead, stop=times[4][:16] + "Z") as dataset:

@@ -138,7 +138,7 @@ def test_geotiff_unknown_quantity_needs_units(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "said"),
+    ("name", "change", "message"),
     [
         ("202405011200.tif", {"crs": None}, "has no projection; gdal_translate -a_srs"),
         ("202405011200.tif", {"bands": 2}, "has 2 bands, expected one"),
@@ -153,13 +153,13 @@ def test_geotiff_unknown_quantity_needs_units(tmp_path, capsys):
         ("202405011200.tif", {"cut": 300}, "is a damaged TIFF image"),
     ],
 )
-def test_geotiff_errors(tmp_path, name, change, said):
+def test_geotiff_errors(tmp_path, name, change, message):
     codes = np.zeros((change.get("bands", 1), 40, 50), np.uint8)
     options = {key: value for key, value in change.items() if key in ("crs", "transform")}
     path = write(tmp_path / name, codes, np.arange(40, 0, -1.0), np.arange(50.0), **options)
     if "cut" in change:
         path.write_bytes(path.read_bytes()[: change["cut"]])
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         open_dataset(path)
 
 

@@ -41,7 +41,7 @@ def test_sound_messages(tmp_path, edition, write):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected_message"),
     [
         (
             lambda c, at: c.__setitem__(at[3] + 1, 16),
@@ -56,27 +56,27 @@ def test_sound_messages(tmp_path, edition, write):
         (lambda c, at: c.__setitem__(int.from_bytes(c[8:16], "big") - 1, 0), "does not end with 7777"),
     ],
 )
-def test_damaged_messages_of_edition_2(tmp_path, change, said):
+def test_damaged_messages_of_edition_2(tmp_path, change, expected_message):
     content = drawn(tmp_path, 2)
     change(content, sections(content))
     (tmp_path / "a.grib").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"a\.grib looks like GRIB but cannot be read .*{said}"):
+    with pytest.raises(ValueError, match=rf"a\.grib looks like GRIB but cannot be read .*{expected_message}"):
         open_dataset(tmp_path / "a.grib")
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "said"),
+    ("place", "value", "message"),
     [
         (8, 1, r"has a section 1 of 655\d\d bytes where section 1 is expected"),
         (15, 0, r"has \d+ bytes where the end is expected"),  # as if there were no grid
         (7, 3, "is of the edition 3"),
     ],
 )
-def test_damaged_messages_of_edition_1(tmp_path, place, value, said):
+def test_damaged_messages_of_edition_1(tmp_path, place, value, message):
     content = drawn(tmp_path, 1)
     content[place] = value
     (tmp_path / "a.grib").write_bytes(content)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         check_messages(tmp_path / "a.grib")
 
 

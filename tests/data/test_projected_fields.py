@@ -34,8 +34,8 @@ def test_downscale_of_one_projected_variable(tmp_path, capsys, model):
     save_dataset(projected(), tmp_path / "t.nc")
     words = ["downscale", str(tmp_path / "t.nc"), str(tmp_path / "o.nc"), "--scale=2"]
     assert main([*words, *([f"--model={model}"] if model else [])]) == 0
-    said = capsys.readouterr().out
-    assert "t2m on 40 x 48 points" in said and ("model inr-any (any variable)" in said) == (model is None)
+    printed = capsys.readouterr().out
+    assert "t2m on 40 x 48 points" in printed and ("model inr-any (any variable)" in printed) == (model is None)
     expected = projected(40, 48, 1.5e3)
     with xr.open_dataset(tmp_path / "o.nc") as out:
         np.testing.assert_allclose(out.y, expected.y)

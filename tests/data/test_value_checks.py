@@ -80,8 +80,8 @@ def test_some_implausible_echo_is_counted_and_missing(event, value, verb):
     if np.isinf(value):
         out = run(model, spoilt(event, value, 0.25), **options)
     else:
-        said = re.escape(f" values of variable reflectivity are {value:g} dBZ, outside the plausible")
-        with pytest.warns(UserWarning, match=said):
+        message = re.escape(f" values of variable reflectivity are {value:g} dBZ, outside the plausible")
+        with pytest.warns(UserWarning, match=message):
             out = run(model, spoilt(event, value, 0.25), **options)
     field = out["reflectivity" if verb == "downscale" else "rainfall_rate"]
     assert np.isnan(field[-1, :, 0]).all() and not np.isnan(field[-1, :, -1]).any()
@@ -234,6 +234,6 @@ def test_implausible_values_are_not_trained_on(tmp_path, capsys, task, value, at
     assert (
         main([*command, *(["--data.variables=[r]"] if task == "fields" else ["--data.steps=2", "--data.crop=16"])]) == 2
     )
-    said = capsys.readouterr().err.splitlines()
-    assert re.search(sentence, said[-1]) and said[-1].startswith("fastds train: "), said
+    lines = capsys.readouterr().err.splitlines()
+    assert re.search(sentence, lines[-1]) and lines[-1].startswith("fastds train: "), lines
     assert not (tmp_path / "o").exists()

@@ -123,8 +123,8 @@ def test_wrong_units_are_refused_by_name(event, units, var):
         del event["reflectivity"].attrs["units"]
     else:
         event["reflectivity"].attrs["units"] = units
-    said = "has no units" if units is None else f"has units '{units}'"
-    with pytest.raises(ValueError, match=f"variable reflectivity {said}; expected dBZ, a rain rate such as mm h-1"):
+    message = "has no units" if units is None else f"has units '{units}'"
+    with pytest.raises(ValueError, match=f"variable reflectivity {message}; expected dBZ, a rain rate such as mm h-1"):
         to_reflectivity(event, var)
 
 

@@ -26,11 +26,11 @@ from .planted import FAULTS, find_fault
 TABLES = {"radar": CONTAINERS | RADAR, "fields": FIELDS}
 
 
-def judge(kind: Kind, command: str, status: int | str, said: list[str], left: list[str]) -> str:
+def judge(kind: Kind, command: str, status: int | str, lines: list[str], left: list[str]) -> str:
     """Classify the outcome of a try, see the module's docstring."""
     if status not in (0, 2):
         return "crashed"
-    *warnings, last = said if status == 2 and said else [*said, ""]
+    *warnings, last = lines if status == 2 and lines else [*lines, ""]
     if any(not line.startswith("warning: ") for line in warnings):
         return "unclear"
     if status == 2:
@@ -64,10 +64,12 @@ def run_campaign(count: int, seed: int, first: int, formats: list[str] | None) -
     counts: Counter[str] = Counter()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        for number, outcome, said, drawn in campaign(count, seed, Path(folder), first, formats):
+        for number, outcome, message, drawn in campaign(count, seed, Path(folder), first, formats):
             counts[outcome] += 1
             if outcome in ("wrong", "traceback", "unclear") or (outcome == "refused" and not drawn.damaged):
-                print(f"{outcome}: {number} {drawn.how}{' damaged' * drawn.damaged}: {said.strip()[:400]}", flush=True)
+                print(
+                    f"{outcome}: {number} {drawn.how}{' damaged' * drawn.damaged}: {message.strip()[:400]}", flush=True
+                )
     rate = count / (time.monotonic() - started) * 3600
     print(f"{count} files of seed {seed}: {dict(counts)}, {rate:.0f} an hour")
     return int(bool(counts["wrong"] + counts["traceback"] + counts["unclear"]))

@@ -78,8 +78,8 @@ def run(words: list[str], folder: Path) -> tuple[int | str, list[str], list[str]
     Returns:
         The exit status or the unhandled exception, the lines on standard error, and the names of the new files.
     """
-    before, said = set(folder.rglob("*")), io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    before, stderr = set(folder.rglob("*")), io.StringIO()
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         try:
             status = main(words)
         except BaseException as error:  # what no command should let through
@@ -87,4 +87,4 @@ def run(words: list[str], folder: Path) -> tuple[int | str, list[str], list[str]
     left = sorted(str(path.relative_to(folder)) for path in set(folder.rglob("*")) - before)
     for path in (folder / name for name in left):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    return status, said.getvalue().splitlines(), left
+    return status, stderr.getvalue().splitlines(), left

@@ -29,12 +29,12 @@ def write_cf(rng: np.random.Generator, folder: Path, form: str) -> Drawn:
     inner = int(rng.integers(2, 4)) if extra else 1
     kinds = [str(kind) for kind in rng.permutation(list(KINDS))[: 1 + (rng.random() < 0.2)]]
     values = {kind: draw_values(rng, kind, (count * inner, *shape)) for kind in kinds}
-    grid, lon, lat, cell, said = draw_grid(rng, shape)
+    grid, lon, lat, cell, grid_name = draw_grid(rng, shape)
     times = draw_times(rng, count)
     dtypes = ("f4", "f8", "i2", "i4") if form == "netcdf3" else ("f4", "f8", "i2", "u1", "u2", "i4")
     parts = 1 if zarr or rng.random() < 0.75 else 2
     order = rng.permutation(parts)
-    how = {"kinds": kinds, "grid": said, "times": times.how, "extra": extra, "packing": []}
+    how = {"kinds": kinds, "grid": grid_name, "times": times.how, "extra": extra, "packing": []}
     how |= {name: bool(rng.random() < share) for name, share in _HABITS.items() if not (zarr and name == "group")}
     edges = np.linspace(0, count, parts + 1).astype(int)
     expected = {kind: own.copy() for kind, own in values.items()}
@@ -62,7 +62,7 @@ def write_cf(rng: np.random.Generator, folder: Path, form: str) -> Drawn:
     bounds = times.seconds[:, None] - times.step * np.array([1.0, 0.0]) if how["bounds"] else None
     path = str(folder / "*.nc") if parts > 1 else folder / name
     var, *others = kinds
-    gap = "has a gap from" if said.endswith("in two parts") else ""
+    gap = "has a gap from" if grid_name.endswith("in two parts") else ""
     return Drawn(
         path, var, expected[var], lon, lat, times.seconds, tolerance[var], cell, how, times.first,
         {kind: (expected[kind], tolerance[kind]) for kind in others}, bounds, times.refused or gap,

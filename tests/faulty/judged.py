@@ -29,11 +29,11 @@ def judge(drawn: Drawn, rng: np.random.Generator, folder: Path) -> tuple[str, st
             [("check", lambda: _check(drawn)), ("downscale", lambda: _downscale(drawn, rng, folder))][rng.integers(2)]
         )
         for name, step in steps:
-            outcome, said = step()
-            if outcome == "refused" and drawn.refused and re.search(drawn.refused, said):
+            outcome, message = step()
+            if outcome == "refused" and drawn.refused and re.search(drawn.refused, message):
                 return "right", ""
             if outcome != "right":
-                return outcome, f"{name}: {said}"
+                return outcome, f"{name}: {message}"
     return "right", ""
 
 
@@ -48,34 +48,34 @@ def _open(drawn: Drawn, rng: np.random.Generator) -> tuple[str, str]:
     return ("right", "") if drawn.damaged else compare(drawn, loaded, rng)
 
 
-def _refused(drawn: Drawn, said: str) -> tuple[str, str]:
-    named = Path(str(drawn.path)).name.replace("*", "") in said or str(Path(drawn.path).parent) in said
-    clear = named and "\n" not in said.strip()
-    return ("refused" if clear else "unclear"), said
+def _refused(drawn: Drawn, message: str) -> tuple[str, str]:
+    named = Path(str(drawn.path)).name.replace("*", "") in message or str(Path(drawn.path).parent) in message
+    clear = named and "\n" not in message.strip()
+    return ("refused" if clear else "unclear"), message
 
 
 def _command(words: list[str]) -> tuple[int | str, str]:
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         try:
             status: int | str = main(words)
         except BaseException:
             return "traceback", traceback.format_exc().splitlines()[-1]
-    return status, said.getvalue()
+    return status, stderr.getvalue()
 
 
-def _failed(drawn: Drawn, status: int | str, said: str) -> tuple[str, str]:
-    if status == "traceback" or "internal error" in said:
-        return "traceback", said
-    last = said.strip().splitlines()[-1] if said.strip() else ""
-    return ("refused" if last.startswith("fastds ") else "unclear"), said
+def _failed(drawn: Drawn, status: int | str, message: str) -> tuple[str, str]:
+    if status == "traceback" or "internal error" in message:
+        return "traceback", message
+    last = message.strip().splitlines()[-1] if message.strip() else ""
+    return ("refused" if last.startswith("fastds ") else "unclear"), message
 
 
 def _convert(drawn: Drawn, rng: np.random.Generator, folder: Path) -> tuple[str, str]:
     target = folder / ("out.zarr" if rng.random() < 0.3 else "out.nc")
-    status, said = _command(["convert", str(drawn.path), str(target), "--to", "cf"])
+    status, message = _command(["convert", str(drawn.path), str(target), "--to", "cf"])
     if status != 0:
-        return _failed(drawn, status, said)
+        return _failed(drawn, status, message)
     if drawn.damaged:
         return "right", ""
     with xr.open_dataset(target, engine="zarr" if target.suffix == ".zarr" else "netcdf4") as found:
@@ -83,16 +83,16 @@ def _convert(drawn: Drawn, rng: np.random.Generator, folder: Path) -> tuple[str,
 
 
 def _check(drawn: Drawn) -> tuple[str, str]:
-    status, said = _command(["check", str(drawn.path)])
-    return ("right", "") if status in (0, 2) and "internal error" not in said else _failed(drawn, status, said)
+    status, message = _command(["check", str(drawn.path)])
+    return ("right", "") if status in (0, 2) and "internal error" not in message else _failed(drawn, status, message)
 
 
 def _downscale(drawn: Drawn, rng: np.random.Generator, folder: Path) -> tuple[str, str]:
     target = folder / "fine.nc"
     words = ["--scale", "2", "--model", "bilinear", "--threads", "1", "--var", drawn.var]
-    status, said = _command(["downscale", str(drawn.path), str(target), *words])
+    status, message = _command(["downscale", str(drawn.path), str(target), *words])
     if status != 0:
-        return _failed(drawn, status, said)
+        return _failed(drawn, status, message)
     if drawn.damaged:
         return "right", ""
     with xr.open_dataset(target, engine="netcdf4") as found:

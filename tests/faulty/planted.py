@@ -103,7 +103,7 @@ def find_fault(fault: str, seed: int, most: int, folder: Path, first: int = 0) -
     """
     formats = next((forms for name, forms in _SHOWN_BY.items() if name in fault), None)
     with planted(fault):
-        for number, outcome, said, drawn in campaign(most, seed, folder, first, formats=formats):
+        for number, outcome, message, drawn in campaign(most, seed, folder, first, formats=formats):
             if outcome != "right" and not drawn.damaged:
-                return number, f"{outcome}: {said}"
+                return number, f"{outcome}: {message}"
     return None

@@ -79,11 +79,11 @@ class Child:
             self.pipe.send((op, kind, first, stop))
             number = first
             try:
-                while (said := self.pipe.recv()) is not None:
-                    if isinstance(said, tuple):
-                        yield said
+                while (answer := self.pipe.recv()) is not None:
+                    if isinstance(answer, tuple):
+                        yield answer
                     else:
-                        number = said
+                        number = answer
                 return
             except (EOFError, ConnectionError):
                 self.process.join()

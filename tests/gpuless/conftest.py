@@ -48,10 +48,10 @@ def pytest_runtest_protocol(item, nextitem):
         to_json = item.config.hook.pytest_report_to_serializable
         json.dump([to_json(config=item.config, report=report) for report in reports], out, default=str)
 
-    said, status = in_a_child(reported)
+    lines, status = in_a_child(reported)
     assert status == 0, f"{item.nodeid}: the fork ended with {status}"
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for data in json.loads("".join(said)):
+    for data in json.loads("".join(lines)):
         report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
         item.ihook.pytest_runtest_logreport(report=report)
     item.session._setupstate.teardown_exact(nextitem)  # what the test before it left for this one

@@ -175,8 +175,8 @@ def test_backend_of_inr_query_ensembles(width, ensemble, chosen, monkeypatch):
 def test_unsupported_blackwell_instructions_are_rejected(native_cuda, monkeypatch):
     monkeypatch.setattr(_triton, "get_capability", lambda index: (10, 0))
     monkeypatch.setattr(inr_kernels, "get_triton_version", lambda: (3, 6))
-    said = explained_query(width=256, ensemble="late")["triton"]
-    assert said.startswith("refused: Triton") and "cannot compile the late ensemble with D = 256" in said
+    message = explained_query(width=256, ensemble="late")["triton"]
+    assert message.startswith("refused: Triton") and "cannot compile the late ensemble with D = 256" in message
     assert not explained_query(width=128, ensemble="late")["triton"].startswith("refused")
 
 

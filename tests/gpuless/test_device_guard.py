@@ -36,7 +36,7 @@ def program(tmp_path_factory):
     return folder / "main"
 
 
-@pytest.mark.parametrize("device, said", [("0", ["scope"]), ("1", ["set 1", "scope", "set 0"])])
-def test_device_guard_restores_only_changed_devices(program, device, said):
+@pytest.mark.parametrize("device, calls", [("0", ["scope"]), ("1", ["set 1", "scope", "set 0"])])
+def test_device_guard_restores_only_changed_devices(program, device, calls):
     run = subprocess.run([program, device], capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == said
+    assert run.stdout.splitlines() == calls

@@ -203,7 +203,7 @@ from gpuless.emu import build
 rig = build(Path({str(RIG)!r}))
 x, y = (ctypes.c_float * 1024)(), (ctypes.c_float * 1024)()
 x_at, y_at = ctypes.addressof(x), ctypes.addressof(y)
-said = dict()
+results = dict()
 for name, (call, _) in {MISTAKES!r}.items():
     with tempfile.TemporaryFile("w+") as words:
         child = os.fork()
@@ -213,13 +213,13 @@ for name, (call, _) in {MISTAKES!r}.items():
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         words.seek(0)
-        said[name] = (status, words.read())
-print(json.dumps(said))
+        results[name] = (status, words.read())
+print(json.dumps(results))
 """
 
 
 @pytest.fixture(scope="module")
-def said():
+def results():
     """Exit status and stderr of every mistake."""
     done = sanitized_run(["-c", SCRIPT])
     assert done.returncode == 0, done.stderr[-3000:]
@@ -227,8 +227,8 @@ def said():
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_sanitizers_name_the_line(mistake, said):
-    status, text = said[mistake]
+def test_sanitizers_name_the_line(mistake, results):
+    status, text = results[mistake]
     if mistake == "none":
         assert status == 0, text[-3000:]
     else:

@@ -109,10 +109,10 @@ def test_timed_out_part_names_failed_tests(tmp_path):
         time.sleep(0.05)
     (part,) = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     os.killpg(int(part), signal.SIGINT)
-    said = run.communicate(timeout=60)[0].splitlines()
-    assert said[1].startswith("FAILED  tests") and "1 failed, 1 passed" in said[1], said
-    assert said[2].startswith("FAILED tests/gpu/test_"), said
-    assert said[-1].startswith("1 of the parts tests failed")
+    lines = run.communicate(timeout=60)[0].splitlines()
+    assert lines[1].startswith("FAILED  tests") and "1 failed, 1 passed" in lines[1], lines
+    assert lines[2].startswith("FAILED tests/gpu/test_"), lines
+    assert lines[-1].startswith("1 of the parts tests failed")
 
 
 def test_failed_part_does_not_stop_the_others(tmp_path):

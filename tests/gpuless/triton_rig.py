@@ -206,7 +206,7 @@ def interpret(root, path, names):
         run = forked.run(
             _PYTEST, root, *options, *selected, imports=_IMPORTS, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES=""
         )
-        outcomes = {"": f"no report; pytest said:\n{(run.stdout + run.stderr)[-4000:]}"}
+        outcomes = {"": f"no report; pytest printed:\n{(run.stdout + run.stderr)[-4000:]}"}
         if report.exists():
             for case in ElementTree.parse(report).iter("testcase"):
                 part = next((part for part in case if part.tag in ("failure", "error", "skipped")), None)

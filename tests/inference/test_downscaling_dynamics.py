@@ -326,8 +326,8 @@ def test_dynamics_errors(folder, tmp_path, monkeypatch, capsys, source, words, s
     model = [] if any(word.startswith("--model") for word in words) else ["--model=fczsm-d.safetensors"]
     capsys.readouterr()
     assert main(["downscale", source, out, *model, *options]) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning:")]
-    assert len(said) == 1 and sentence in said[0], said
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning:")]
+    assert len(lines) == 1 and sentence in lines[0], lines
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -369,18 +369,18 @@ def test_check_names_suitable_weights_of_a_folder(folder, tmp_path, monkeypatch,
         capsys.readouterr()
         assert main(["check", str(folder / "radar.nc"), str(folder / "lacks.nc"), *words]) == 0
         whole, lacking = capsys.readouterr().out.replace(f"--model {folder}/", "--model ").split("\n\n")
-        for lines, said in ((CHECKED, whole), (LACKING, lacking)):
+        for lines, text in ((CHECKED, whole), (LACKING, lacking)):
             for line in lines:
-                assert line in said, said
+                assert line in text, text
 
 
 def test_check_of_one_model_and_no_model(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     radar, chosen = str(folder / "radar.nc"), str(folder / "fczsm-d.safetensors")
     assert main(["check", radar, "--model", chosen, "--model", "nowcast-small", "--model", "inr-any"]) == 0
-    said = capsys.readouterr().out
-    assert f"can        downscale --model {chosen}: reflectivity, probability and" in said
-    assert "nowcast --model nowcast-small" in said and "downscale --model inr-any --scale 2" in said
+    printed = capsys.readouterr().out
+    assert f"can        downscale --model {chosen}: reflectivity, probability and" in printed
+    assert "nowcast --model nowcast-small" in printed and "downscale --model inr-any --scale 2" in printed
     assert main(["check", radar]) == 0 and "safetensors" not in capsys.readouterr().out
     assert main(["check", radar, "--model", "none.safetensors"]) == 2
     assert "'none.safetensors' is neither a file nor one of the shipped weights" in capsys.readouterr().err
@@ -391,6 +391,6 @@ def test_check_of_one_model_and_no_model(folder, tmp_path, monkeypatch, capsys):
     with contextlib.chdir(tmp_path):
         shutil.copy(chosen, "run/best.safetensors")
         assert main(["check", radar]) == 0
-    said = capsys.readouterr().out
-    assert "cannot     downscale --model bad.safetensors: " in said
-    assert "can        downscale --model run/best.safetensors: reflectivity, probability" in said
+    printed = capsys.readouterr().out
+    assert "cannot     downscale --model bad.safetensors: " in printed
+    assert "can        downscale --model run/best.safetensors: reflectivity, probability" in printed

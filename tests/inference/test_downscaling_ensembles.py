@@ -317,7 +317,7 @@ def test_a_regional_field_is_not_wrapped():
 
 
 @pytest.mark.parametrize(
-    ("value", "attrs", "said"),
+    ("value", "attrs", "pressure"),
     [
         (300.0, {"units": "hPa"}, "300 hPa"),
         (85000.0, {"units": "Pa"}, "850 hPa"),
@@ -328,7 +328,7 @@ def test_a_regional_field_is_not_wrapped():
         (12, {}, None),
     ],
 )
-def test_a_field_at_another_level_is_named(value, attrs, said):
+def test_a_field_at_another_level_is_named(value, attrs, pressure):
     model = generator()
     model.card.name = "small"
     model.card.input_variables[0]["levels_hPa"] = [500.0]
@@ -340,8 +340,8 @@ def test_a_field_at_another_level_is_named(value, attrs, said):
             warnings.simplefilter("always")
             downscale(model, data, **options)
         found = [str(w.message) for w in seen if "pressure" in str(w.message)]
-        expected = f"the pressure of {said} is outside the range that small was trained for, 500 hPa: expect"
-        assert found == ([f"{expected} larger errors"] if said else [])
+        expected = f"the pressure of {pressure} is outside the range that small was trained for, 500 hPa: expect"
+        assert found == ([f"{expected} larger errors"] if pressure else [])
 
 
 @pytest.mark.parametrize("name", ["wgan-gp-small-x2", "wgan-gp-small-x8"])

@@ -251,8 +251,8 @@ def test_grid_commands(tmp_path, capsys):
     assert load(weights).card.input_variables == VARIABLES
     capsys.readouterr()
     assert main(["downscale", str(coarse), str(out), "--scale", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "model inr-any (any variable)" in said, "the default is inr-small, of other variables"
+    printed = capsys.readouterr().out
+    assert "model inr-any (any variable)" in printed, "the default is inr-small, of other variables"
 
 
 def refusal(tmp_path, capsys, change=None, arguments=("--scale", "2"), stations=None):

@@ -245,8 +245,8 @@ def test_downscale_command_writes_and_scores_members(truth, coarse, tmp_path, ca
     page = tmp_path / "page.html"
     options = ["--members", "2", "--seed", "1", "--truth", str(tmp_path / "truth.nc"), "--report", str(page)]
     assert main(["downscale", *files, *options]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "2 members, error model downscaling-errors" in said and "spread/skill" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "2 members, error model downscaling-errors" in printed and "spread/skill" in printed
     with open_dataset(files[1]) as made:
         assert made.sizes["realization"] == 2
     assert "mean of 2 members" in page.read_text()

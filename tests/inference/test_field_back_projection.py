@@ -148,17 +148,17 @@ def test_downscale_command_back_projects_in_chunks(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ("--scale=2 --coarsened=dbz", "--coarsened must be mean for gridded fields, got 'dbz'"),
         ("--scale=0.5 --coarsened=mean", "coarsened needs a grid that is finer than that of the fields"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:the new grid is coarser")
-def test_back_projection_rejects_unsuitable_grids(options, said, tmp_path, capsys):
+def test_back_projection_rejects_unsuitable_grids(options, message, tmp_path, capsys):
     means(waves(48, 96)).to_netcdf(tmp_path / "in.nc", engine="h5netcdf")
     assert main(["downscale", str(tmp_path / "in.nc"), str(tmp_path / "o.nc"), *options.split()]) == 2
-    assert said in capsys.readouterr().err and not (tmp_path / "o.nc").exists()
+    assert message in capsys.readouterr().err and not (tmp_path / "o.nc").exists()
 
 
 def test_radar_rejects_plain_mean_coarsening(tmp_path, capsys):

@@ -122,11 +122,11 @@ def test_mismatched_pairs_are_rejected(kind, tmp_path, monkeypatch, capsys):
     for name, dataset in (("pred", truth), ("truth", change(truth)), ("in", means_of_blocks(truth))):
         save_dataset(dataset, f"{name}.nc")
     assert run("evaluate pred.nc truth.nc") == 2
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].startswith("fastds evaluate: ")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("fastds evaluate: ")
     assert run("downscale in.nc out.nc --scale 2 --model bicubic --truth truth.nc") == 2
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].startswith("fastds downscale: --truth: ") and not Path("out.nc").exists()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("fastds downscale: --truth: ") and not Path("out.nc").exists()
 
 
 def test_missing_units_are_reported():

@@ -65,8 +65,8 @@ def test_without_an_input_the_truth_is_averaged_by_the_factor_of_the_attributes(
     assert given.shape == made.shape == (16, 20)
     for row in given.rows["t"]:
         assert made.rows["t"][row] == pytest.approx(given.rows["t"][row], rel=1e-3, abs=1e-4), row
-    said = " ".join(made.list_notes())
-    assert "means of TRUTH over 2 cells each way" in said and "16 x 20 of the 17 x 21 points of TRUTH" in said
+    message = " ".join(made.list_notes())
+    assert "means of TRUTH over 2 cells each way" in message and "16 x 20 of the 17 x 21 points of TRUTH" in message
     odd = fine.assign_attrs(fastds_scale=[2.5, 3.0])  # 6 and 6 whole cells
     table = fastds.evaluate(odd, truth)
     assert table.shape == (15, 18) and "means of TRUTH over 2.5 x 3 cells" in " ".join(table.list_notes())
@@ -154,9 +154,14 @@ def folder(tmp_path, monkeypatch):
 def test_downscale_with_a_truth_and_a_report(folder, capsys):
     words = "downscale in.nc out.nc --scale 2 --model lanczos --truth truth.nc --report out.html"
     assert run(words) == 0
-    said = capsys.readouterr().out
-    assert "t, errors in K" in said and "r, errors in %" in said and "lanczos (PRED)" in said and "-0.000" not in said
-    assert "coarse input of the baselines" not in said  # it was given
+    printed = capsys.readouterr().out
+    assert (
+        "t, errors in K" in printed
+        and "r, errors in %" in printed
+        and "lanczos (PRED)" in printed
+        and "-0.000" not in printed
+    )
+    assert "coarse input of the baselines" not in printed  # it was given
     page = parsed(Path("out.html"))
     assert page.texts("caption") == ["t, errors in K", "r, errors in %"]
     drawn = {frame["alt"].partition(", ")[0]: frame["alt"].rpartition("UTC: ")[2] for frame in page.all("img", "frame")}
@@ -180,8 +185,8 @@ def test_downscale_with_a_truth_and_a_report(folder, capsys):
 def test_members_with_a_truth_and_a_report(folder, capsys):
     words = "downscale in.nc out.nc --model gan.safetensors --members 3 --var r --truth truth.nc --report out.html"
     assert run(words) == 0
-    said = capsys.readouterr().out
-    assert "Ensemble of 3 members" in said and "wgan-gp-small, one member" in said and "t, errors" not in said
+    printed = capsys.readouterr().out
+    assert "Ensemble of 3 members" in printed and "wgan-gp-small, one member" in printed and "t, errors" not in printed
     page = parsed(Path("out.html"))
     assert page.texts("caption") == ["r, errors in %", "Ensemble of 3 members"]
     titles = {frame["alt"].partition(": ")[0][:-22] for frame in page.all("img", "frame")}

@@ -102,5 +102,5 @@ def test_result_records_the_weights_file(path, capsys):
     models.save(own, path.parent / "own.safetensors")
     words = ["downscale", str(path), str(path.parent / "out.nc"), "--scale", "2", "--model"]
     assert main([*words, f"{path.parent}/own.safetensors"]) == 0 and main([*words, "inr-any"]) == 0
-    said = capsys.readouterr().out
-    assert f"model inr-any ({path.parent}/own.safetensors): tp, t" in said and "model inr-any: tp, t" in said
+    printed = capsys.readouterr().out
+    assert f"model inr-any ({path.parent}/own.safetensors): tp, t" in printed and "model inr-any: tp, t" in printed

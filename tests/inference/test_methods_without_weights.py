@@ -118,8 +118,8 @@ def test_file_with_one_variable_uses_inr_any(tmp_path, capsys):
     """Without a model name, a file with one variable is downscaled by inr-any."""
     save_dataset(region(), tmp_path / "t.nc")
     assert main(["downscale", str(tmp_path / "t.nc"), str(tmp_path / "o.nc"), "--scale", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "model inr-any (any variable)" in said
+    printed = capsys.readouterr().out
+    assert "model inr-any (any variable)" in printed
     with open_dataset(tmp_path / "o.nc") as out:
         assert out.t2m.shape == (24, 30) and out.attrs["fastds_model"] == "inr-any"
         xr.testing.assert_equal(out.t2m, fastds.downscale("inr-any", region(), scale=2).t2m)

@@ -443,8 +443,8 @@ def test_invalid_ensemble_options_are_rejected(event, words, tmp_path, monkeypat
     target = "out.zarr" if "mlcast" in words else "out.nc"
     model = "" if "--model" in words else "--model extrapolation"
     assert cli.main(f"nowcast in.nc {target} {model} {words}".split()) == 2
-    said = capsys.readouterr().err
-    assert BAD[words] in said and said.count("\n") == 1 and not (tmp_path / target).exists()
+    stderr = capsys.readouterr().err
+    assert BAD[words] in stderr and stderr.count("\n") == 1 and not (tmp_path / target).exists()
 
 
 def test_probabilities_are_not_evaluated(known, event):

@@ -187,14 +187,14 @@ def test_grid_and_interval_of_the_card(event, tmp_path):
 def test_coarser_forecast_warns(event, tmp_path, capsys):
     save_dataset(event, tmp_path / "in.nc")
     models.save(network(grid_spacing_m=(4000.0, 4000.0), cadence_s=(600.0, 1200.0)), tmp_path / "w.safetensors")
-    said = "coarser than the file: cells of 4 x 4 of the file (4000 instead of 1000 m), fields every 600 s of the"
+    message = "coarser than the file: cells of 4 x 4 of the file (4000 instead of 1000 m), fields every 600 s of the"
     for options, hint in (([], True), (["--coarsen", "4"], False)):
         run = ["nowcast", f"{tmp_path}/in.nc", f"{tmp_path}/out.nc", "--model", f"{tmp_path}/w.safetensors"]
         assert main([*run, "--steps", "1", *options]) == 0
         printed = capsys.readouterr().out
-        assert said in printed and ("with --coarsen 1 cells stay those of the file" in printed) == hint
+        assert message in printed and ("with --coarsen 1 cells stay those of the file" in printed) == hint
     with open_dataset(tmp_path / "out.nc") as out:
-        assert out.attrs["fastds_resolution"].startswith(said)
+        assert out.attrs["fastds_resolution"].startswith(message)
     fine = nowcast("persistence", event, steps=1)
     assert "fastds_resolution" not in fine.attrs
 

@@ -142,8 +142,8 @@ def test_one_warning_names_all_deviations():
     found = assess_inputs(
         CARD, ranges, [{"mean": 35.0, "gradient": 10.0}], [("pressure", 300.0, (500.0, 500.0), "hPa")]
     )
-    _, said = seen(lambda: found.warn(1))
-    assert said == [
+    _, messages = seen(lambda: found.warn(1))
+    assert messages == [
         "the grid spacing of 250 m, the pressure of 300 hPa and the mean of 35 are outside the ranges that net was "
         "trained for, 1000 to 4000 m, 500 hPa and 10 to 30: expect larger errors"
     ]
@@ -180,13 +180,13 @@ def test_ood_score_of_radar():
     model, coarse = radar_model(), coarsen_dataset(synthetic_event(5, 5, (64, 64)))
     assert "fastds_out_of_domain" not in fastds.downscale(model, coarse).attrs
     model.card.input_ranges = {"flow residual": [0.0, 1e6]}
-    inside, said = seen(lambda: fastds.downscale(model, coarse))
-    assert 0 <= inside.attrs["fastds_out_of_domain"] < 0.01 and not said
+    inside, messages = seen(lambda: fastds.downscale(model, coarse))
+    assert 0 <= inside.attrs["fastds_out_of_domain"] < 0.01 and not messages
     model.card.input_ranges = {"flow residual": [0.0, 1e-3]}
-    outside, said = seen(lambda: fastds.downscale(model, coarse))
-    assert outside.attrs["fastds_out_of_domain_by"] == "flow residual" and len(said) == 1
+    outside, messages = seen(lambda: fastds.downscale(model, coarse))
+    assert outside.attrs["fastds_out_of_domain_by"] == "flow residual" and len(messages) == 1
     lazy, again = seen(lambda: fastds.downscale(model, coarse.chunk(time=1)))
-    assert lazy.attrs["fastds_out_of_domain"] == outside.attrs["fastds_out_of_domain"] and again == said
+    assert lazy.attrs["fastds_out_of_domain"] == outside.attrs["fastds_out_of_domain"] and again == messages
 
 
 def test_motion_per_step_is_that_of_most_pairs():
@@ -202,8 +202,8 @@ def test_motion_per_step_is_that_of_most_pairs():
 def test_ood_score_of_nowcasts():
     model, known = nowcaster(), synthetic_event(3, frames=12, shape=(40, 44))
     model.card.input_ranges = {"flow disagreement": [0.0, 0.1]}
-    out, said = seen(lambda: fastds.nowcast(model, known, steps=2))
-    assert 1 < out.attrs["fastds_out_of_domain"] < 99 and len(said) == 1 and "flow disagreement" in said[0]
+    out, messages = seen(lambda: fastds.nowcast(model, known, steps=2))
+    assert 1 < out.attrs["fastds_out_of_domain"] < 99 and len(messages) == 1 and "flow disagreement" in messages[0]
     assert "fastds_out_of_domain" not in fastds.nowcast("extrapolation", known, steps=2).attrs
     before = known.reflectivity.copy()
     before.values[-3] = before.values[-3, ::-1]  # by the last two of three fields that the network gets
@@ -214,8 +214,8 @@ def test_ood_score_of_nowcasts():
 def test_ood_score_of_humidity():
     model, field = generator(), gridded(HUMIDITY)
     model.card.input_ranges = {"mean": [-100.0, -90.0]}
-    out, said = seen(lambda: fastds.downscale(model, field))
-    assert out.attrs["fastds_out_of_domain_by"] == "mean" and len(said) == 1 and "the mean of" in said[0]
+    out, messages = seen(lambda: fastds.downscale(model, field))
+    assert out.attrs["fastds_out_of_domain_by"] == "mean" and len(messages) == 1 and "the mean of" in messages[0]
 
 
 def test_levels_between_those_of_the_training_are_inside():
@@ -246,11 +246,11 @@ def test_ood_score_of_fields_and_queries():
     model.card.input_variables = model.card.output_variables = [TEMPERATURE]
     model.card.input_ranges = {"t mean": [1.0, 2.0], "t slope": [-9.0, 9.0]}
     fields = gridded(TEMPERATURE)
-    out, said = seen(lambda: fastds.downscale(model, fields, scale=2))
+    out, messages = seen(lambda: fastds.downscale(model, fields, scale=2))
     assert out.attrs["fastds_out_of_domain_by"] == "t mean" and out.attrs["fastds_out_of_domain"] == 99.0
-    assert len(said) == 1
+    assert len(messages) == 1
     rows, again = seen(lambda: fastds.query(model, fields, [(45.0, 110.0)]))
-    assert {row["fastds_out_of_domain"] for row in rows} == {99.0} and again == said
+    assert {row["fastds_out_of_domain"] for row in rows} == {99.0} and again == messages
     plain = fastds.downscale("bicubic", fields, scale=2)
     assert not any("domain" in name for name in plain.attrs)
 
@@ -279,6 +279,6 @@ def test_levels_outside_the_training_have_a_high_score(data_dir):
     foreign["t"] = known.t - 45
     scores = []
     for fields in (known, foreign):
-        out, said = seen(lambda fields=fields: fastds.downscale("inr-small", fields, scale=1.5))
+        out, messages = seen(lambda fields=fields: fastds.downscale("inr-small", fields, scale=1.5))
         scores.append(out.attrs["fastds_out_of_domain"])
-    assert scores[0] < 1.5 and scores[1] > 2 and "the t mean of" in said[0]
+    assert scores[0] < 1.5 and scores[1] > 2 and "the t mean of" in messages[0]

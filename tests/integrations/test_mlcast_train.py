@@ -124,8 +124,8 @@ def test_trains_inside_mlcast(archive, tmp_path, name, option):
     chosen += [f"set:pl_module.network.{option}"]
     fiddlers = ["fiddler:use_random_sampler", "fiddler:set_variables(standard_names=['rainfall_flux'])"]
     words = [f"--config={word}" for word in ("ours.yaml", *fiddlers, *chosen)]
-    _, said = started(tmp_path, "mlcast", "train", *words)
-    assert "completely masked" not in said, said
+    _, stderr = started(tmp_path, "mlcast", "train", *words)
+    assert "completely masked" not in stderr, stderr
 
     path = sorted(tmp_path.rglob("*.ckpt"))[0]
     model = from_mlcast(path, input_steps=4)

@@ -82,13 +82,13 @@ def by_command(model, file, frames, steps):
     models.save(model, weights)
     file.write_text("before")
     words = ["export", weights, file, "--frames", frames, "--steps", steps]
-    said = io.StringIO()
+    stderr = io.StringIO()
     with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(io.StringIO()) as printed:
         patched.setattr(command, "export", lambda *a, **k: done.append(made(*a, **k)) or done[0])
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(stderr):
             assert cli.main(list(map(str, words))) == 0
     assert printed.getvalue().strip().endswith(done[0].summary())
-    steps_said = [line for line in said.getvalue().splitlines() if line.startswith("export: ")]
+    steps_said = [line for line in stderr.getvalue().splitlines() if line.startswith("export: ")]
     assert [line.split(": ")[1] for line in steps_said] == ["1 of 3", "2 of 3", "3 of 3"]
     return done[0]
 
@@ -218,7 +218,7 @@ def test_export_removes_a_file_that_differs(exported, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("make", "options", "said"),
+    ("make", "options", "message"),
     [
         (models.HumidityCritic, {}, "a HumidityCritic cannot be exported, expected one of DBRNN"),
         (lambda: models.create("ms-preciplstm-small"), {}, "cells of kind preciplstm cannot be exported"),
@@ -229,14 +229,14 @@ def test_export_removes_a_file_that_differs(exported, tmp_path, monkeypatch):
         (Frozen, {}, "^the network cannot be exported, it does not leave its sizes open: .* batch"),
     ],
 )  # fmt: skip
-def test_export_error_messages(make, options, said, tmp_path):
-    with pytest.raises(ValueError, match=said) as error:
+def test_export_error_messages(make, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as error:
         fastds.export(make(), tmp_path / "out.onnx", **options)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ("", "MODEL and OUT are missing"),
         ("inr-small out.txt", "the output must end in .onnx or .pt2, got out.txt"),
@@ -248,12 +248,12 @@ def test_export_error_messages(make, options, said, tmp_path):
         ("w.safetensors w.safetensors", "the output must be another file than the input"),
     ],
 )  # fmt: skip
-def test_command_refuses(words, said, tmp_path, monkeypatch, capsys):
+def test_command_refuses(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "w.safetensors").touch()
     assert cli.main(["export", *words.split()]) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith("fastds export: ") and said in printed and printed.count("\n") == 1
+    assert printed.startswith("fastds export: ") and message in printed and printed.count("\n") == 1
 
 
 def test_command(exported):

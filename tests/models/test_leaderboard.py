@@ -66,8 +66,8 @@ def test_invalid_row_is_rejected(tmp_path, capsys, change, sentence):
     bad = change if isinstance(change, list) else {k: v for k, v in (ROW | change).items() if v is not ...}
     (tmp_path / "board.json").write_text(json.dumps([ROW, bad]))
     assert main(["models", "--leaderboard", str(tmp_path / "board.json")]) == 2
-    said = capsys.readouterr().err
-    assert sentence in said and said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert sentence in stderr and stderr.count("\n") == 1
     with pytest.raises(ValueError, match="row 2"):
         add(tmp_path / "board.json", [Row(**ROW)])
 
@@ -98,15 +98,15 @@ def test_weights_of_a_user_have_no_rows_of_the_weights_of_their_name(tmp_path, c
     own = models.create("inr-small")
     models.save(own, tmp_path / "best.safetensors")
     assert main(["models", str(tmp_path / "best.safetensors")]) == 0
-    said = capsys.readouterr().out
-    assert "name: inr-small" in said and "leaderboard" not in said
+    printed = capsys.readouterr().out
+    assert "name: inr-small" in printed and "leaderboard" not in printed
 
 
 def test_a_card_shows_its_rows_limits_and_training(capsys):
     assert main(["models", "inr-small"]) == 0
-    said = capsys.readouterr().out
-    assert "leaderboard:" in said and "limits:" in said and "seeds: [0]" in said and "input_ranges:" in said
-    assert "picture: fastds/models/pictures/inr-small.png" in said
+    printed = capsys.readouterr().out
+    assert "leaderboard:" in printed and "limits:" in printed and "seeds: [0]" in printed and "input_ranges:" in printed
+    assert "picture: fastds/models/pictures/inr-small.png" in printed
     assert main(["models", "fczsm-small"]) == 0
     assert "training_hours: 2.6" in capsys.readouterr().out
 

@@ -51,8 +51,8 @@ def test_scores_on_radars_never_trained_on(file, folder):
     scores = score_file(models.load("nowcast-small"), folder, file, starts=STARTS[file])
     if file == OPERA:
         # All of its starts: what the card says is what these weights do.
-        said = models.load_card("nowcast-small").metrics["test"][file]
-        assert summarize(scores) == pytest.approx(said, rel=0.005, abs=2e-3)
+        expected = models.load_card("nowcast-small").metrics["test"][file]
+        assert summarize(scores) == pytest.approx(expected, rel=0.005, abs=2e-3)
     gain = compare_with_reference(scores)
     wet = scores.rows["nowcast-small"]["wet"]
     assert wet.min() > 0.8 and wet.max() < 1.28

@@ -54,10 +54,10 @@ def measured(file: str) -> dict:
         own["PYTHONPATH"] = os.pathsep.join([str(STARTUP), str(ROOT)])
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=0", "--durations-min=0"]
         start, env = time.monotonic(), {**environment(ROOT), **own}
-        said = subprocess.run([*command, file], cwd=ROOT, env=env, capture_output=True, text=True).stdout
+        printed = subprocess.run([*command, file], cwd=ROOT, env=env, capture_output=True, text=True).stdout
         whole = [path for path in Path(folder).iterdir() if path.suffix != ".part"]
         lines = [json.loads(line) for path in whole for line in path.read_text().splitlines()]
-    seconds = passed_in(said)
+    seconds = passed_in(printed)
     calls = calls_of(lines, seconds)
     found = {"versions": versions([file, *calls]), "seconds": seconds, "calls": calls}
     cached.write_text(json.dumps(found))
@@ -65,13 +65,13 @@ def measured(file: str) -> dict:
     return found
 
 
-def passed_in(said: str) -> dict[str, float]:
+def passed_in(output: str) -> dict[str, float]:
     """Parse the output of pytest; return the seconds of every test that did not fail."""
     seconds = defaultdict(float)
-    for line in said.splitlines():
+    for line in output.splitlines():
         if match := DURATION.fullmatch(line.strip()):
             seconds[match[2]] += float(match[1])
-    failed = [line.split(" ", 1)[1] for line in said.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    failed = [line.split(" ", 1)[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
     return {test: s for test, s in seconds.items() if not any(f == test or f.startswith(test + " - ") for f in failed)}
 
 

@@ -126,7 +126,7 @@ def test_coarsening_to_zero_size_is_rejected():
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "said"),
+    ("name", "options", "message"),
     [
         ([1], {}, r"name must be a string, got \[1\]"),
         ("srcnn", {"channels": "one"}, "channels must be a whole number, got 'one'"),
@@ -134,8 +134,8 @@ def test_coarsening_to_zero_size_is_rejected():
         ("simvp", {"groups": 0}, "SimVP cannot be built from the configuration .*'groups': 0"),
     ],
 )
-def test_zero_sized_networks_are_rejected(name, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_zero_sized_networks_are_rejected(name, options, message):
+    with pytest.raises(ValueError, match=message):
         fastds.models.create(name, **options)
 
 

@@ -81,8 +81,8 @@ def drawn(count, seed, dtypes=(torch.float32, torch.float32, torch.bfloat16, tor
         )  # fmt: skip
 
 
-def assert_close(got, want, dtype, *said):
-    assert (got.double() - want).abs().max() <= TOLERANCE[dtype] * want.abs().max().clamp_min(1e-3), said
+def assert_close(got, want, dtype, *context):
+    assert (got.double() - want).abs().max() <= TOLERANCE[dtype] * want.abs().max().clamp_min(1e-3), context
 
 
 @pytest.fixture(params=["winograd", "direct", "auto"])
@@ -267,8 +267,8 @@ def test_decisions_are_cached_for_similar_tensors(native, monkeypatch):
         conv2d(x, weight, bias.double())
     with pytest.raises(ValueError, match="weight has shape"):
         conv2d(x, weight[:, :2], bias)
-    for odd, said in (x.to_sparse(), "a tensor of layout"), (torch.nested.nested_tensor([*x]), "a nested tensor"):
-        with pytest.raises(TypeError, match=f"x is {said}"):
+    for odd, message in (x.to_sparse(), "a tensor of layout"), (torch.nested.nested_tensor([*x]), "a nested tensor"):
+        with pytest.raises(TypeError, match=f"x is {message}"):
             conv2d(odd, weight)
     monkeypatch.setattr(op, "_MAX_SIGNATURES", 3), op._library_cache.clear()
     for size in range(5, 12):
@@ -458,13 +458,13 @@ def test_layer(native):
 
 def test_error_messages():
     x, weight = torch.randn(1, 4, 4, 5), torch.randn(6, 2, 5, 5)
-    said = "groups must be an int that divides the 4 channels of x and the 6 outputs of weight, got"
+    message = "groups must be an int that divides the 4 channels of x and the 6 outputs of weight, got"
     for call, error, words in (
         (lambda: conv2d([1.0], weight), TypeError, "x is a list, expected a Tensor"),
         (lambda: conv2d(x, weight), ValueError, "every group of x has 4 channels, weight takes 2"),
-        (lambda: conv2d(x, weight, groups=4), ValueError, f"{said} 4"),
-        (lambda: conv2d(x, weight, groups=0), ValueError, f"{said} 0"),
-        (lambda: conv2d(x, weight, groups=2.0), ValueError, f"{said} 2.0"),
+        (lambda: conv2d(x, weight, groups=4), ValueError, f"{message} 4"),
+        (lambda: conv2d(x, weight, groups=0), ValueError, f"{message} 0"),
+        (lambda: conv2d(x, weight, groups=2.0), ValueError, f"{message} 2.0"),
         (
             lambda: conv2d(x, weight[..., :4], groups=2),
             ValueError,

@@ -103,13 +103,13 @@ def test_oversized_filters_are_rejected(native):
         (1, 4, 4, 4, 4, 1, 1, 0, 0),
         lambda channels: (64, 0, channels, 16 * channels, 4 * channels, channels, 1),
     )
-    for filters, address, said in (
+    for filters, address, message in (
         ([described], 64, "expected either packed filters or one weight"),
         ([], 0, "expected either packed filters or one weight"),
         ([(64, 0, 8, 9, 3, 72, 9, 3, 1, False, 1)], 0, "filters and tensors differ in channels"),
         ([(64, 0, 8, 8, 3, 72, 9, 3, 1, False, 3)], 0, "no kernel for these filters"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             native.conv3x3_run(
                 geometry, [map_of(8)], 1, 0, [map_of(8)], 1, address, filters, 0, 0, [], 0, 0.0, False, 1, 0, 0
             )

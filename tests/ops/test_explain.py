@@ -24,11 +24,11 @@ def test_explain_names_the_backend_of_every_op(op, native, monkeypatch):
         case = draw(op, "valid", Random(seed))
         arguments = build(case)
         with torch.autocast("cpu", DTYPES[case.autocast]) if case.autocast else nullcontext():
-            said = fastds.explain(op, **arguments)
+            reasons = fastds.explain(op, **arguments)
             assert not chosen  # nothing is computed
             getattr(fastds.ops, op)(**arguments)
-        assert said[chosen[0]] == "chosen" and list(said.values()).count("chosen") == 1
-        assert said["reference"] in ("chosen", "usable")
+        assert reasons[chosen[0]] == "chosen" and list(reasons.values()).count("chosen") == 1
+        assert reasons["reference"] in ("chosen", "usable")
         chosen.clear()
 
 

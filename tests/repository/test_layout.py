@@ -211,7 +211,7 @@ def test_files_follow_the_rules():
     for path in SOURCES:
         name = relative(path)
         found[name] = list(faults(path.read_text()))
-    assert len(found) > 400 and not {name: said for name, said in found.items() if said}
+    assert len(found) > 400 and not {name: problems for name, problems in found.items() if problems}
 
 
 def test_file_checks_detect_every_fault():

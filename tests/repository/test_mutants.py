@@ -168,7 +168,11 @@ def test_log_is_read_and_summarised(tmp_path):
     (tmp_path / "log").write_text("\n".join(lines) + '\n{"mutant": {"pa')
     results = campaign.resumed(tmp_path / "log")
     assert [r["outcome"] for r in results.values()] == ["killed", "survived", "killed"]
-    said = campaign.summary(results).splitlines()
-    assert [line.split()[:3] for line in said[1:4]] == [["fastds", "1", "0"], ["fastds/b", "1", "1"], ["all", "2", "1"]]
-    assert said[4] == "survived, 2 of 5 tests: fastds/b/c.py:9 x  ->  not x"
+    summary = campaign.summary(results).splitlines()
+    assert [row.split()[:3] for row in summary[1:4]] == [
+        ["fastds", "1", "0"],
+        ["fastds/b", "1", "1"],
+        ["all", "2", "1"],
+    ]
+    assert summary[4] == "survived, 2 of 5 tests: fastds/b/c.py:9 x  ->  not x"
     assert campaign.resumed(tmp_path / "none") == {}

@@ -196,10 +196,12 @@ def test_the_study_compares_members_with_those_of_pysteps(folder, tmp_path, monk
     models.save(mlcast, tmp_path / "mlcast.safetensors")
     words += f" --mlcast={tmp_path / 'mlcast.safetensors'}"
     assert main([*words.split(), f"--output={tmp_path / 'study'}", f"--report={tmp_path / 'r.html'}"]) == 0
-    said = capsys.readouterr().out
-    assert "a.nc: 1 starts" in said and "| 15 | 1 |" in said and "CRPS of the members over that of STEPS" in said
+    printed = capsys.readouterr().out
+    assert (
+        "a.nc: 1 starts" in printed and "| 15 | 1 |" in printed and "CRPS of the members over that of STEPS" in printed
+    )
     peers = "S-PROG | extrapolation | ANVIL | LINDA | MLCast"
-    assert f"| minutes | starts | members | STEPS | difference | their mean forecast | {peers} |" in said
+    assert f"| minutes | starts | members | STEPS | difference | their mean forecast | {peers} |" in printed
     assert len(list((tmp_path / "study" / "scores").iterdir())) == 8 and (tmp_path / "study" / "table-1.csv").exists()
     assert "Ensembles on the test radars" in (tmp_path / "r.html").read_text()
     assert (

@@ -76,5 +76,5 @@ def test_study_radar_command_prints_member_scores(folder, monkeypatch, capsys):
     monkeypatch.setattr(radar, "TEST_BLOCKS", {FILE: (0, 5, 4)})
     words = ["study", "radar", f"--data.path={folder}", "--floors=[15]", "--modes=[dbz]", "--members=3", "--threads=1"]
     assert main(words) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "3 members" in said and "between" in said and "mean" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "3 members" in printed and "between" in printed and "mean" in printed

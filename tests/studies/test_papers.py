@@ -95,7 +95,7 @@ def test_finished_study_trains_nothing(case, monkeypatch, capsys):
         assert cli.main(words(name, folder, whole)) == 0 and outputs(whole) == before
     capsys.readouterr()
     assert cli.main(words(name, folder, whole, max_steps=4)) == 2
-    assert "--output" in (said := capsys.readouterr().err) and "--max-steps was 3 and is 4" in said
+    assert "--output" in (stderr := capsys.readouterr().err) and "--max-steps was 3 and is 4" in stderr
 
 
 KILLED = """
@@ -175,6 +175,10 @@ WRONG = {
 )
 def test_study_errors_are_one_sentence(folders, tmp_path, capsys, name, options, sentence):
     assert cli.main(words(name, folders[name], tmp_path / "o", **options)) == 2
-    *warnings, said = capsys.readouterr().err.splitlines()
-    assert sentence in said and said.startswith("fastds study: ") and all(w.startswith("warning: ") for w in warnings)
+    *warnings, message = capsys.readouterr().err.splitlines()
+    assert (
+        sentence in message
+        and message.startswith("fastds study: ")
+        and all(w.startswith("warning: ") for w in warnings)
+    )
     assert not (tmp_path / "o").exists()

@@ -93,6 +93,6 @@ def in_a_child(work):
             os._exit(status)
     os.close(writer)
     with os.fdopen(reader) as lines:
-        said = lines.read().splitlines()
+        lines_written = lines.read().splitlines()
     _, status = os.waitpid(child, 0)
-    return said, os.waitstatus_to_exitcode(status)
+    return lines_written, os.waitstatus_to_exitcode(status)

@@ -50,11 +50,11 @@ def test_the_command_prints_scores_and_writes_a_card(files, monkeypatch, capsys)
     options(monkeypatch)
     words = ["finetune", str(files / "w.safetensors"), "--data", str(files / "mine"), "--output", str(files / "run")]
     assert main([*words, "--max-minutes", "5", "--learning-rate", "1e-4", "--threads", "1"]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     card = models.load_card(files / "run" / "best.safetensors")
     before, after = (card.metrics[name]["mse_total"] for name in ("start", "validation"))
-    assert f"mse_total: {before:.4g} before, {after:.4g} after" in said and f"wrote {files}/run/best" in said
-    assert f"squared error in dBZ^2 on the validation samples: {after:.4g} against " in said
+    assert f"mse_total: {before:.4g} before, {after:.4g} after" in printed and f"wrote {files}/run/best" in printed
+    assert f"squared error in dBZ^2 on the validation samples: {after:.4g} against " in printed
     assert after <= before and card.name == "tiny-finetuned" and card.licence == "CC0"
     assert card.training_data == ["an event", "trained further on 1.nc", "trained further on 2.nc"]
     assert card.description == "tiny trained further on mine. A test: small."
@@ -228,11 +228,11 @@ def test_model_card_marks_weights_worse_on_other_data(files, monkeypatch, after)
     made = iter([Errors(0.8, 1.0), Errors(after, 1.0)])
     monkeypatch.setattr("fastds.tasks.radar.synthetic_scores.score_synthetic_events", lambda model, device: next(made))
     options(monkeypatch)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         best = finetune(files / "w.safetensors", files / "mine", output=files / "run", learning_rate=1e-4)
     card, sentence = models.load_card(best), "no better than advection on two synthetic events, where tiny is"
-    assert any(sentence in str(one.message) for one in said) == (after > 1)
+    assert any(sentence in str(one.message) for one in caught) == (after > 1)
     assert any(sentence in limit for limit in card.limits) == (after > 1)
     assert f"synthetic events: 0.8 before, {after} after, advection 1" in format_scores(best)
 

@@ -48,8 +48,8 @@ def test_signal_leaves_a_checkpoint_that_resumes_exactly(files, tmp_path, capfd,
     command = arguments(files, task, cut)
     done = signalled(command, number, step)
     last = cut / "checkpoints" / "last.ckpt"
-    said = f"fastds train: interrupted, step {saved_step} is in {last}: the same command goes on from there\n"
-    assert (done.returncode, done.stderr) == (128 + number, said)
+    message = f"fastds train: interrupted, step {saved_step} is in {last}: the same command goes on from there\n"
+    assert (done.returncode, done.stderr) == (128 + number, message)
     assert os.listdir(last.parent) == ["last.ckpt"]
     uncut = whole(task)
     assert "resumed" not in capfd.readouterr().out
@@ -144,9 +144,9 @@ def test_damaged_or_foreign_checkpoint_error(files, tmp_path, capfd, trained, ki
     last.write_bytes(DAMAGE[kind](trained))
     damaged = last.read_bytes()
     assert main(arguments(files, "radar", tmp_path / "o")) == 2
-    said = capfd.readouterr().err
-    assert said.startswith(f"fastds train: {last} is no checkpoint to resume this training from: "), said
-    assert said.count("\n") == 1 and len(said) < 500 and last.read_bytes() == damaged
+    stderr = capfd.readouterr().err
+    assert stderr.startswith(f"fastds train: {last} is no checkpoint to resume this training from: "), stderr
+    assert stderr.count("\n") == 1 and len(stderr) < 500 and last.read_bytes() == damaged
 
 
 def test_checkpoint_executes_no_code(files, tmp_path, capfd):

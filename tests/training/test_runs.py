@@ -156,9 +156,9 @@ def test_finished_run_reports_nothing_to_do(files, tmp_path, run, bound, capfd):
     shutil.copytree(run.folder, tmp_path / "o")
     words = training_runs.arguments(files, run.task, tmp_path / "o", progress=True, **bound)
     assert main(words) == 0
-    said = capfd.readouterr()
-    assert "nothing is left to train: 8 steps in " in said.out and "resumed from" not in said.out
-    assert "training ends" not in said.err
+    captured = capfd.readouterr()
+    assert "nothing is left to train: 8 steps in " in captured.out and "resumed from" not in captured.out
+    assert "training ends" not in captured.err
     assert training_runs.same_weights(run.folder, tmp_path / "o")
 
 

@@ -279,7 +279,7 @@ def test_progress_shows_step_loss_and_remaining_time(event, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("steps", "minutes", "said", "left"),
+    ("steps", "minutes", "message", "left"),
     [
         (40, None, "step 10 of 40", "0:01:30"),
         (None, 1.0, "step 10", "0:00:30"),
@@ -287,14 +287,14 @@ def test_progress_shows_step_loss_and_remaining_time(event, tmp_path, monkeypatc
         (15, 1.0, "step 10 of 15", "0:00:15"),
     ],
 )
-def test_remaining_time_uses_the_earlier_limit(steps, minutes, said, left):
+def test_remaining_time_uses_the_earlier_limit(steps, minutes, message, left):
     """The state is after ten steps and half a minute, before the first validation."""
     config = SimpleNamespace(max_steps=steps, max_minutes=minutes)
     module = SimpleNamespace(
         config=config, training_seconds=lambda: 30.0, steps_done=lambda: 10, last_step=lambda: steps
     )
     parts = TrainingProgress(SimpleNamespace(best=float("inf")))._parts(module, None)
-    assert parts == [said, "0:00:30", f"about {left} left"]
+    assert parts == [message, "0:00:30", f"about {left} left"]
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])

@@ -53,9 +53,9 @@ def run(request, files, tmp_path_factory):
 
 
 def test_run_announces_its_end_and_duration(run):
-    _, _, _, said = run
-    assert "training ends" not in said  # the command gave --max-steps
-    lines = [line for line in said.splitlines() if line.startswith("training: ")]
+    _, _, _, stderr = run
+    assert "training ends" not in stderr  # the command gave --max-steps
+    lines = [line for line in stderr.splitlines() if line.startswith("training: ")]
     assert lines[0].startswith("training: step 1 of 8") and all(line.endswith(" left") for line in lines[:7])
 
 
@@ -83,15 +83,15 @@ def test_remaining_time_with_epochs(files, tmp_path, capsys, monkeypatch):
     optimiser = {"optimiser": {"warmup_epochs": 1, "epochs": 2}}
     bounds = {"max_steps": None, **optimiser}
     assert main(training_runs.arguments(files, "humidity", tmp_path / "o", progress=True, **bounds)) == 0
-    said = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     assert (
-        "training ends after 8 steps; --max-steps or --max-minutes change that\n" in said
-        and "training: step 1 of 8, " in said
+        "training ends after 8 steps; --max-steps or --max-minutes change that\n" in stderr
+        and "training: step 1 of 8, " in stderr
     )
 
 
 def test_model_card_compares_with_the_baseline(run):
-    task, folder, said, _ = run
+    task, folder, printed, _ = run
     metrics = models.load_card(folder / "best.safetensors").metrics
     found, scores = metrics["simple_method"], metrics["validation"]
     score, simple = {
@@ -103,7 +103,7 @@ def test_model_card_compares_with_the_baseline(run):
     assert found["own"] == scores[score] and found["simple"] == (scores[simple] if simple else 0.0)
     assert found["better"] == (found["own"] > 0 if task == "fields" else found["own"] < found["simple"])
     comparison = f"{found['score']} on the validation samples: {found['own']:.4g} against {found['simple']:.4g})"
-    assert comparison in said.splitlines()[0] and ("no better" in said) == (not found["better"])
+    assert comparison in printed.splitlines()[0] and ("no better" in printed) == (not found["better"])
     if task == "radar":
         assert found["simple"] == min(scores["mse_total_trilinear"], scores["mse_total_advection"])
 
@@ -126,11 +126,11 @@ def test_weights_worse_than_baseline_warn_on_load(tmp_path, own, higher):
     model.card.metrics = compare_to_baseline("advection", "squared error", own, 2.0, higher)
     models.save(model, path)
     lost = own <= 2.0 if higher else own >= 2.0
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert models.load(path).card.worse_than == ("advection" if lost else "")
     message = "w.safetensors was no better than advection on the validation samples of its training"
-    assert [str(one.message) for one in said] == [message] * lost
+    assert [str(one.message) for one in caught] == [message] * lost
     assert ("This is noted in the weights file; train longer" in format_comparison(path)) == lost
 
 
@@ -183,9 +183,9 @@ def test_other_files_are_named_and_skipped(mixed, tmp_path, capfd, task, others,
     for name in others:
         (mixed / name).unlink()
     assert train_on(mixed, task, tmp_path / "o") == 0
-    (said,) = [line for line in capfd.readouterr().err.splitlines() if " are left out: " in line]
-    assert f"{len(reasons)} of {len(reasons) + 1} files in {mixed} are left out: " in said
-    assert all(reason in said for reason in reasons) and ".hidden" not in said
+    (message,) = [line for line in capfd.readouterr().err.splitlines() if " are left out: " in line]
+    assert f"{len(reasons)} of {len(reasons) + 1} files in {mixed} are left out: " in message
+    assert all(reason in message for reason in reasons) and ".hidden" not in message
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -221,6 +221,6 @@ def test_a_folder_with_many_other_files_names_some(files, tmp_path):
     for k in range(12):
         (tmp_path / f"{k:02d}.txt").write_text("")
     shutil.copy(files / "radar.nc", tmp_path)
-    with pytest.warns(UserWarning, match=r"12 of 13 files .*: 00.txt .*; 07.txt \(.*\) and 4 more$") as said:
+    with pytest.warns(UserWarning, match=r"12 of 13 files .*: 00.txt .*; 07.txt \(.*\) and 4 more$") as caught:
         assert list(scan_folder(tmp_path, lambda path: 1)) == [tmp_path / "radar.nc"]
-    assert "08.txt" not in str(said[0].message)
+    assert "08.txt" not in str(caught[0].message)

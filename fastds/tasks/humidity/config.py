@@ -23,8 +23,8 @@ class DataConfig:
         sources: for each file name a dict with "variable", "level", and lists of regions "train", "validation" and
             "test", each region [first row, end row, first column, end column] in grid points. With "validation_days" N
             in place of regions, the file is divided into days of `steps` fields, and N random days are for validation;
-            "validation_stays" true uses these days for training, too. If the time step is less than 24 h / steps, fields at
-            that interval are selected; with regions, "daily" true does the same. Empty: the file at path or
+            "validation_stays" true uses these days for training, too. If the time step is less than 24 h / steps,
+            fields at that interval are selected; with regions, "daily" true does the same. Empty: the file at path or
             each *.nc of the folder, with the left three quarters for training and the rest for validation.
         steps: number of fields in a sequence.
         crop: side of a fine training crop in grid points, a multiple of the generator's scale factor.
