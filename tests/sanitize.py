@@ -62,8 +62,13 @@ def environment(kind: str, isa: str, folder: Path) -> dict[str, str]:
         for name in LIBRARIES[kind]
     ]
     path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    own = {"LD_PRELOAD": " ".join(libraries), "PYTHONPATH": path, "FASTDS_TEST_ISA": isa, "FASTDS_REQUIRE_NATIVE": "1"}
-    return {**os.environ, **OPTIONS[kind], **own}
+    variables = {
+        "LD_PRELOAD": " ".join(libraries),
+        "PYTHONPATH": path,
+        "FASTDS_TEST_ISA": isa,
+        "FASTDS_REQUIRE_NATIVE": "1",
+    }
+    return {**os.environ, **OPTIONS[kind], **variables}
 
 
 def check_loaded(kind: str, folder: Path) -> None:

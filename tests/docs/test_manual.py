@@ -18,8 +18,8 @@ PUBLIC = (
 
 def documentation(thing) -> str:
     """Return the docstrings of a class and its bases, without the signature that dataclasses generate."""
-    own = [k.__doc__ or "" for k in getattr(thing, "__mro__", [thing]) if k is not object]
-    return "" if own[0].startswith(f"{thing.__name__}(") else "\n".join(own)
+    docstrings = [k.__doc__ or "" for k in getattr(thing, "__mro__", [thing]) if k is not object]
+    return "" if docstrings[0].startswith(f"{thing.__name__}(") else "\n".join(docstrings)
 
 
 def things(module):

@@ -37,7 +37,7 @@ def write_cf(rng: np.random.Generator, folder: Path, form: str) -> Drawn:
     how = {"kinds": kinds, "grid": grid_name, "times": times.how, "extra": extra, "packing": []}
     how |= {name: bool(rng.random() < share) for name, share in _HABITS.items() if not (zarr and name == "group")}
     edges = np.linspace(0, count, parts + 1).astype(int)
-    expected = {kind: own.copy() for kind, own in values.items()}
+    expected = {kind: array.copy() for kind, array in values.items()}
     tolerance = dict.fromkeys(kinds, 0.0)
     transposed, extra_first = bool(rng.random() < 0.3), bool(rng.random() < 0.3)
     for part in range(parts):
@@ -47,13 +47,13 @@ def write_cf(rng: np.random.Generator, folder: Path, form: str) -> Drawn:
             arrays[extra] = _Array((extra,), np.arange(inner), {"units": "1"})
         for kind in kinds:
             rows = slice(inner * edges[part], inner * edges[part + 1])
-            own = values[kind][rows] + (30.0 if part and kind == "t2m" else 0.0)
-            expected[kind][rows] = own
-            packing = draw_stored(rng, float(np.nanmin(own)), float(np.nanmax(own)), dtypes)
+            part_values = values[kind][rows] + (30.0 if part and kind == "t2m" else 0.0)
+            expected[kind][rows] = part_values
+            packing = draw_stored(rng, float(np.nanmin(part_values)), float(np.nanmax(part_values)), dtypes)
             how["packing"].append(packing.name)
             tolerance[kind] = max(tolerance[kind], packing.tolerance)
             leading = {"time": edges[part + 1] - edges[part]} | ({extra: inner} if extra else {})
-            arrays[kind] = _field(kind, packing, own, grid, leading, (transposed and not zarr, extra_first))
+            arrays[kind] = _field(kind, packing, part_values, grid, leading, (transposed and not zarr, extra_first))
         if how["latin"] and not zarr:
             arrays[kinds[0]].attrs["long_name"] = _LATIN1
         name = f"{'ab'[order[part]]}{part}.nc" if parts > 1 else "file.zarr" if zarr else "file.nc"

@@ -22,7 +22,7 @@ POOLS = {
 class Spec:
     """Description of a tensor.
 
-    `role` determines how autocast treats the tensor: "image", "wide", "parameter" or "own". `fill` determines its
+    `role` determines how autocast treats the tensor: "image", "wide", "parameter" or "uncast". `fill` determines its
     values.
     """
 
@@ -133,7 +133,7 @@ def exact(case: Case, arguments: dict, jitter: float = 0.0) -> dict:
     low = None if case.autocast is None else DTYPES[case.autocast]
 
     def rounded(role: str, tensor: Tensor) -> Tensor:
-        if low is None or tensor.dtype == torch.float64 or role == "own":
+        if low is None or tensor.dtype == torch.float64 or role == "uncast":
             return tensor
         if role == "parameter":
             return tensor if tensor.dtype == torch.float32 else tensor.to(low)
@@ -151,7 +151,7 @@ def exact(case: Case, arguments: dict, jitter: float = 0.0) -> dict:
 
     def made(spec, value):
         if isinstance(value, Tensor):
-            return wide(spec.role if isinstance(spec, Spec) else "own", value)
+            return wide(spec.role if isinstance(spec, Spec) else "uncast", value)
         if isinstance(value, PointSpec):
             return PointSpec(value.base, value.frac.double())
         if isinstance(value, tuple) and isinstance(spec, tuple) and len(spec) == len(value):

@@ -108,9 +108,9 @@ def _units(folder, name):
 
     def unit(source, flags, content):
         command = [*compiler(), *FLAGS, *common, *flags]
-        own = digest.copy()
-        own.update(repr((command, sys.version)).encode() + content)
-        target = BUILD / f"{op}_{Path(source).name}_{own.hexdigest()[:16]}.o"
+        source_digest = digest.copy()
+        source_digest.update(repr((command, sys.version)).encode() + content)
+        target = BUILD / f"{op}_{Path(source).name}_{source_digest.hexdigest()[:16]}.o"
         if content == text.encode():
             source = target.with_suffix(".cpp")
             source.write_text(text)

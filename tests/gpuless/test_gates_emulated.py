@@ -37,8 +37,8 @@ def inputs(name, dtype, layout, shape=(2, 5, 3, 7)):
     batch, channels, *size = shape
     tensors = []
     for k, gates in enumerate(PASSES[name][1]):
-        own = torch.float32 if k == 1 and name in WIDE and dtype != torch.float64 else dtype
-        t = torch.randn(batch, gates * channels, *size, dtype=torch.float64).to(own)
+        tensor_dtype = torch.float32 if k == 1 and name in WIDE and dtype != torch.float64 else dtype
+        t = torch.randn(batch, gates * channels, *size, dtype=torch.float64).to(tensor_dtype)
         tensors.append(t.contiguous(memory_format=layout).requires_grad_())
     return tensors
 

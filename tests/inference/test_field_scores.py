@@ -220,12 +220,12 @@ def test_scores_of_real_fields(data_dir):
         coarse = xr.merge([means_of_blocks(truth, 2, name) for name in ("t2m", "u10")])
         fine = fastds.downscale("bicubic", coarse, scale=2)
         table = fastds.evaluate(fine, truth, input=coarse)
-        own = fastds.evaluate(fastds.downscale(None, coarse, scale=2), truth, input=coarse)
+        default_table = fastds.evaluate(fastds.downscale(None, coarse, scale=2), truth, input=coarse)
     assert table.shape == (104, 236) and set(table.rows) == {"t2m", "u10"}
     for rows in table.rows.values():
         assert 0.1 < rows["bicubic"]["rmse"] < 0.9 * rows["bilinear"]["rmse"] and rows["bicubic"]["correlation"] > 0.99
         assert 0.05 < rows["bilinear"]["power"] < rows["bicubic"]["power"] < 0.5
         assert rows["bicubic (PRED)"] == pytest.approx(rows["bicubic"], rel=1e-3)
-    for rows in own.rows.values():
+    for rows in default_table.rows.values():
         assert rows["inr-any"]["rmse"] < 0.9 * rows["bicubic"]["rmse"]
         assert rows["bicubic"]["power"] < rows["inr-any"]["power"] < 1.0

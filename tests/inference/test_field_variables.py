@@ -98,8 +98,8 @@ def test_an_archive_of_one_variable(path):
 
 
 def test_result_records_the_weights_file(path, capsys):
-    own = models.load("inr-any")
-    models.save(own, path.parent / "own.safetensors")
+    model = models.load("inr-any")
+    models.save(model, path.parent / "own.safetensors")
     words = ["downscale", str(path), str(path.parent / "out.nc"), "--scale", "2", "--model"]
     assert main([*words, f"{path.parent}/own.safetensors"]) == 0 and main([*words, "inr-any"]) == 0
     printed = capsys.readouterr().out

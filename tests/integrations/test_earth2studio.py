@@ -33,9 +33,9 @@ def fields():
 
 
 def coords_of(model, fields):
-    own = model.input_coords()
+    input_coords = model.input_coords()
     lead = {"time": np.array(["2020-01-01", "2020-01-02"], "datetime64[ns]"), "lead_time": np.arange(3)}
-    return OrderedDict(lead | {name: own[name] for name in ("variable", "lat", "lon")})
+    return OrderedDict(lead | {name: input_coords[name] for name in ("variable", "lat", "lon")})
 
 
 def test_earth2studio_equals_downscale(fields):

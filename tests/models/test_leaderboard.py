@@ -95,8 +95,8 @@ def test_the_shipped_rows(capsys):
 
 
 def test_weights_of_a_user_have_no_rows_of_the_weights_of_their_name(tmp_path, capsys):
-    own = models.create("inr-small")
-    models.save(own, tmp_path / "best.safetensors")
+    model = models.create("inr-small")
+    models.save(model, tmp_path / "best.safetensors")
     assert main(["models", str(tmp_path / "best.safetensors")]) == 0
     printed = capsys.readouterr().out
     assert "name: inr-small" in printed and "leaderboard" not in printed

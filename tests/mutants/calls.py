@@ -35,8 +35,8 @@ def versions(paths) -> dict[str, str]:
 def environment(root: Path) -> dict[str, str]:
     """Return the environment variables for a run of pytest on the tree `root`."""
     data = os.environ.get("FASTDS_DATA", str(ROOT.parent / "shared" / "data"))
-    own = {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "FASTDS_DATA": data}
-    return {**os.environ, **own}
+    variables = {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "FASTDS_DATA": data}
+    return {**os.environ, **variables}
 
 
 def measured(file: str) -> dict:
@@ -49,11 +49,11 @@ def measured(file: str) -> dict:
         return found
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        own = {"FASTDS_CALLS_OF": str(ROOT / "fastds"), "FASTDS_CALLS_TO": folder}
-        own["PYTEST_CURRENT_TEST"] = " ()"  # where pytest itself runs this
-        own["PYTHONPATH"] = os.pathsep.join([str(STARTUP), str(ROOT)])
+        variables = {"FASTDS_CALLS_OF": str(ROOT / "fastds"), "FASTDS_CALLS_TO": folder}
+        variables["PYTEST_CURRENT_TEST"] = " ()"  # where pytest itself runs this
+        variables["PYTHONPATH"] = os.pathsep.join([str(STARTUP), str(ROOT)])
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=0", "--durations-min=0"]
-        start, env = time.monotonic(), {**environment(ROOT), **own}
+        start, env = time.monotonic(), {**environment(ROOT), **variables}
         printed = subprocess.run([*command, file], cwd=ROOT, env=env, capture_output=True, text=True).stdout
         whole = [path for path in Path(folder).iterdir() if path.suffix != ".part"]
         lines = [json.loads(line) for path in whole for line in path.read_text().splitlines()]
@@ -80,16 +80,16 @@ def calls_of(lines: list[list], seconds: dict[str, float]) -> Calls:
 
     A call by a fixture or an import counts for all tests of the file, after the tests that call the function directly.
     """
-    own, shared = defaultdict(set), set()
+    tests_of_function, shared = defaultdict(set), set()
     for test, phase, path, start in lines:
         function = Path(path).relative_to(ROOT).as_posix(), str(start)
         if phase == "call":
-            own[function].add(test)
+            tests_of_function[function].add(test)
         else:
             shared.add(function)
     found, tests = defaultdict(dict), sorted(seconds, key=seconds.get)
-    for path, start in sorted(own.keys() | shared):
-        callers = own[path, start]
+    for path, start in sorted(tests_of_function.keys() | shared):
+        callers = tests_of_function[path, start]
         found[path][start] = [test for test in tests if test in callers]
         if (path, start) in shared:
             found[path][start] += [test for test in tests if test not in callers]

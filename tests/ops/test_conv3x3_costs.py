@@ -95,8 +95,10 @@ def test_cost_of_layout_and_epilogue(monkeypatch, named, spared, pays, call, per
     backward = named.get("backward", False)
     shape = {name: value for name, value in named.items() if name != "backward"}
     for share, expected in ((0.99, spared), (1.01, pays)):
-        own = {spared: 1 + share * (call + per_point * points), pays: 1.0}
-        rows = {name: (cost, *[0] * (len(costs.TERMS[name](1, 1, 1, 1, 1)) - 1)) for name, cost in own.items()}
+        cost_of_algorithm = {spared: 1 + share * (call + per_point * points), pays: 1.0}
+        rows = {
+            name: (cost, *[0] * (len(costs.TERMS[name](1, 1, 1, 1, 1)) - 1)) for name, cost in cost_of_algorithm.items()
+        }
         monkeypatch.setitem(costs.COSTS, ("mine", "bfloat16", backward), rows)
         costs.select_fastest.cache_clear()
         assert costs.select_fastest("any", torch.bfloat16, backward, 1, 3, 5, 1, points, **shape) == expected

@@ -21,8 +21,8 @@ def at(positions, dtype=torch.float64):
     x = torch.randn(1, 3, H, W, dtype=dtype)
     target = torch.tensor(positions, dtype=dtype)[torch.arange(H * W) % len(positions)]
     rows, columns = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
-    own = torch.stack([rows, columns], -1).reshape(-1, 2)
-    return x, (target - own).T.reshape(1, 2, H, W)
+    unshifted = torch.stack([rows, columns], -1).reshape(-1, 2)
+    return x, (target - unshifted).T.reshape(1, 2, H, W)
 
 
 def sample(x, y_at, x_at):

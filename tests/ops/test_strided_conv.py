@@ -15,7 +15,7 @@ def tensors(dtype=torch.float64, size=(5, 4), channels=(3, 4), batch=2):
     return [torch.randn(s, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
 
 
-def own(x, weight, bias, stride):
+def compute_in_torch(x, weight, bias, stride):
     return F.conv2d(x, weight, bias, stride, 1)
 
 
@@ -46,14 +46,14 @@ def test_third_order():
 def test_equals_torch(size, layout):
     inputs = tensors(size=size)
     ours = [t.detach().contiguous(memory_format=layout).requires_grad_() if t.ndim == 4 else t for t in inputs]
-    for a, b in zip(gradients(strided_conv3x3, ours, 2), gradients(own, inputs, 2), strict=True):
+    for a, b in zip(gradients(strided_conv3x3, ours, 2), gradients(compute_in_torch, inputs, 2), strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_autocast():
     x, weight, bias = tensors(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        y, expected = strided_conv3x3(x, weight, bias, 2), own(x, weight, bias, 2)
+        y, expected = strided_conv3x3(x, weight, bias, 2), compute_in_torch(x, weight, bias, 2)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y, expected)
     for gradient in torch.autograd.grad(y.float().sum(), (x, weight, bias)):
@@ -63,4 +63,4 @@ def test_autocast():
 def test_transforms_use_the_library():
     x, weight, bias = (t.detach() for t in tensors())
     _, tangent = torch.func.jvp(lambda w: strided_conv3x3(x, w, bias, 2), (weight,), (torch.ones_like(weight),))
-    torch.testing.assert_close(tangent, own(x, torch.ones_like(weight), None, 2))
+    torch.testing.assert_close(tangent, compute_in_torch(x, torch.ones_like(weight), None, 2))

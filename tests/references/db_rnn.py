@@ -301,9 +301,9 @@ def db_rnn(network: nn.Module, frames: Tensor, steps: int) -> tuple[Tensor, Tens
     forecaster, deblurrer = Module(network.forecaster, name), Module(network.deblurrer, name)
     m, forecasts, deblurred = None, [], []
     for k in range(frames.shape[1] + steps - 1):
-        y, f, own = forecaster.step(frames[:, k] if k < frames.shape[1] else deblurred[-1], m, None)
-        sharp, _, m = deblurrer.step(y, own, [f[5], f[4], f[3], f[2], f[1], f[0]])
-        m = own if network.local_zigzag else m
+        y, f, spatial_memory = forecaster.step(frames[:, k] if k < frames.shape[1] else deblurred[-1], m, None)
+        sharp, _, m = deblurrer.step(y, spatial_memory, [f[5], f[4], f[3], f[2], f[1], f[0]])
+        m = spatial_memory if network.local_zigzag else m
         forecasts.append(y)
         deblurred.append(sharp)
     return torch.stack(forecasts, 1), torch.stack(deblurred, 1)

@@ -110,13 +110,13 @@ def test_the_budget_paper_trains_the_shipped_configurations():
             None,
             3e-4,
         )
-        own = shipped.get("ms-lstm" if name == "MS-LSTM" else made.model.name)
-        if own is not None:
-            assert made.max_steps == own.last_step()
-            back = {"data": own.data, "max_steps": None, "stage": own.stage}
+        shipped_config = shipped.get("ms-lstm" if name == "MS-LSTM" else made.model.name)
+        if shipped_config is not None:
+            assert made.max_steps == shipped_config.last_step()
+            back = {"data": shipped_config.data, "max_steps": None, "stage": shipped_config.stage}
             back["model"] = dataclasses.replace(made.model, start=None)
-            back["loss"] = dataclasses.replace(made.loss, z_r=own.loss.z_r)
-            assert dataclasses.replace(made, **back) == own
+            back["loss"] = dataclasses.replace(made.loss, z_r=shipped_config.loss.z_r)
+            assert dataclasses.replace(made, **back) == shipped_config
     other = methods.make_training_config("MS-MIM-S", "PrecipLSTM", "paper", 60_900, data, Z_R, "a.safetensors")
     assert (other.model.name, other.stage, other.model.start) == ("ms-mim-s", "deblurrer", "a.safetensors")
     variants = [methods.make_training_config(f"DB-discriminator-{v}", "MIM", "paper", 9, data, Z_R).loss for v in "SML"]

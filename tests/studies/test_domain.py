@@ -55,11 +55,11 @@ def test_unseen_level_has_large_score_and_error(data_dir):
     levels = [part for part in cases._read_four_variables(data_dir) if part[0] in ("NAM at 500 hPa", "NAM at 100 hPa")]
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(cases, "_read_four_variables", lambda folder: iter(levels))
-        own, foreign = (
+        known, foreign = (
             [c for c in cases.iter_field_cases(network, data_dir) if level[0] == c.block] for level in levels
         )
-    assert max(case.ratio for case in own) < 1 < 10 < min(case.ratio for case in foreign)
-    assert max(case.domain.score for case in own) < min(case.domain.score for case in foreign)
+    assert max(case.ratio for case in known) < 1 < 10 < min(case.ratio for case in foreign)
+    assert max(case.domain.score for case in known) < min(case.domain.score for case in foreign)
     assert "t mean" in {departure.what for departure in foreign[0].domain.outside}
 
 

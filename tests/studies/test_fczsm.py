@@ -114,8 +114,8 @@ def test_the_budget_paper_trains_the_shipped_configurations():
         shipped = methods.load_paper_config(name, "x")
         made = methods.make_training_config(name, "paper", shipped.last_step(), data)
         assert made.max_steps == 240_000 and made.data.fixed_samples == shipped.data.fixed_samples
-        own = dataclasses.replace(made.data, statics=shipped.data.statics, dynamics=shipped.data.dynamics)
-        assert dataclasses.replace(made, max_steps=None, data=own, model=shipped.model) == shipped
+        shipped_data = dataclasses.replace(made.data, statics=shipped.data.statics, dynamics=shipped.data.dynamics)
+        assert dataclasses.replace(made, max_steps=None, data=shipped_data, model=shipped.model) == shipped
         assert (made.optimizer, made.schedule, made.gradient_clip) == ("adam", "constant", None)
         assert made.data.split == "random" and not made.data.augment and not made.data.reverse
 

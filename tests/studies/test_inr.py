@@ -54,10 +54,16 @@ def test_every_method_is_trained_alike(budget):
         if budget == "paper":
             shipped = parse_training(["--config", METHODS[name].preset, "--data.path=x"])
             assert shipped.last_step() == 1_000_000 and (config.schedule, config.optimizer) == ("steps", "adam")
-            own = dataclasses.replace(
+            shipped_data = dataclasses.replace(
                 config.data, train=[], validation=[], split="time", degraded=shipped.data.degraded
             )
-            back = {"data": own, "max_steps": None, "model": shipped.model, "output": shipped.output, "seed": 0}
+            back = {
+                "data": shipped_data,
+                "max_steps": None,
+                "model": shipped.model,
+                "output": shipped.output,
+                "seed": 0,
+            }
             assert dataclasses.replace(config, **back) == shipped
         samples_of_all = {"scales": [], "test_scales": [], "degraded": 0.0}
         ours, theirs = (dataclasses.replace(c.data, **samples_of_all) for c in (first, config))

@@ -76,13 +76,13 @@ def test_the_budget_paper_trains_the_shipped_configurations():
     assert (small.training, small.data.tile) == ("wgan-gp-small", 32)
     for name, shipped in (("GAN", "humidity-gan"), ("SRGAN", "srgan"), ("SRCNN", "srcnn"), ("WGAN-GP", "wgan-gp")):
         made = methods.make_training_config(name, base, "paper", 9000)
-        own = humidity_training(["--config", shipped, "--data.path=x"])
-        assert made.data == own.data and made.learning_rate == own.learning_rate
-        assert dataclasses.replace(made.optimiser, epochs=200) == own.optimiser
-        ours, theirs = (models.create(c.model.name, **c.model.options).config for c in (made, own))
-        assert ours == theirs and made.loss == own.loss
+        shipped_config = humidity_training(["--config", shipped, "--data.path=x"])
+        assert made.data == shipped_config.data and made.learning_rate == shipped_config.learning_rate
+        assert dataclasses.replace(made.optimiser, epochs=200) == shipped_config.optimiser
+        ours, theirs = (models.create(c.model.name, **c.model.options).config for c in (made, shipped_config))
+        assert ours == theirs and made.loss == shipped_config.loss
         if name != "SRCNN":  # which has no critic
-            assert made.critic == own.critic
+            assert made.critic == shipped_config.critic
 
 
 # ---- test regions

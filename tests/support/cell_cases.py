@@ -39,8 +39,8 @@ def three_steps_of_a_cell(name, dtype, layer, channels=16, size=(6, 10)):
 
     def run(step, xs, kind):
         state, every, m = None, [], None
-        for x, before, own in zip(xs, befores, ms, strict=True):
-            m = m if own is None else own.to(kind)
+        for x, before, given_memory in zip(xs, befores, ms, strict=True):
+            m = m if given_memory is None else given_memory.to(kind)
             h, state, m = step(x, state, m, before if before is None else before.to(kind))
             every.append((h, m))
         return every, state

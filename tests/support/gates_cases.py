@@ -44,8 +44,8 @@ class GateTests:
         tensors = []
         for k, gates in enumerate(self.gates):
             t = scale * torch.randn(batch, gates * channels, height, width, dtype=torch.float64)
-            own = torch.float32 if k in self.wide and dtype != torch.float64 else dtype
-            tensors.append(t.to(own).contiguous(memory_format=layout).requires_grad_(grad))
+            tensor_dtype = torch.float32 if k in self.wide and dtype != torch.float64 else dtype
+            tensors.append(t.to(tensor_dtype).contiguous(memory_format=layout).requires_grad_(grad))
         return tensors
 
     def results(self, tensors, function=None):

@@ -92,7 +92,7 @@ def test_finetune_returns_the_better_weights(files, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "name, own, without",
+    "name, from_shipped, without",
     [
         ("fczsm-small", {"crop": 44, "scales": [1, 1, 2]}, {"blocks": {}, "weights": [], "synthetic_events": 0}),
         ("nowcast-small", {"crop": 56, "fewest": 4}, {"blocks": {}, "weights": [], "synthetic_events": 0}),
@@ -101,10 +101,10 @@ def test_finetune_returns_the_better_weights(files, monkeypatch, capsys):
         ("wgan-gp-small-x8", {"coarsening": "mean", "crop": 64}, {"sources": {}}),
     ],
 )
-def test_finetune_uses_the_shipped_configuration_without_its_files(name, own, without):
+def test_finetune_uses_the_shipped_configuration_without_its_files(name, from_shipped, without):
     card = models.load_card(name)
     config = make_config(name, card, "mine", "out", 7.0, 1e-4)
-    assert {key: getattr(config.data, key) for key in own | without} == own | without
+    assert {key: getattr(config.data, key) for key in from_shipped | without} == from_shipped | without
     assert (config.data.path, config.model.start, config.max_minutes) == ("mine", name, 7.0)
 
 

@@ -73,7 +73,7 @@ def test_a_signal_in_the_last_step_lets_the_run_end(files, tmp_path):
 def test_a_signal_to_one_of_several_processes_ends_all(tmp_path, somewhere):
     """The processes exchange after each step whether a signal arrived. If so, all of them end."""
     calls = []
-    strategy = SimpleNamespace(reduce_boolean_decision=lambda own, all: calls.append((own, all)) or somewhere)
+    strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, all: calls.append((decision, all)) or somewhere)
     callback = LastCheckpoint(tmp_path)
     assert callback._is_interrupted(SimpleNamespace(world_size=2, strategy=strategy)) == somewhere
     assert calls == [(False, False)] and callback._number == (signal.SIGTERM if somewhere else 0)

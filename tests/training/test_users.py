@@ -120,12 +120,12 @@ def test_csv_log_without_tensorboard(files, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("higher", [False, True])
-@pytest.mark.parametrize("own", [1.0, 2.0, 3.0])
-def test_weights_worse_than_baseline_warn_on_load(tmp_path, own, higher):
+@pytest.mark.parametrize("value", [1.0, 2.0, 3.0])
+def test_weights_worse_than_baseline_warn_on_load(tmp_path, value, higher):
     model, path = models.create("fczsm-small", num_features=8, offset_groups=1), tmp_path / "w.safetensors"
-    model.card.metrics = compare_to_baseline("advection", "squared error", own, 2.0, higher)
+    model.card.metrics = compare_to_baseline("advection", "squared error", value, 2.0, higher)
     models.save(model, path)
-    lost = own <= 2.0 if higher else own >= 2.0
+    lost = value <= 2.0 if higher else value >= 2.0
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert models.load(path).card.worse_than == ("advection" if lost else "")

@@ -19,7 +19,7 @@ def deform_conv2d(d):
     out = tuple((n + 2 * p - step * (k - 1) - 1) // s + 1 for n, (k, s, p, step) in zip(size, sides, strict=True))
     taps, outputs = kernel[0] * kernel[1], d.int(1, 4) * groups
     dtype = "float64" if d.dtype == "float64" else "float32" if d.autocast else d.wide
-    offset = d.image(2 * offset_groups * taps, out, role="own", dtype=dtype, scale=d.pick((0.5, 2.0, 9.0)))
+    offset = d.image(2 * offset_groups * taps, out, role="uncast", dtype=dtype, scale=d.pick((0.5, 2.0, 9.0)))
     return {
         "input": d.image(groups * per, size),
         "offset": offset,

@@ -17,7 +17,7 @@ def where(d):
         make, least = d.pick(((GridSpec.cells, 0), (GridSpec.corners, 1)))
         return Grid(tuple(make(d.size, (d.int(least, 7), d.int(1, 7))).numbers()))
     shape = (d.pick((1, max(1, d.batch))) if d.batch else 1, d.int(0, 9), 2)
-    frac = d.tensor(*shape, dtype=d.pick(("float32", "float64")), role="own", fill="unit", layout="contiguous")
+    frac = d.tensor(*shape, dtype=d.pick(("float32", "float64")), role="uncast", fill="unit", layout="contiguous")
     return Points(Spec(shape, fill="base"), replace(frac, grad=False))
 
 
@@ -38,7 +38,7 @@ def inr_query(d):
     offsets = feature != "fourier"
     place = where(d)
     queries = place.numbers[0] * place.numbers[4] if isinstance(place, Grid) else place.base.shape[1]
-    cell = d.tensor(d.batch, *d.pick(((), (queries,))), 2, role="own", dtype=d.pick(("float32", "float64")))
+    cell = d.tensor(d.batch, *d.pick(((), (queries,))), 2, role="uncast", dtype=d.pick(("float32", "float64")))
     cell = d.maybe(replace(cell, grad=False))
     return {
         "maps": d.image(total + 2 * heads * dk),
@@ -54,7 +54,7 @@ def inr_query(d):
         "rho_bias": d.maybe(d.parameter(heads, 2)) if ensemble == "early_attn" else None,
         "phase": d.maybe(d.parameter(depth // 2, 2)) if cell and not offsets else None,
         "cell": cell,
-        "skip": d.maybe(d.image(width, role="own", dtype="float64" if d.dtype == "float64" else "float32")),
+        "skip": d.maybe(d.image(width, role="uncast", dtype="float64" if d.dtype == "float64" else "float32")),
         "activation": d.pick(("none", "relu")),
         "edge": (d.pick(("clamp", "wrap")), d.pick(("clamp", "wrap"))),
         "mask": d.maybe(Spec((d.batch, *d.size), fill="mask")),
