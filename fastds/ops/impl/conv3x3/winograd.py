@@ -155,7 +155,7 @@ def forward(
         residual = as_nhwc(residual)
     if bias is not None:
         bias = to_contiguous(bias)
-    address, filters, _kept_alive = get_filter_arguments(
+    address, filters, _owner = get_filter_arguments(
         weight, False, shuffle, amx, (batch, height, width), x.requires_grad and weight.requires_grad
     )
     native.call_with_workspace(
@@ -214,7 +214,7 @@ def grad_sources(
     batch, (height, width) = grad.shape[0], (grad.shape[2] // shuffle, grad.shape[3] // shuffle)
     extra_h, extra_w = (int(padding_mode != "zeros"), int(padding_mode == "replicate"))
     size = (height + 2 * extra_h, width + 2 * extra_w)
-    address, filters, _kept_alive = get_filter_arguments(weight, True, shuffle, amx, (batch, *size), True)
+    address, filters, _owner = get_filter_arguments(weight, True, shuffle, amx, (batch, *size), True)
     mode_w = PADDING_CODES[padding_mode][1] if padding_mode == "circular_x" else 0
     geometry = (batch, height, width, *size, 1 + extra_h, 1 + extra_w, 0, mode_w)
     folded = extra_h or extra_w
