@@ -61,7 +61,7 @@ def find_configurations() -> dict[str, pathlib.Path]:
 def format_overview() -> str:
     """Format the text of `fastds study --help`."""
     lines = ["usage: fastds study NAME --data.path PATH ...", "", "Options of a study: fastds study NAME --help.", ""]
-    return "\n".join(lines + [f"  {name:14} {about}" for name, (_, about) in STUDIES.items()])
+    return "\n".join(lines + [f"  {name:18} {about}" for name, (_, about) in STUDIES.items()])
 
 
 def explain_unknown_study(name: str) -> str | None:
