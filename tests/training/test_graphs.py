@@ -81,7 +81,7 @@ def test_training_without_a_graph_gives_the_reason_once(event, tmp_path, monkeyp
 
 @pytest.mark.filterwarnings("ignore")
 def test_decoupling_loss_is_trained_without_a_graph(event, tmp_path, monkeypatch):
-    """The similarities of memories are collected beside the output, which a graph does not do."""
+    """Similarities of memories are collected in addition to the output, which graphs do not support."""
     install(monkeypatch)
     model = nowcast_training.ModelConfig("nowcast-small", {"network": "MSRNN", "cell": "predrnn-v2", "hidden": 8})
     loss = LossConfig(decoupling=0.1)
