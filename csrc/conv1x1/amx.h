@@ -17,7 +17,7 @@ inline int64_t get_thread_threshold(bool tiles) { return tiles ? 16 * kMinThread
 constexpr int64_t kBlock = 2 * kTileColumns;  // pixels and columns of a block of sums
 constexpr int64_t kNearChannels = 512;        // channels of a block of pixels that stays in the L1 cache
 
-// Copies `count` pixels to rows that are `row` elements apart. Zeros fill each row up to a multiple of kTileDepth channels.
+// Copies `count` pixels to rows with a stride of `row` elements. Zeros fill each row up to a multiple of kTileDepth channels.
 inline void stage_tiles(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, BFloat16* to, int64_t row) {
     const uint16_t* from = get_pixel<uint16_t>(map, b, first);
     uint16_t* lines = reinterpret_cast<uint16_t*>(to);

@@ -15,8 +15,8 @@ constexpr int64_t kSingleThreadPacked = 32 << 10;  // weights that one thread pa
 constexpr int64_t kMinChannels = 8;                // channels for which AMX tiles (depth 32) are not worthwhile
 constexpr int64_t kFarChannels = 512;              // distance of pixels from which on they share sets of the L1 cache
 
-// A chunk of pixels of a source and its packed weights b. Pixel i starts at a + i * row and has `steps` steps, which are `step`
-// elements apart. A step is the number of channels that one instruction multiplies (core/gemm.h).
+// A chunk of pixels of a source and its packed weights b. Pixel i starts at a + i * row and has `steps` steps with a stride of
+// `step` elements. A step is the number of channels that one instruction multiplies (core/gemm.h).
 template <class Step>
 struct Panel {
     const typename Step::Stored *a, *b;
@@ -165,8 +165,8 @@ void pack_bias(const Conv1x1& call, float* to) {
     for (int64_t o = 0; o < round_up(call.outputs, kL); o++) to[o] = bias != nullptr && o < call.outputs ? load(bias[o]) : 0.f;
 }
 
-// Computes the sums of MR pixels of the panels, from pixel i on, for one block of columns. The results are stored in rows that
-// are `row` elements apart.
+// Computes the sums of MR pixels of the panels, from pixel i on, for one block of columns. The results are stored in rows
+// with a stride of `row` elements.
 template <class Step, int MR, int NV, class T>
 __attribute__((noinline)) void compute_sums(const Panel<Step>* panels, int count, const float* bias, int64_t i,
                                             int64_t column, T* to,

@@ -27,7 +27,7 @@ inline bool has_few_outputs(const Conv1x1& call, int terms) {
 }
 
 // The pixels of a source from the address `from` on; `pixel` and `channel` are strides. `weights` holds rows of floats, one per
-// output, which are `row` elements apart, with zeros after the last channel.
+// output, with a stride of `row` elements and zeros after the last channel.
 template <class T>
 struct FewSource {
     const T* from;

@@ -55,7 +55,7 @@ const T* get_pixel(const Conv1x1Map& map, int64_t b, int64_t first) {
     return static_cast<const T*>(map.data) + b * map.b + first * map.p;
 }
 
-// Pixels whose channels are contiguous; consecutive pixels are `pixel` elements apart.
+// Pixels whose channels are contiguous; the stride of the pixels is `pixel` elements.
 template <class T>
 struct Pixels {
     const T* from;
@@ -72,7 +72,7 @@ Pixels<T> get_contiguous_channels(const Conv1x1Map& map, int64_t b, int64_t firs
     return {reinterpret_cast<const T*>(work), map.channels};
 }
 
-// Copies pixels of type T to rows of S, which are `row` elements apart. `work` is passed to get_contiguous_channels(). A step
+// Copies pixels of type T to rows of S with a stride of `row` elements. `work` is passed to get_contiguous_channels(). A step
 // of 16-bit S takes two elements; therefore a zero follows the last channel of each row.
 template <class S, class T>
 void stage(const Conv1x1Map& map, int64_t b, int64_t first, int64_t count, S* to, int64_t row, uint16_t* work) {

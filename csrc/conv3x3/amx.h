@@ -144,9 +144,9 @@ void for_pixels(const Conv3x3Geometry& g, int64_t y, int64_t x, int64_t count, c
 }
 
 #if defined(__AVX512BF16__)
-// Copies `count` pixels of `channels` channels into rows of V. The source pixels are `step` elements apart, and the rows of V
-// are `row` elements apart. If Signed is true, values are multiplied by the derivative of the activation at `sign`
-// (Conv3x3View::sign), whose pixels are `step` elements apart, too.
+// Copies `count` pixels of `channels` channels into rows of V. The stride of the source pixels is `step` elements, that of
+// the rows of V `row` elements. If Signed is true, values are multiplied by the derivative of the activation at `sign`
+// (Conv3x3View::sign), whose pixels have the stride `step`, too.
 template <bool Signed>
 inline void copy_pixels(const BFloat16* from, const BFloat16* sign, int64_t step, int64_t count, int64_t channels, float slope,
                         BFloat16* to, int64_t row) {
@@ -169,8 +169,8 @@ inline void copy_pixels(const BFloat16* from, const BFloat16* sign, int64_t step
     }
 }
 
-// Copies `count` pixels of an image row from column x on, with padding beyond the edges. The copied pixels are `pixel` elements
-// apart.
+// Copies `count` pixels of an image row from column x on, with padding beyond the edges. The stride of the copied pixels is
+// `pixel` elements.
 template <bool Signed>
 void copy_row(const Conv3x3Geometry& g, const Conv3x3Views& sources, float slope, int64_t b, int64_t y, int64_t x, int64_t count,
               const BFloat16* zeros, BFloat16* out, int64_t pixel) {
@@ -227,8 +227,8 @@ FASTDS_HD void add_step(const BFloat16* at, int64_t below, int64_t pixel, int64_
     Sums::end(m, m_row);
 }
 
-// Memory of a block: the input pixels V and the sums M. The image rows of V are `row` elements apart. In M, the rows of sums
-// (kTileRows for each tile) are m_row floats apart, and the groups are m_group floats apart.
+// Memory of a block: the input pixels V and the sums M. The stride of the image rows of V is `row` elements. In M, the
+// stride of the rows of sums (kTileRows for each tile) is m_row floats, and the stride of the groups is m_group floats.
 struct Block {
     const BFloat16* v;
     int64_t row;
@@ -323,8 +323,8 @@ struct OutputEpilogue {
         return static_cast<T*>(item.view->data) + item.view->offset(pixel.b, pixel.y, pixel.x) + item.from;
     }
 
-    // Adds the residual of `count` adjacent pixels of a row to their sums. The sums of consecutive pixels are `row` floats
-    // apart.
+    // Adds the residual of `count` adjacent pixels of a row to their sums. The stride of the sums of consecutive
+    // pixels is `row` floats.
     void add_residual(const Tile& pixel, int64_t count, float* sums, int64_t row) const {
         if (call.shuffle > 1 && call.residual.count > 0) return add_shuffled(pixel, count, sums, row);
         for (int p = 0; p < residual.count; p++) {

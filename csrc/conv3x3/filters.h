@@ -69,7 +69,7 @@ void gather_taps(const Conv3x3Filters& filters, const PackedMaps& maps, const Ta
         transpose_rows(reinterpret_cast<const Bits*>(from + first * lane_stride), lane, lanes, columns, reinterpret_cast<Bits*>(to),
              to_row);
     };
-    // Prefetches `columns` elements of each lane, kAhead rows ahead. The filters of a layer with many inputs are pages apart.
+    // Prefetches `columns` elements of each lane, kAhead rows ahead. With many inputs, the filters lie in different pages.
     const auto fetch_ahead = [&](int64_t row, int64_t offset, int64_t columns) {
         if (row + kAhead >= maps.per_block) return;
         for (int64_t k = 0; k < lanes; k++)
@@ -108,7 +108,8 @@ void gather_taps(const Conv3x3Filters& filters, const PackedMaps& maps, const Ta
     }
 }
 
-// Transforms and packs one vector of columns for a range of inputs. Rows are `step` floats apart, points `plane` floats.
+// Transforms and packs one vector of columns for a range of inputs. The stride of rows is `step` floats, and the stride of
+// points `plane` floats.
 template <class T>
 void pack_vector(const Conv3x3Filters& filters, const PackedMaps& maps, int64_t vector, Range inputs, float* out, int64_t step,
                  int64_t plane) {

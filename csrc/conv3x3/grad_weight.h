@@ -31,7 +31,7 @@ inline int64_t count_accumulators(int64_t tiles, int64_t bytes, int64_t two) {
 // large as the sums, because all sums are read and written for each stretch.
 inline int64_t get_stretch_bytes(int64_t bytes) { return bytes / 2 > 4 << 20 ? bytes / 2 : 4 << 20; }
 
-// Writes the bias gradient, if it is requested: the sum over all accumulators, which are `row` floats apart.
+// Writes the bias gradient, if it is requested: the sum over all accumulators, which have a stride of `row` floats.
 template <class T>
 void finish_bias(const Conv3x3GradWeight& call, const float* accumulators, int64_t count, int64_t row) {
     if (call.grad_bias == nullptr) return;

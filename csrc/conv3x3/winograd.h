@@ -30,7 +30,7 @@ struct Layout {
         const int64_t columns = get_column_map(call).columns, vectors = (columns + kL - 1) / kL;
         v_row = source_columns(call.sources);
         m_row = block_vectors * kL;
-        // The planes are an odd number of cache lines apart, which spreads them over the sets of the cache.
+        // The stride of the planes is an odd number of cache lines, which spreads them over the sets of the cache.
         v_plane = rows * v_row + 16;
         m_plane = rows * m_row + 16;
         if (block_vectors >= vectors && sharing == 0) {

@@ -28,8 +28,8 @@ struct alignas(64) TileConfig {
     }
 };
 
-// Left operand of a product: rows of bfloat16 values. Consecutive rows are `row` elements apart. Each row consists of `runs`
-// contiguous runs; consecutive runs are `run` elements apart and each run has `steps` * kTileDepth elements.
+// Left operand of a product: rows of bfloat16 values. The stride of the rows is `row` elements. Each row consists of `runs`
+// contiguous runs with a stride of `run` elements, and each run has `steps` * kTileDepth elements.
 struct TileRows {
     const BFloat16* data;
     int64_t row, steps, runs = 1, run = 0;
@@ -62,8 +62,8 @@ inline __attribute__((always_inline)) void multiply_tiles() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(A), "i"(B));
 }
 
-// Float32 sums of Rows x Columns tiles (1 or 2 in each direction) in the registers 0 to 3. In memory, consecutive rows of the
-// sums are `row` floats apart.
+// Float32 sums of Rows x Columns tiles (1 or 2 in each direction) in the registers 0 to 3. In memory, the stride of the rows
+// of the sums is `row` floats.
 template <int Rows, int Columns>
 struct TileSums {
     static inline __attribute__((always_inline)) void begin(const float* sums, int64_t row, bool zero) {

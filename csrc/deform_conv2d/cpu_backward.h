@@ -23,7 +23,7 @@ namespace {
 struct Part {
     int64_t group, begin, end;
     // In a row of columns, the part has `runs` runs of `run_columns` columns each. The first run begins at position `first`, and
-    // successive runs are `stride` columns apart.
+    // the stride of the runs is `stride` columns.
     int64_t runs, run_columns, first, stride;
     int64_t packed, partial;                   // elements before this part in the packed weights and in a partial grad_weight
     int64_t slice;

@@ -45,7 +45,8 @@ struct InrTrunkPartition {
     int64_t elements = 0;       // elements of the sums of a task
 };
 
-// Sums `count` arrays of n elements, which are `stride` elements apart, in ascending order. `target` may be the first array.
+// Sums `count` arrays of n elements in ascending order. The arrays have a stride of `stride` elements. `target` may be the
+// first array.
 template <class A>
 void sum_in_order(A* target, const A* parts, int64_t count, int64_t stride, int64_t n, int threads) {
     parallel_for(n, threads, [&](int64_t begin, int64_t end) {

@@ -218,8 +218,8 @@ FASTDS_HD SinCos<Vec<A, N>> fourier_at(const OffsetTerms<A>& o, const QueryCorne
     return sincos_pi<A>(Vec<A, N>(along_y * p.rho_y[j] + along_x * p.rho_x[j] + load_vec<N>(o.constant + n)));
 }
 
-// Writes the rows that enter the trunk: one row, or for `late` one per corner, row_stride apart. S is the storage type of the
-// rows.
+// Writes the rows that enter the trunk: one row, or for `late` one per corner, with the stride row_stride. S is the storage
+// type of the rows.
 template <class S, class T, class A>
 struct Features {
     const Source<T>& source;
@@ -330,8 +330,8 @@ struct Features {
 
 // The trunk of inr_query, linear layers with ReLU between them, applied to a panel of rows.
 
-// Computes the sums over the terms of x(row, term) * B(term, column) for n rows of x, which are `stride` apart. B is packed by
-// pack(). Each result is passed to write(row, first column, sums, number of vectors).
+// Computes the sums over the terms of x(row, term) * B(term, column) for n rows of x, which have the stride `stride`. B is
+// packed by pack(). Each result is passed to write(row, first column, sums, number of vectors).
 template <class Step, class Write>
 FASTDS_HD void multiply_rows(typename Step::Stored* x, int64_t stride, int64_t terms, const typename Step::Stored* packed,
                              int64_t columns, int64_t n, const Blocking& blocking, const Write& write) {

@@ -12,8 +12,8 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Computes sums[o, c] += sum over i < n of grad[i, o] * x[i, c]. The rows of grad and x are `stride` elements apart, and the
-// rows of the sums are `row` elements apart.
+// Computes sums[o, c] += sum over i < n of grad[i, o] * x[i, c]. The rows of grad and x have a stride of `stride` elements,
+// and the rows of the sums a stride of `row` elements.
 template <class A>
 void add_weight_gradient(const A* grad, const A* x, int64_t stride, int64_t n, int64_t outputs, int64_t inputs, A* sums,
                          int64_t row) {

@@ -322,7 +322,8 @@ FASTDS_HD void store_partial(U* to, const Vec<U, N>& v, int64_t count) {
     for (int64_t k = 0; k < count; k++) to[k] = v[k];
 }
 
-// Interleaves R rows of W elements, which are `pitch` apart, into one row. each(v, j) is applied to each vector v of row j.
+// Interleaves R rows of W elements, which have the stride `pitch`, into one row. each(v, j) is applied to each vector v of
+// row j.
 template <int R, class U, class Each>
 void interleave_rows(const U* rows, int64_t pitch, int64_t W, U* to, const Each& each) {
     constexpr int N = kVectorBytes / static_cast<int>(sizeof(U));
