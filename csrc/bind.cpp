@@ -11,6 +11,7 @@
 #include "core/isa.h"
 #include "core/memory.h"
 #include "core/parallel.h"
+#include "core/team_simulation.h"
 #include "core/tensor_ops.h"
 #include "ops.h"
 
@@ -81,6 +82,13 @@ PYBIND11_MODULE(_fastds, m) {
     m.def("build_info", &fastds::build_info);
     m.def("isa", [] { return fastds::isa_name(fastds::isa()); });
     m.def("set_isa", &fastds::set_isa);
+    m.def("set_team_mode", &fastds::set_team_mode);
+    m.def("simulate_teams", &fastds::simulate_teams);
+    m.def("count_single_loops", &fastds::count_single_loops);
+    m.def("begin_scope", &fastds::begin_scope);
+    m.def("end_scope", &fastds::end_scope);
+    m.def("scope_threads", &fastds::scope_threads);
+    m.def("set_openmp", [](intptr_t set) { fastds::set_openmp(reinterpret_cast<void (*)(int)>(set)); });
     m.def("use_huge_pages", [](intptr_t address, int64_t bytes) { fastds::once::use_huge_pages(fastds::to_pointer(address), bytes); });
     fastds::bind_function(m, "same_bytes", &fastds::same_bytes, "");
     m.def("transpose", &fastds::transpose);

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "core/dlpack_table.h"
+#include "core/team.h"
 #include "core/isa.h"
 
 namespace fastds::plans {
@@ -273,7 +274,7 @@ inline bool is_observed() {
 // Builds the key of a call. args[0] is the owner of the plan (an Op, a backend or a function), and the other elements of args are
 // the arguments of the call.
 inline bool make_key(Key& key, PyObject* const* args, Py_ssize_t n) {
-    key.add(call_for_int(torch().num_threads));
+    key.add(scope_threads() > 0 ? scope_threads() : call_for_int(torch().num_threads));
     key.add(static_cast<int64_t>(isa()));
     if (!key.hold(args[0])) return false;
     for (Py_ssize_t k = 1; k < n; ++k)

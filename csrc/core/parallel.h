@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include "core/isa.h"
+#include "core/team.h"
 #if FASTDS_TSAN
 #include <thread>
 #include <vector>
@@ -53,9 +54,34 @@ inline void for_rectangles(Range cells, int64_t width, const Body& body) {
     }
 }
 
+// Calls work(i, count) once for each thread i of a team of at most `pieces` threads, where `count` is the size of the team.
+// Builds with ThreadSanitizer use std::thread, because ThreadSanitizer reports the barriers of libgomp as races.
+template <class Work>
+inline void run_team(int64_t pieces, const Work& work) {
+#if FASTDS_TSAN
+    std::vector<std::thread> workers;
+    for (int64_t i = 0; i < pieces; i++) workers.emplace_back([&, i] { work(i, pieces); });
+    for (auto& worker : workers) worker.join();
+#else
+    const Team team = choose_team(pieces);
+    if (team.threads == 1) {
+        work(int64_t{0}, int64_t{1});
+        return;
+    }
+    int64_t work_cpu = 0;
+#pragma omp parallel num_threads(team.threads)
+    {
+        const int64_t i = omp_get_thread_num();
+        const int64_t start_cpu = team.measured ? read_cpu_clock() : 0;
+        work(i, int64_t{omp_get_num_threads()});
+        if (team.measured) __atomic_fetch_add(&work_cpu, read_cpu_clock() - start_cpu, __ATOMIC_RELAXED);
+    }
+    report_team(team, work_cpu);
+#endif
+}
+
 // Calls body(begin, end) for at most `threads` contiguous ranges that cover [0, n), one per thread and of nearly equal size.
-// The result of a kernel must not depend on the boundaries of the ranges. Builds with ThreadSanitizer use std::thread, because
-// ThreadSanitizer reports the barriers of libgomp as races.
+// The result of a kernel must not depend on the boundaries of the ranges.
 template <class Body>
 inline void parallel_for(int64_t n, int threads, const Body& body) {
     const int64_t pieces = n < threads ? n : threads;
@@ -63,17 +89,9 @@ inline void parallel_for(int64_t n, int threads, const Body& body) {
         if (n > 0) body(int64_t{0}, n);
         return;
     }
-#if FASTDS_TSAN
-    std::vector<std::thread> workers;
-    for (int64_t i = 0; i < pieces; i++) workers.emplace_back([&, i] { body(n * i / pieces, n * (i + 1) / pieces); });
-    for (auto& worker : workers) worker.join();
-#else
-#pragma omp parallel num_threads(static_cast<int>(pieces))
-    {
-        const int64_t i = omp_get_thread_num(), count = omp_get_num_threads();
+    run_team(pieces, [&](int64_t i, int64_t count) {
         body(n * i / count, n * (i + 1) / count);
-    }
-#endif
+    });
 }
 
 // Calls body(next) once per thread. next() returns each of 0 .. n-1 once over all threads, then -1. This suits tasks of unequal

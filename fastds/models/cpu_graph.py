@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastds.ops.core import buffer_pool, native, onednn, packed_weight_cache
 from fastds.ops.core.registry import OPS
+from fastds.ops.core.teams import adapt_threads
 
 _UNREPEATABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)
 _CONVOLUTIONS = torch.ops.aten.convolution.default, torch.ops.aten.conv2d.default
@@ -231,6 +232,7 @@ class CPUForwardGraph:
     def __call__(self, *tensors: Tensor) -> Any:
         for new, held in zip(tensors, self.inputs, strict=True):
             held.copy_(new)
-        for function, args, kwargs in self.calls:
-            function(*args, **kwargs)
+        with adapt_threads(not getattr(self.model, "bits_depend_on_threads", False)):
+            for function, args, kwargs in self.calls:
+                function(*args, **kwargs)
         return tree_map_only(Tensor, torch.clone, self.output)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fastds.models import graph
+from fastds.ops.core.teams import adapt_threads
 
 TRAIN_DEVICES = ("cuda",)  # on which a backward can be captured
 MAX_GRAPHS = 8  # a graph holds the memory of its intermediate results
@@ -91,7 +92,7 @@ class GraphCache:
         """
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         if not self._is_eligible(module, device) or not self._lock.acquire(blocking=False):
-            return function(module, *args, **kwargs)
+            return _run(function, module, args, kwargs)
         try:
             self.calls += 1
             return self._call(module, function, args, kwargs, device, finite)
@@ -113,16 +114,16 @@ class GraphCache:
         try:
             arguments = graph.Arguments(args, kwargs, device)
         except ValueError:  # a tensor on another device
-            return function(module, *args, **kwargs)
+            return _run(function, module, args, kwargs)
         tensors = [z for z in arguments.leaves if isinstance(z, Tensor)]
         entry = self._find_entry(module, function, arguments, dtype)
         if entry is None or not _can_replay(tensors, finite):
-            return function(module, *args, **kwargs)
+            return _run(function, module, args, kwargs)
         if entry.graph is not None and not entry.on_probation:
             self.replays += 1
             return entry.graph(*tensors)
         start = time.perf_counter()
-        y = function(module, *args, **kwargs)
+        y = _run(function, module, args, kwargs)
         entry.calls, entry.seconds = entry.calls + 1, entry.seconds + time.perf_counter() - start
         if entry.graph is not None:
             self._check_again(module, function, arguments, entry, entry.graph, dtype)
@@ -261,12 +262,19 @@ def capturable(function: Callable[..., Any] | None = None, *, finite: bool = Fal
 
     @functools.wraps(function)
     def method(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or (cache := _active.get()) is None or graph.is_capturing():
+        if torch.compiler.is_compiling() or graph.is_capturing():
             return function(self, *args, **kwargs)
+        if (cache := _active.get()) is None:
+            return _run(function, self, args, kwargs)
         with use_graphs(None):  # the captured method may call others
             return cache.call(self, function, args, kwargs, finite)
 
     return method
+
+
+def _run(function: Callable[..., Any], module: nn.Module, args: tuple, kwargs: dict) -> Any:
+    with adapt_threads(not getattr(module, "bits_depend_on_threads", False)):
+        return function(module, *args, **kwargs)
 
 
 def _can_replay(tensors: list[Tensor], finite: bool) -> bool:

@@ -138,7 +138,7 @@ def test_run_without_resume_restarts(files, tmp_path, capfd):
 
 
 def test_time_limit_continues_after_resume():
-    module = BaseLightningModule(SimpleNamespace(seed=0, last_step=lambda: None, max_minutes=2.0))
+    module = BaseLightningModule(SimpleNamespace(seed=0, last_step=lambda: None, max_minutes=2.0, graph="never"))
     module._trainer = SimpleNamespace(world_size=1, should_stop=False, optimizers=[], lr_scheduler_configs=[])
     module.exported = SimpleNamespace(card=models.ModelCard())
     checkpoint = {"elapsed": 119.0, "random_state": torch.get_rng_state()}

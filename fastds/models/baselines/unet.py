@@ -28,6 +28,8 @@ class _RefinementNetwork(DownscaleMixin, nn.Module):
 
     levels: int
 
+    bits_depend_on_threads = True  # those of torch's transposed and three-dimensional convolutions
+
     def __init__(self, name: str, config: dict):
         super().__init__()
         for key, value in config.items():

@@ -99,6 +99,7 @@ class SimVP(NowcastModel):
     """
 
     multiple = 4
+    bits_depend_on_threads = True  # those of torch's strided and grouped convolutions
 
     def __init__(
         self, frames: int = 5, spatial: int = 64, temporal: int = 512, blocks: int = 3,

@@ -262,8 +262,8 @@ def cache_kernels() -> Iterator[None]:
 
 
 def is_caching_kernels() -> bool:
-    """Return True inside of cache_kernels."""
-    return _cached_kernels.get() is not None
+    """Return True inside of cache_kernels. The result is always False while torch.compile traces."""
+    return not torch.compiler.is_compiling() and _cached_kernels.get() is not None
 
 
 def get_or_build(layer: nn.Module, what: str, make: Callable[[], Any]) -> Any:
@@ -276,9 +276,9 @@ def get_or_build(layer: nn.Module, what: str, make: Callable[[], Any]) -> Any:
         what: name of the object.
         make: function that builds the object.
     """
-    cache = _cached_kernels.get()
-    if cache is None:
+    if not is_caching_kernels():
         return make()
+    cache = _cached_kernels.get()
     key = (layer, what, torch.is_grad_enabled())
     if key not in cache:
         cache[key] = make()

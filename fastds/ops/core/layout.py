@@ -58,7 +58,7 @@ def _can_use_native_kernel(tensor: Tensor) -> bool:
 
 def _transpose(tensor: Tensor, result: Tensor, batch: int, rows: int, columns: int) -> None:
     """Transpose each of the `batch` matrices (rows, columns) in the memory of `tensor` into the memory of `result`."""
-    sizes = (batch, rows, columns, tensor.dtype.itemsize, torch.get_num_threads())
+    sizes = (batch, rows, columns, tensor.dtype.itemsize, native.get_threads())
     native.get_module().transpose(tensor.data_ptr(), result.data_ptr(), *sizes)
 
 

@@ -19,7 +19,8 @@ MAX_CACHED_WORKSPACE_BYTES = 64 << 20
 # Functions of the module that return information and write no memory of tensors.
 QUERIES = frozenset(
     ("build_info", "conv3x3_amx_available", "conv3x3_available", "conv3x3_packed_size", "conv_gates_fits")
-    + ("deform_conv2d_window_fits", "isa", "same_bytes", "use_huge_pages")
+    + ("begin_scope", "count_single_loops", "deform_conv2d_window_fits", "end_scope", "isa", "same_bytes")
+    + ("scope_threads", "set_openmp", "set_team_mode", "simulate_teams", "use_huge_pages")
 )
 
 _thread = threading.local()
@@ -179,13 +180,18 @@ def private_workspaces() -> Iterator[list[Tensor]]:
         _thread.workspace, _thread.all = before, None
 
 
+def get_threads() -> int:
+    """Return the number of threads for a native call of this thread."""
+    return (0 if _missing is not None else _module.scope_threads()) or torch.get_num_threads()
+
+
 def call_with_workspace(function, *args) -> None:
     """Call a native function with the number of threads and a workspace as last arguments.
 
     The function returns the size that it needs. If the cached workspace is too small, the function computes nothing,
     and it is called again with a larger workspace.
     """
-    cached, threads = get_cached_workspace(), torch.get_num_threads()
+    cached, threads = get_cached_workspace(), get_threads()
     address, size = (0, 0) if cached is None else (cached.data_ptr(), cached.numel())
     needed = function(*args, threads, address, size)
     if needed > size:

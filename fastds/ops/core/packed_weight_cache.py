@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from fastds.ops.core import native, plans
@@ -65,7 +64,7 @@ def get_packed_weight(weight: Tensor, layout: tuple, pack: Callable[[Tensor, Ent
     if not (weight.is_contiguous() or weight.is_contiguous(memory_format=CHANNELS_LAST)):
         weight = to_contiguous(weight)  # after the key, because the address of a copy changes
     entries = _cache.entries
-    entry, threads = entries.get(key), torch.get_num_threads()
+    entry, threads = entries.get(key), native.get_threads()
     same = native.get_module().same_bytes
     if entry is None or not same(weight.data_ptr(), entry[0].data_ptr(), weight.nbytes, threads):
         new = pack(weight, entry)

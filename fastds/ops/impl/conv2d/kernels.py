@@ -88,7 +88,7 @@ def _pad_with_zeros(maps: Tensor, size: int) -> Tensor:
     strides = maps.stride(0), *maps.stride()[2:]
     native.get_module().conv2d_border(
         maps.data_ptr(), result.data_ptr(), batch, height, width, channels, *strides, before, after,
-        maps.dtype.itemsize, torch.get_num_threads(),
+        maps.dtype.itemsize, native.get_threads(),
     )  # fmt: skip
     return result
 
@@ -168,7 +168,7 @@ def grad_weight(grad: Tensor, x: Tensor, weight: Tensor, groups: int) -> Tensor:
             native.describe_map(group_grad), 1, 0, 0.0, code, found.data_ptr(), 0, False,
         )  # fmt: skip
         native.get_module().conv2d_taps(
-            found.data_ptr(), taps.data_ptr(), part, channels, size, item, torch.get_num_threads()
+            found.data_ptr(), taps.data_ptr(), part, channels, size, item, native.get_threads()
         )
     return result
 

@@ -44,7 +44,7 @@ def get_packed_filters(weight: Tensor, adjoint: bool, shuffle: int, amx: bool) -
     def pack(weight: Tensor, entry: packed_weight_cache.Entry | None) -> packed_weight_cache.Entry:
         given = describe_filters(weight, adjoint, shuffle)
         copy, result = entry or _allocate_entry(weight.nbytes, module.conv3x3_packed_size(given, amx))
-        module.conv3x3_pack_weight(given, amx, result.data_ptr(), copy.data_ptr(), torch.get_num_threads())
+        module.conv3x3_pack_weight(given, amx, result.data_ptr(), copy.data_ptr(), native.get_threads())
         return copy, result
 
     return packed_weight_cache.get_packed_weight(weight, ("conv3x3", adjoint, shuffle, amx, module.isa()), pack)
@@ -83,7 +83,7 @@ def pack_filters_uncached(weight: Tensor, adjoint: bool) -> Tensor:
     """Return the filters packed for the engine, for one call."""
     given, module = describe_filters(weight, adjoint, 1), native.get_module()
     copy, result = torch.empty_like(weight), torch.empty(module.conv3x3_packed_size(given, False), dtype=torch.float32)
-    module.conv3x3_pack_weight(given, False, result.data_ptr(), copy.data_ptr(), torch.get_num_threads())
+    module.conv3x3_pack_weight(given, False, result.data_ptr(), copy.data_ptr(), native.get_threads())
     return result
 
 

@@ -177,7 +177,7 @@ def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask
         if cuda:
             module.deform_conv2d_forward_cuda(*addresses, dims, *native.get_cuda_launch_arguments(input))
         else:
-            module.deform_conv2d_forward(*addresses, dims, torch.get_num_threads())
+            module.deform_conv2d_forward(*addresses, dims, native.get_threads())
     return to_memory_format(y, layout)
 
 
@@ -238,7 +238,7 @@ def _backward_native(grad_y, input, offset, weight, stride, padding, dilation, m
     if cuda:
         _backward_cuda(grad_y, x, offset, mask, weight, grads, dims)
         return [grad for grad in grads if grad is not None]
-    module, threads = native.get_module(), torch.get_num_threads()
+    module, threads = native.get_module(), native.get_threads()
     workspace = torch.empty(module.deform_conv2d_workspace(dims), dtype=torch.uint8, device=input.device)
     grad_x, grad_offset, grad_weight, grad_bias, grad_mask = grads
     tensors = (grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, grad_weight, grad_bias, workspace)

@@ -149,7 +149,7 @@ def run_formula(formula: str, like: Tensor, channels: int, operands, option: flo
     if native.runs_on_cuda(like):
         module.gates_cuda(*arguments, *native.get_cuda_launch_arguments(like))
     else:
-        module.gates_cpu(*arguments, torch.get_num_threads())
+        module.gates_cpu(*arguments, native.get_threads())
 
 
 class PointwiseOps:

@@ -82,7 +82,7 @@ def forward(query: Query) -> Tensor:
         return sum(forward(part._replace(out_dtype=query.compute_dtype)) for part in parts).to(query.out_dtype)
     call = NativeCall(query)
     y = torch.empty((maps.shape[0], query.queries, query.outputs), dtype=query.compute_dtype, device=maps.device)
-    native.get_module().inr_query_forward(call.native, y.data_ptr(), torch.get_num_threads())
+    native.get_module().inr_query_forward(call.native, y.data_ptr(), native.get_threads())
     return y.to(query.out_dtype)
 
 
@@ -119,7 +119,7 @@ def _compute_features(call: NativeCall, query: Query) -> tuple[Tensor, Tensor]:
             call.native, rows.data_ptr(), omega.data_ptr(), *native.get_cuda_launch_arguments(maps)
         )
     else:
-        module.inr_query_features(call.native, rows.data_ptr(), omega.data_ptr(), torch.get_num_threads())
+        module.inr_query_features(call.native, rows.data_ptr(), omega.data_ptr(), native.get_threads())
     return rows, omega
 
 
@@ -255,7 +255,7 @@ def _features_backward(call: NativeCall, grad_rows: Tensor, query: Query) -> tup
     offsets, rho_bias = torch.empty((5, depth), dtype=exact), torch.empty((2, heads), dtype=exact)
     workspace = torch.empty(call.native.workspace, dtype=torch.uint8)
     addresses = [t.data_ptr() for t in (grad_rows, grad_maps, offsets, rho_bias, workspace)]
-    module.inr_query_features_backward(call.native, *addresses, torch.get_num_threads())
+    module.inr_query_features_backward(call.native, *addresses, native.get_threads())
     return grad_maps.permute(0, 3, 1, 2), offsets, rho_bias
 
 
@@ -266,7 +266,7 @@ def _trunk_backward(call: NativeCall, grad_y: Tensor, query: Query) -> tuple[Ten
     grad_rows = torch.empty((grad_y.shape[0] * query.rows_per_query, query.depth), dtype=grad_y.dtype)
     workspace = torch.empty(call.native.trunk_workspace, dtype=torch.uint8)
     addresses = [t.data_ptr() for t in (grad_y, grad_rows, grad_layers, workspace)]
-    native.get_module().inr_query_trunk_backward(call.native, *addresses, torch.get_num_threads())
+    native.get_module().inr_query_trunk_backward(call.native, *addresses, native.get_threads())
     parts = grad_layers.split(sizes)
     return grad_rows, [*(g.view_as(w) for g, w in zip(parts[::2], call.weights, strict=True)), *parts[1::2]]
 

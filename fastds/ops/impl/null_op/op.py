@@ -51,7 +51,7 @@ def _copy(x: Tensor) -> Tensor:
     if native.runs_on_cuda(x):
         native.get_module().null_op_cuda(dense.data_ptr(), y.data_ptr(), dtype, n, *native.get_cuda_launch_arguments(x))
     else:
-        native.get_module().null_op_cpu(dense.data_ptr(), y.data_ptr(), dtype, n, torch.get_num_threads())
+        native.get_module().null_op_cpu(dense.data_ptr(), y.data_ptr(), dtype, n, native.get_threads())
     return y
 
 

@@ -126,7 +126,7 @@ def _forward(x, r, bias, act, negative_slope):
         native.get_module().pixel_shuffle_forward_cuda(*addresses, params, *native.get_cuda_launch_arguments(x))
     else:
         planes = layout != CHANNELS_LAST
-        native.get_module().pixel_shuffle_forward(*addresses, planes, params, torch.get_num_threads())
+        native.get_module().pixel_shuffle_forward(*addresses, planes, params, native.get_threads())
     return y
 
 
@@ -165,7 +165,7 @@ def _backward(grad_y, y, r, negative_slope, bias_dtype, needs_grad):
         partials = torch.empty((count, sums.numel()), dtype=sums.dtype, device=grad_y.device)
     addresses = [native.get_address(t) for t in (grad, result, grad_x, sums, partials)]
     if not on_cuda:
-        module.pixel_shuffle_backward(*addresses, layout != CHANNELS_LAST, params, torch.get_num_threads())
+        module.pixel_shuffle_backward(*addresses, layout != CHANNELS_LAST, params, native.get_threads())
     elif grad_y.numel():
         module.pixel_shuffle_backward_cuda(*addresses, params, *native.get_cuda_launch_arguments(grad_y))
     elif sums is not None:

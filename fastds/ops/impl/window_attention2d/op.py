@@ -68,7 +68,7 @@ def _forward(q, k, v, window):
         workspace = _allocate_workspace(dims, False, q.device)
         tensors = _resolve_signs(q, k, v)
         maps = (_describe_map(t) for t in (*tensors, y))
-        threads = torch.get_num_threads()
+        threads = native.get_threads()
         native.get_module().window_attention2d_forward(dims, *maps, lse.data_ptr(), workspace.data_ptr(), threads)
     return y, lse
 
@@ -98,7 +98,7 @@ def _backward(grad_y, q, k, v, y, lse, window, needs_grad):
         sinks = (_describe_map(next(given) if needed else None) for needed in needs_grad)
         tensors = _resolve_signs(grad_y, q, k, v, y)
         maps = map(_describe_map, tensors)
-        arguments = (dims, *maps, lse.data_ptr(), *sinks, workspace.data_ptr(), torch.get_num_threads())
+        arguments = (dims, *maps, lse.data_ptr(), *sinks, workspace.data_ptr(), native.get_threads())
         native.get_module().window_attention2d_backward(*arguments)
     return grads
 

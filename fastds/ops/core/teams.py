@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Threads on a machine that other processes use, too: see csrc/core/team.h."""
+
+import ctypes
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from fastds.ops.core import native
+
+
+@functools.cache
+def _connect_openmp() -> bool:
+    """Give the native module the function omp_set_num_threads of torch. Return False if there is no native module."""
+    if native.get_missing_reason() is not None:
+        return False
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        function = ctypes.cast(library.omp_set_num_threads, ctypes.c_void_p).value
+    except (OSError, AttributeError):  # another platform, or torch without OpenMP
+        return True
+    native.get_module().set_openmp(function)
+    return True
+
+
+@contextmanager
+def adapt_threads(enabled: bool = True) -> Iterator[None]:
+    """Context manager in which torch computes on one thread while several threads would be slower.
+
+    If other processes use the cores, a thread of a parallel loop may start 24 ms late. The native kernels then run on
+    one thread, and try several threads again after up to a second. In this context torch.get_num_threads() is 1 until
+    several threads are faster again.
+
+    Args:
+        enabled: False for computations whose bits depend on the number of threads of torch.
+    """
+    if not enabled or torch.compiler.is_compiling() or not _connect_openmp():
+        yield
+        return
+    module = native.get_module()
+    module.begin_scope(torch.get_num_threads())
+    try:
+        yield
+    finally:
+        module.end_scope()
