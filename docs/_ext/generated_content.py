@@ -119,11 +119,16 @@ class Leaderboard(Directive):
         return [make_table(["task", "data", "score", "model", "value", "cases", "command"], rows)]
 
 
+def list_format_rows() -> list[list[str]]:
+    """Return the name and the files of each format that a module of fastds.data.formats declares."""
+    from fastds.data.formats.registry import list_formats
+
+    return [[form.name, form.files] for form in list_formats()]
+
+
 class FileFormats(Directive):
     def run(self):
-        from fastds.data.formats.registry import list_formats
-
-        return [make_table(["format", "files"], [[form.name, form.files] for form in list_formats()])]
+        return [make_table(["format", "files"], list_format_rows())]
 
 
 def setup(app):

@@ -18,7 +18,8 @@ for package in ("netCDF4", "zarr", "eccodes", "rasterio", "pyproj", "cftime"):
 
 
 def find_wrong_results(count, folder, formats=None):
-    return [(number, outcome, message) for number, outcome, message, drawn in campaign(count, 20261129, folder, formats=formats)
+    drawn_files = campaign(count, 20261129, folder, formats=formats)
+    return [(number, outcome, message) for number, outcome, message, drawn in drawn_files
             if outcome not in ("right", "refused") or (outcome == "refused" and not drawn.damaged)]  # fmt: skip
 
 
