@@ -44,28 +44,26 @@ def _check_backward(grad_y, x, other, scale, needs_grad) -> None:
 # ---- native calls. A tensor whose address is passed stays referenced until the call returns.
 
 
-def _to_dense(*tensors: Tensor | None) -> list[Tensor | None]:
+def _to_dense(*tensors: Tensor) -> list[Tensor]:
     """Return contiguous tensors with the values of the given tensors.
 
     On the CPU the copies of strided tensors are in the thread's cached workspace. One call of get_workspace gives the
     memory for all copies, because the next call would return the same memory.
     """
-    copied = [t for t in tensors if t is not None and t.is_cpu and not t.is_contiguous()]
-    memory = native.get_workspace(sum(t.nbytes + _ALIGNMENT for t in copied)) if copied else None
+    if all(tensor.is_contiguous() or not tensor.is_cpu for tensor in tensors):
+        return [to_contiguous(tensor) for tensor in tensors]
+    memory = native.get_workspace(sum(tensor.nbytes + _ALIGNMENT for tensor in tensors))
     start, dense = 0, []
     for tensor in tensors:
-        if tensor is None or tensor.is_contiguous() or not tensor.is_cpu:
-            dense.append(None if tensor is None else to_contiguous(tensor))
-        else:
-            part = memory[start : start + tensor.nbytes]
-            dense.append(part.view(tensor.dtype).view(tensor.shape).copy_(tensor))
-            start += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        part = memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        dense.append(to_contiguous(tensor) if tensor.is_contiguous() else part.copy_(tensor))
+        start += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
     return dense
 
 
 def _forward(x: Tensor, other: Tensor | None, scale: float) -> Tensor:
-    y, (dense, addend) = _fake(x, other, scale), _to_dense(x, other)
-    addresses = dense.data_ptr(), native.get_address(addend), y.data_ptr()
+    y, dense = _fake(x, other, scale), _to_dense(*(tensor for tensor in (x, other) if tensor is not None))
+    addresses = dense[0].data_ptr(), 0 if other is None else dense[1].data_ptr(), y.data_ptr()
     arguments = *addresses, native.DTYPE_CODES[x.dtype], x.numel(), scale
     if native.runs_on_cuda(x):
         native.get_module().null_op_cuda(*arguments, *native.get_cuda_launch_arguments(x))
