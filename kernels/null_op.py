@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton kernel of null_op (y = x), the template of a kernel.
+"""Triton kernel of null_op (y = scale * x + other), the template of a kernel.
 
-One program copies BLOCK elements. Memory bandwidth limits the speed.
+One program computes BLOCK elements. Memory bandwidth limits the speed.
 """
 
 import torch
@@ -14,15 +14,18 @@ BLOCK = 1024
 
 
 @triton.jit
-def null_op(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+def null_op(x_ptr, other_ptr, y_ptr, n, scale, HAS_OTHER: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(y_ptr + i, tl.load(x_ptr + i, mask=i < n), mask=i < n)
+    y = scale * tl.load(x_ptr + i, mask=i < n).to(tl.float32)
+    if HAS_OTHER:
+        y += tl.load(other_ptr + i, mask=i < n).to(tl.float32)
+    tl.store(y_ptr + i, y.to(y_ptr.dtype.element_ty), mask=i < n)
 
 
-def launch(x: torch.Tensor, y: torch.Tensor) -> None:
-    """Copy x to y, both contiguous."""
+def launch(x: torch.Tensor, other: torch.Tensor | None, y: torch.Tensor, scale: float) -> None:
+    """Compute y = scale * x + other for contiguous tensors of one shape and dtype. other: None for zero."""
     n = x.numel()
     if n == 0:
         return
     with on_device(x):
-        null_op[(triton.cdiv(n, BLOCK),)](x, y, n, BLOCK=BLOCK)
+        null_op[(triton.cdiv(n, BLOCK),)](x, other, y, n, scale, HAS_OTHER=other is not None, BLOCK=BLOCK)

@@ -9,17 +9,18 @@ namespace FASTDS_ISA {
 namespace {
 
 template <class T>
-void run(const T* x, T* y, int64_t n, int threads) {
+void run(const T* x, const T* other, T* y, int64_t n, compute_t<T> scale, int threads) {
     parallel_for(n, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++) y[i] = null_op_value(x[i]);
+        for (int64_t i = begin; i < end; i++) y[i] = null_op_value(x, other, i, scale);
     });
 }
 
 }  // namespace
 
-void null_op_cpu(const void* x, void* y, const NullOpParams& params, int threads) {
+void null_op_cpu(const void* x, const void* other, void* y, const NullOpParams& params, int threads) {
     FASTDS_DTYPE_SWITCH(params.dtype,
-                        run(static_cast<const scalar*>(x), static_cast<scalar*>(y), params.n, threads))
+                        run(static_cast<const scalar*>(x), static_cast<const scalar*>(other), static_cast<scalar*>(y),
+                            params.n, static_cast<compute_t<scalar>>(params.scale), threads))
 }
 
 }  // namespace FASTDS_ISA

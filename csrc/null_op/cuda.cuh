@@ -8,9 +8,10 @@ namespace FASTDS_ISA {
 namespace {
 
 template <class T>
-__global__ void null_op_kernel(const T* __restrict__ x, T* __restrict__ y, int64_t n) {
+__global__ void null_op_kernel(const T* __restrict__ x, const T* __restrict__ other, T* __restrict__ y, int64_t n,
+                               compute_t<T> scale) {
     const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < n) y[i] = null_op_value(x[i]);
+    if (i < n) y[i] = null_op_value(x, other, i, scale);
 }
 
 }  // namespace

@@ -7,9 +7,11 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
+// Returns element i of the result. other: nullptr if nothing is added.
 template <class T>
-FASTDS_HD T null_op_value(T x) {
-    const compute_t<T> value = load(x);
+FASTDS_HD T null_op_value(const T* x, const T* other, int64_t i, compute_t<T> scale) {
+    compute_t<T> value = scale * load(x[i]);
+    if (other) value += load(other[i]);
     return store<T>(value);
 }
 

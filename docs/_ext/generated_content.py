@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sphinx extension with directives whose content comes from the installed package, so that pages cannot go stale.
 
-`command-help COMMAND` shows `fastds COMMAND --help`, `model-card NAME` the facts in the card of shipped weights, and
-`leaderboard` the rows of fastds/models/leaderboard.json.
+`command-help COMMAND` shows `fastds COMMAND --help`, `model-card NAME` the facts in the card of shipped weights,
+`leaderboard` the rows of fastds/models/leaderboard.json, and `file-formats` the formats that the readers declare.
 """
 
 import contextlib
@@ -119,8 +119,21 @@ class Leaderboard(Directive):
         return [make_table(["task", "data", "score", "model", "value", "cases", "command"], rows)]
 
 
+def list_format_rows() -> list[list[str]]:
+    """Return the name and the files of each format that a module of fastds.data.formats declares."""
+    from fastds.data.formats.registry import list_formats
+
+    return [[form.name, form.files] for form in list_formats()]
+
+
+class FileFormats(Directive):
+    def run(self):
+        return [make_table(["format", "files"], list_format_rows())]
+
+
 def setup(app):
     app.add_directive("command-help", CommandHelp)
     app.add_directive("model-card", CardTable)
     app.add_directive("leaderboard", Leaderboard)
+    app.add_directive("file-formats", FileFormats)
     return {"parallel_read_safe": True}

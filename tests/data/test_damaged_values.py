@@ -12,7 +12,7 @@ import xarray as xr
 from fastds.cli import _suppress_close_errors, main
 from fastds.data import open_dataset
 from fastds.data.formats.opening import _translate_errors
-from fastds.data.formats.registry import FORMATS
+from fastds.data.formats.registry import list_formats
 from tests.faulty.drawn_grib import write_regular
 from tests.faulty.drawn_radar import write_geotiff
 
@@ -164,14 +164,14 @@ def test_one_damaged_file_of_several_is_named(tmp_path):
 @pytest.mark.parametrize("error", [ValueError("bad number"), OSError("CRC check failed"), EOFError(), LookupError("x"),
                                    RuntimeError("a\nb"), UnicodeDecodeError("utf-8", b"a", 0, 1, "bad")])  # fmt: skip
 def test_reader_errors_name_the_file(tmp_path, error):
-    with pytest.raises(ValueError, match="a.nc") as found, _translate_errors(FORMATS[0], tmp_path / "a.nc"):
+    with pytest.raises(ValueError, match="a.nc") as found, _translate_errors(list_formats()[0], tmp_path / "a.nc"):
         raise error
     assert "\n" not in str(found.value)
 
 
 @pytest.mark.parametrize("error", [MemoryError("so much"), ImportError("no zarr"), KeyboardInterrupt()])
 def test_unrelated_errors_are_not_changed(tmp_path, error):
-    with pytest.raises(type(error)), _translate_errors(FORMATS[0], tmp_path / "a.nc"):
+    with pytest.raises(type(error)), _translate_errors(list_formats()[0], tmp_path / "a.nc"):
         raise error
 
 

@@ -6,19 +6,40 @@
 
 import warnings
 
+import numpy as np
 import pytest
 
 from tests.faulty.campaign import campaign
 from tests.faulty.planted import FAULTS, find_fault
+from tests.faulty.writers import load_writers
 
 for package in ("netCDF4", "zarr", "eccodes", "rasterio", "pyproj", "cftime"):
     pytest.importorskip(package, reason="the extra test brings the packages of all formats")
 
 
+def find_wrong_results(count, folder, formats=None):
+    drawn_files = campaign(count, 20261129, folder, formats=formats)
+    return [(number, outcome, message) for number, outcome, message, drawn in drawn_files
+            if outcome not in ("right", "refused") or (outcome == "refused" and not drawn.damaged)]  # fmt: skip
+
+
 def test_random_files_are_read_correctly(tmp_path):
-    found = [(number, outcome, message) for number, outcome, message, drawn in campaign(100, 20261129, tmp_path)
-             if outcome not in ("right", "refused") or (outcome == "refused" and not drawn.damaged)]  # fmt: skip
-    assert found == []
+    assert find_wrong_results(100, tmp_path) == []
+
+
+@pytest.mark.parametrize("form", load_writers())
+def test_random_files_of_each_format_are_read_correctly(tmp_path, form):
+    assert find_wrong_results(3, tmp_path, [form]) == []
+
+
+def test_writers_have_the_recorded_intervals():
+    """New writers take files of NetCDF-4 only, so that a seed still draws the same files of other formats."""
+    ends = np.cumsum([writer.share for writer in load_writers().values()])
+    starts = dict(zip(load_writers(), [0.0, *ends[:-1]], strict=True))
+    recorded = {"netcdf4": 0.0, "netcdf3": 0.35, "zarr2": 0.43, "zarr3": 0.52, "grib": 0.59, "odim": 0.76, "knmi": 0.84,
+                "geotiff": 0.88, "radolan": 0.92, "nimrod": 0.935, "meteonet": 0.97}  # fmt: skip
+    assert {form: starts[form] for form in recorded} == pytest.approx(recorded, abs=1e-12)
+    assert ends[-1] == pytest.approx(1.0)
 
 
 # The first file of seed 7 that shows a fault: the search begins there, to take less time.

@@ -18,10 +18,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from .campaign import FORMATS, campaign
+from .campaign import campaign
 from .commands import commands, good_files, run
 from .kinds import CONTAINERS, FIELDS, RADAR, Kind, make
 from .planted import FAULTS, find_fault
+from .writers import load_writers
 
 TABLES = {"radar": CONTAINERS | RADAR, "fields": FIELDS}
 
@@ -90,7 +91,8 @@ def main() -> int:
     parser.add_argument("--files", type=int, metavar="N", help="how many files are drawn by seed")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn files; default: 0")
     parser.add_argument("--first", type=int, default=0, metavar="K", help="number of the first drawn file; default: 0")
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, metavar="FORMAT", help="that are drawn; default: all")
+    formats = list(load_writers())
+    parser.add_argument("--formats", nargs="+", choices=formats, metavar="FORMAT", help="that are drawn; default: all")
     parser.add_argument(
         "--kinds", nargs="+", choices=sorted(set(TABLES["radar"]) | set(TABLES["fields"])), metavar="KIND"
     )

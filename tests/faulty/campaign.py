@@ -12,18 +12,14 @@ with contextlib.suppress(ImportError):
     import pyproj  # noqa: F401  before ecCodes, which brings a PROJ of its own: else the process ends with a double free
 
 from .drawn import Drawn
-from .drawn_binary import write_meteonet, write_nimrod, write_radolan
-from .drawn_cf import write_cf
-from .drawn_grib import write_grib
-from .drawn_radar import write_geotiff, write_knmi, write_odim
 from .judged import judge
+from .writers import load_writers
 
-_WRITERS = {
-    "grib": write_grib, "odim": write_odim, "knmi": write_knmi, "geotiff": write_geotiff, "radolan": write_radolan,
-    "nimrod": write_nimrod, "meteonet": write_meteonet,
-}  # fmt: skip
-FORMATS = ["netcdf4", "netcdf3", "zarr2", "zarr3", *_WRITERS]
-_SHARES = [0.35, 0.08, 0.09, 0.07, 0.17, 0.08, 0.04, 0.04, 0.015, 0.035, 0.03]
+
+def draw_format(rng: np.random.Generator) -> str:
+    """Draw the name of a format by the shares of the writers."""
+    writers = load_writers()
+    return str(rng.choice(list(writers), p=[writer.share for writer in writers.values()]))
 
 
 def draw(rng: np.random.Generator, folder: Path, formats: list[str] | None = None) -> Drawn:
@@ -36,8 +32,8 @@ def draw(rng: np.random.Generator, folder: Path, formats: list[str] | None = Non
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    form = str(rng.choice(FORMATS, p=_SHARES) if formats is None else rng.choice(formats))
-    drawn = _WRITERS[form](rng, folder) if form in _WRITERS else write_cf(rng, folder, form)
+    form = draw_format(rng) if formats is None else str(rng.choice(formats))
+    drawn = load_writers()[form].write(rng, folder)
     drawn.how["format"] = form
     if rng.random() < 0.08:
         _damage(rng, drawn, folder)

@@ -15,6 +15,7 @@ import numpy as np
 
 from .drawn import Drawn, random_field
 from .drawn_radar import transform
+from .writers import register_writer
 
 _START = datetime.datetime(2024, 6, 1, 11, 50)
 _FIRST = "2024-06-01T11:50"
@@ -25,6 +26,7 @@ _GRIDS = {"RX": (900, 900, 450, 450), "YW": (1100, 900, 550, 370)}
 _EARTH = {"3SW   2.13.1": "+a=6370040 +b=6370040", "5SW P30001H": "+ellps=WGS84"}
 
 
+@register_writer("radolan", share=0.015, added=3)
 def write_radolan(rng: np.random.Generator, folder: Path) -> Drawn:
     """Write composites of one RADOLAN product in one or more files or an archive.
 
@@ -113,6 +115,7 @@ def _stored(rng: np.random.Generator, folder: Path, way: str, contents: list[tup
     return path
 
 
+@register_writer("nimrod", share=0.035, added=2)
 def write_nimrod(rng: np.random.Generator, folder: Path) -> Drawn:
     """Write a field of any number type on the British National Grid, with its origin at the top left or bottom left."""
     import pyproj
@@ -162,6 +165,7 @@ def write_nimrod(rng: np.random.Generator, folder: Path) -> Drawn:
     return Drawn(path, var, values[None], lon, lat, np.zeros(1), 1e-4, cell / 111e3, how, valid.isoformat()[:16])
 
 
+@register_writer("meteonet", share=0.03, added=1)
 def write_meteonet(rng: np.random.Generator, folder: Path) -> Drawn:
     """Write a MeteoNet archive of rain or reflectivity (old or new product) and its coordinate file."""
     count, rows, columns = int(rng.integers(2, 5)), int(rng.integers(10, 30)), int(rng.integers(10, 30))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .drawn import KINDS, Drawn, Packing, Times, draw_grid, draw_stored, draw_times, draw_values
+from .writers import register_writer
 
 _LATIN1 = "Météo, 2 m au-dessus du sol".encode("latin-1")
 
@@ -21,7 +22,27 @@ class _Array:
     fill: object = None
 
 
-def write_cf(rng: np.random.Generator, folder: Path, form: str) -> Drawn:
+@register_writer("netcdf4", share=0.35, added=0)
+def write_netcdf4(rng: np.random.Generator, folder: Path) -> Drawn:
+    return _write_cf(rng, folder, "netcdf4")
+
+
+@register_writer("netcdf3", share=0.08, added=10)
+def write_netcdf3(rng: np.random.Generator, folder: Path) -> Drawn:
+    return _write_cf(rng, folder, "netcdf3")
+
+
+@register_writer("zarr2", share=0.09, added=9)
+def write_zarr2(rng: np.random.Generator, folder: Path) -> Drawn:
+    return _write_cf(rng, folder, "zarr2")
+
+
+@register_writer("zarr3", share=0.07, added=8)
+def write_zarr3(rng: np.random.Generator, folder: Path) -> Drawn:
+    return _write_cf(rng, folder, "zarr3")
+
+
+def _write_cf(rng: np.random.Generator, folder: Path, form: str) -> Drawn:
     """Write NetCDF or Zarr, as one file or as several with different packings."""
     zarr = form.startswith("zarr")
     count, shape = int(rng.integers(2, 6)), (int(rng.integers(12, 30)), int(rng.integers(12, 30)))

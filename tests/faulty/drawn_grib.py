@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from .drawn import Drawn, random_field
+from .writers import register_writer
 
 _MISSING = 9999.0
 
@@ -27,6 +28,7 @@ def _message(sample: str, keys: dict, values: np.ndarray) -> bytes:
     return content
 
 
+@register_writer("grib", share=0.17, added=7)
 def write_grib(rng: np.random.Generator, folder: Path) -> Drawn:
     """Write messages of a regular grid, of a projected one, or of several levels or members."""
     way = rng.random()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from .drawn import METRES, PROJECTIONS, Drawn, random_field
+from .writers import register_writer
 
 _RADAR = ("DBZH", "RATE", "ACRR")
 
@@ -16,6 +17,7 @@ def transform(crs: object, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np
     return pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform(*np.meshgrid(x, y))
 
 
+@register_writer("odim", share=0.08, added=6)
 def write_odim(rng: np.random.Generator, folder: Path) -> Drawn:
     """Write a composite in ODIM HDF5 with projected or geographic coordinates and any dtype."""
     import h5py
@@ -79,6 +81,7 @@ def write_odim(rng: np.random.Generator, folder: Path) -> Drawn:
     return Drawn(path, var, values[None], lon, lat, np.zeros(1), 1e-4, cell, how, "2024-06-01T12:00")
 
 
+@register_writer("knmi", share=0.04, added=5)
 def write_knmi(rng: np.random.Generator, folder: Path) -> Drawn:
     """Write a file in the HDF5 format of KNMI, with offsets and cell sizes in km or m."""
     import h5py
@@ -137,6 +140,7 @@ def write_knmi(rng: np.random.Generator, folder: Path) -> Drawn:
     return Drawn(path, "rainfall_amount", values[None], lon, lat, np.zeros(1), 1e-5, cell / 111e3, how, first)
 
 
+@register_writer("geotiff", share=0.04, added=4)
 def write_geotiff(rng: np.random.Generator, folder: Path) -> Drawn:
     """Write a GeoTIFF image of reflectivity with coordinates in metres or feet.
 

@@ -19,6 +19,7 @@ def test_null_op_copies(device):
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         x = torch.randn(1001, device=device).to(dtype)
         assert torch.equal(null_op(x), x)
+        assert torch.equal(null_op(x, x, 0.5), (1.5 * x.double()).to(dtype))
 
 
 def test_streams_graphs_and_compile(device):

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpuless.emu import Emulator, build, ptxas_report, sanitized_run
+from gpuless.emu import Emulator, build, sanitized_run
 
-from fastds.ops import null_op
 from fastds.ops.core import native as _native
 
 RIG = Path(__file__).parent / "kernels" / "rig"
@@ -172,17 +171,6 @@ def test_launches_are_recorded_and_limits_enforced(rig):
             rig.row_sum(x.data_ptr(), y.data_ptr(), 0, 2, 64, threads, shared)
 
 
-@pytest.mark.sanitized
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_null_op(emulated, dtype):
-    x = torch.randn(3, 301).to(dtype).requires_grad_()
-    emulator = emulated("null_op")
-    y = null_op(x)
-    assert torch.equal(y, x) and [launch.grid[0] for launch in emulator.launches] == [4]
-    y.backward(y.detach())
-    assert torch.equal(x.grad, x) and len(emulator.launches) == 2
-
-
 MISTAKES = {
     "none": (
         "rig.read(x_at, y_at, 1000, 24, False); rig.read(x_at, y_at, 256, 0, True); rig.shared_overrun(y_at, 24)",
@@ -234,8 +222,3 @@ def test_sanitizers_name_the_line(mistake, results):
     else:
         assert status != 0 and re.search(MISTAKES[mistake][1], text), text[-3000:]
         assert "rig/cuda.cuh:" in text
-
-
-def test_registers_and_spills_of_null_op():
-    for kernel in ptxas_report("null_op", 80):
-        assert kernel.spills == 0 and kernel.stack == 0 and kernel.registers <= 32, kernel

@@ -126,7 +126,7 @@ CALLS = {
     "inr_query": (
         lambda x: ops.inr_query(x, ops.GridSpec.cells((12, 12), (20, 20)), feature="affine", ensemble="late"), (maps(),)
     ),
-    "null_op": (lambda x: ops.null_op(x), (maps(),)),
+    "null_op": (lambda x, y: ops.null_op(x, y, scale=0.5), (maps(), maps())),
     "pixel_shuffle": (lambda x: ops.pixel_shuffle(x, 2), (maps(),)),
     "pixel_unshuffle": (lambda x: ops.pixel_unshuffle(x, 2), (maps(),)),
     "window_attention2d": (lambda q, k: ops.window_attention2d(q, k, k, window=5), (maps(), maps())),

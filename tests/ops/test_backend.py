@@ -87,13 +87,17 @@ def test_explain_names_the_backend(native, monkeypatch):
     assert fastds.explain("null_op", x) == {"native": "chosen", "triton": no_gpu, "reference": "usable"}
     with fastds.use_backend("reference"):
         assert fastds.explain("null_op", x=x) == {"native": "usable", "triton": no_gpu, "reference": "chosen"}
-    monkeypatch.setitem(OPS["null_op"].backends, "triton", Backend(None, lambda x: "x is on cpu, Triton needs CUDA"))
+    monkeypatch.setitem(
+        OPS["null_op"].backends, "triton", Backend(None, lambda x, *_: "x is on cpu, Triton needs CUDA")
+    )
     assert fastds.explain("null_op", x)["triton"] == "refused: x is on cpu, Triton needs CUDA"
-    assert fastds.explain("null_op_backward", x, x, [True])["native"] == "chosen"
+    assert fastds.explain("null_op_backward", x, x, None, 1.0, [True, False])["native"] == "chosen"
 
 
 def test_forced_unsupported_backend_raises(monkeypatch):
-    monkeypatch.setitem(OPS["null_op"].backends, "triton", Backend(None, lambda x: "x is on cpu, Triton needs CUDA"))
+    monkeypatch.setitem(
+        OPS["null_op"].backends, "triton", Backend(None, lambda x, *_: "x is on cpu, Triton needs CUDA")
+    )
     with (
         fastds.use_backend("triton"),
         pytest.raises(RuntimeError, match="'triton' was requested, but fastds.null_op .*on cpu"),

@@ -16,11 +16,11 @@ from fastds.ops.core.registry import OPS
 from fastds.ops.flops import FORMULAS
 
 # Ops of no products with weights, which torch does not count either.
-UNCOUNTED = {
-    name
-    for name in OPS
-    if name.startswith(("lstm_gates", "st_lstm", "memory_gates", "output_gate", "gru_", "traj_gru", "null_", "pixel_"))
-}
+UNCOUNTED_PREFIXES = (
+    "lstm_gates", "st_lstm", "memory_gates", "output_gate", "gru_", "traj_gru", "pixel_",
+    "null_op",
+)  # fmt: skip
+UNCOUNTED = {name for name in OPS if name.startswith(UNCOUNTED_PREFIXES)}
 
 
 def counted(function, *inputs, backward=True):

@@ -11,6 +11,7 @@ import torch
 
 import fastds
 from fastds.ops import null_op
+from fastds.ops.impl.null_op import reference
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHAPES = [(), (0,), (1,), (7,), (2, 3, 5, 7), (2, 0, 3)]
@@ -34,10 +35,21 @@ def test_forward(shape, dtype, native):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward_with_a_second_tensor_and_an_option(shape, dtype, native):
+    x, other = (torch.randn(shape, dtype=torch.float64).to(dtype) for _ in range(2))
+    expected = reference.null_op(x.double(), other.double(), 0.7)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(null_op(x, other, 0.7), expected.to(dtype), rtol=eps, atol=2 * eps)
+    assert torch.equal(null_op(x, scale=2), 2 * x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_instruction_set(dtype, isa, native):
     x = special_values(dtype)
     assert native.isa() == isa
     torch.testing.assert_close(null_op(x), x, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(null_op(x, scale=-1.0), -x, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -55,11 +67,14 @@ def test_strided_inputs():
     x = torch.randn(4, 6, 5, 3)
     for view in (x[:, ::2], x.transpose(1, 3), x.to(memory_format=torch.channels_last), x[:1].expand(4, 6, 5, 3)):
         assert torch.equal(null_op(view), view) and null_op(view).is_contiguous()
+        other = torch.randn(view.shape[::-1]).permute(*range(view.dim() - 1, -1, -1))
+        assert torch.equal(null_op(view, other, 2.0), 2 * view + other), "the copies must not share memory"
 
 
 def test_gradients():
-    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(null_op, (x,)) and torch.autograd.gradgradcheck(null_op, (x,))
+    x, other = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    for inputs in ((x,), (x, other, 0.7), (x.detach(), other, 0.7), (x, None, -2.0)):
+        assert torch.autograd.gradcheck(null_op, inputs) and torch.autograd.gradgradcheck(null_op, inputs)
     assert not null_op(x.detach()).requires_grad
     with torch.no_grad():
         assert not null_op(x).requires_grad
@@ -97,7 +112,9 @@ def test_vmap():
 def test_opcheck(dtype, native):
     x = torch.randn(2, 3, dtype=torch.float64).to(dtype).requires_grad_()
     torch.library.opcheck(torch.ops.fastds.null_op, (x,))
-    torch.library.opcheck(torch.ops.fastds.null_op_backward, (torch.ones(2, 3, dtype=dtype), x.detach(), [True]))
+    torch.library.opcheck(torch.ops.fastds.null_op, (x, x.detach(), 0.5))
+    arguments = torch.ones(2, 3, dtype=dtype), x.detach(), x.detach(), 0.5
+    torch.library.opcheck(torch.ops.fastds.null_op_backward, (*arguments, [True, True]))
 
 
 def test_compile_with_gradients():
@@ -129,10 +146,11 @@ def test_inference_mode(native):
 
 def test_backends_agree(native):
     x = torch.randn(4, 5)
-    with fastds.use_backend("reference"):
-        expected = null_op(x)
-    with fastds.use_backend("native"):
-        assert torch.equal(null_op(x), expected)
+    for arguments in ((x,), (x, x.t().reshape(4, 5), 0.5)):
+        with fastds.use_backend("reference"):
+            expected = null_op(*arguments)
+        with fastds.use_backend("native"):
+            assert torch.equal(null_op(*arguments), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -155,9 +173,10 @@ from fastds.ops import null_op
 for x in (torch.randn(3, 700), torch.randn(5, 4).half().t(), torch.empty(0)):
     x.requires_grad_()
     with fastds.use_backend("triton"):
-        y = null_op(x)
-        (grad,) = torch.autograd.grad(y, x, torch.full_like(y, 2))
-    assert y.is_contiguous() and torch.equal(y, x) and torch.equal(grad, torch.full_like(x, 2))
+        y, z = null_op(x), null_op(x, x.detach(), 0.5)
+        (grad,) = torch.autograd.grad(y.sum() + z.sum(), x)
+    assert y.is_contiguous() and torch.equal(y, x) and torch.equal(grad, torch.full_like(x, 1.5))
+    torch.testing.assert_close(z, (1.5 * x.double()).to(x.dtype))
 """
     path = os.pathsep.join([str(Path(fastds.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
@@ -174,4 +193,12 @@ def test_error_messages():
     with pytest.raises(TypeError, match="x has dtype torch.int64"):
         torch.ops.fastds.null_op(x.long())
     with pytest.raises(ValueError, match=r"grad_y has shape \(1,\), expected \(2,\)"):
-        torch.ops.fastds.null_op_backward(x[:1], x, [True])
+        torch.ops.fastds.null_op_backward(x[:1], x, None, 1.0, [True, False])
+    with pytest.raises(ValueError, match=r"other has shape \(1,\), expected \(2,\)"):
+        null_op(x, x[:1])
+    with pytest.raises(TypeError, match="other has dtype torch.float64, expected torch.float32"):
+        null_op(x, x.double())
+    with pytest.raises(TypeError, match="scale is a str, expected a number"):
+        null_op(x, scale="2")
+    with pytest.raises(ValueError, match="scale must be a finite number, got nan"):
+        null_op(x, scale=float("nan"))

@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"null_op": "copied_op", "NullOp": "CopiedOp", "NULL_OP": "COPIED_OP"}
 TEMPLATE = (
     "csrc/null_op", "kernels/null_op.py", "fastds/ops/impl/null_op", "tests/ops/test_null_op.py",
-    "tests/fuzz/ops/null_op.py",
+    "tests/fuzz/ops/null_op.py", "tests/gpuless/test_null_op_emulated.py", "tests/gpuless/test_compile_null_op.py",
+    "tests/gpu/test_null_op.py",
 )  # fmt: skip
+LISTS = ("fastds/ops/__init__.py", "tests/nn/test_fx.py", "tests/ops/test_flops.py")  # each has a line for each op
 BOTH = """
 import fastds, torch
 
@@ -23,7 +25,19 @@ def test_both():
     assert fastds.ops.copied_op(torch.ones(1)).tolist() == fastds.ops.null_op(torch.ones(1)).tolist() == [1.0]
 """
 TESTS = ("tests/ops/test_both.py", "tests/ops/test_copied_op.py")
-OF_ALL = ("test_fuzz.py", "test_registered_ops.py", "test_explain.py")  # tests of all ops, which find the new one
+# Tests of all ops, which find the new one, and the tests of them that must pass.
+OF_ALL = {
+    "tests/ops/test_fuzz.py": "test_fuzz_calls_agree_with_the_reference[copied_op-special]",
+    "tests/ops/test_registered_ops.py": "test_schema_change_is_detected[copied_op_backward]",
+    "tests/ops/test_explain.py": "test_explain_names_the_backend_of_every_op[copied_op]",
+    "tests/ops/test_flops.py": "test_every_op_of_products_is_counted",
+    "tests/nn/test_fx.py": "test_fx_op_is_one_node[copied_op]",
+}
+WITHOUT_GPU = {
+    "tests/gpuless/test_copied_op_emulated.py": "test_cuda_kernel_agrees_with_the_reference[torch.bfloat16]",
+    "tests/gpuless/test_compile_copied_op.py": "test_triton_kernel_compiles[torch.bfloat16-90]",
+}
+SELECTED = "copied_op or test_every_op_of_products_is_counted or test_fx_covers_every_op"
 BUILD_MINUTES, TEST_MINUTES = 10, 5
 
 
@@ -44,21 +58,30 @@ def copy_of_the_template(checkout):
             target.write_text(renamed(file.read_text()))
 
 
+def add_to_the_lists(checkout):
+    """Do step 4 of the instructions: repeat each line of a list that names the template."""
+    for place in LISTS:
+        lines = (checkout / place).read_text().splitlines()
+        added = [line for old in lines for line in ([old, renamed(old)] if "null_op" in old else [old])]
+        assert len(added) == len(lines) + 1, f"{place} names the template in more than one line"
+        (checkout / place).write_text("\n".join(added) + "\n")
+
+
 @pytest.fixture
 def checkout(tmp_path):
     """Copy the checkout without the native code of the other ops, which shortens the compilation."""
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("fastds", "kernels"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
-    for name in ("core", "null_op"):
+    for name in ("core", "emu", "null_op"):
         shutil.copytree(ROOT / "csrc" / name, tmp_path / "csrc" / name)
     for name in ("csrc/bind.cpp", "setup.py", "pyproject.toml", "README.md", "tests/conftest.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
-    (tmp_path / "tests" / "ops").mkdir()
-    for name in ("test_null_op.py", *OF_ALL):
-        shutil.copy(ROOT / "tests" / "ops" / name, tmp_path / "tests" / "ops" / name)
-    for name in ("fuzz", "support"):
+    for name in ("tests/ops/test_null_op.py", "tests/gpu/test_null_op.py", *OF_ALL):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("fuzz", "support", "gpuless"):
         shutil.copytree(ROOT / "tests" / name, tmp_path / "tests" / name, ignore=ignore)
     for path in (tmp_path / "tests" / "fuzz" / "ops").glob("[!_]*.py"):
         if path.stem != "null_op":
@@ -83,19 +106,20 @@ def run(checkout, minutes, *command):
 )
 def test_copied_template_builds_and_passes(checkout):
     copy_of_the_template(checkout)
+    add_to_the_lists(checkout)
     run(checkout, BUILD_MINUTES, "setup.py", "-q", "build_ext", "--inplace")
     (checkout / "tests" / "ops" / "test_both.py").write_text(BOTH)
     results = run(checkout, TEST_MINUTES, "-m", "pytest", "-v", "-p", "no:cacheprovider", *TESTS)
     assert "test_both.py::test_both PASSED" in results and "failed" not in results
     assert results.count("test_copied_op.py::") > 10
-    files = [f"tests/ops/{name}" for name in OF_ALL]
-    results = run(checkout, TEST_MINUTES, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", "copied_op", *files)
-    for test in (
-        "test_fuzz_calls_agree_with_the_reference[copied_op-special]",
-        "test_schema_change_is_detected[copied_op_backward]",
-        "test_explain_names_the_backend_of_every_op[copied_op]",
-    ):
-        assert f"{test} PASSED" in results, test
+    results = run(checkout, TEST_MINUTES, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-k", SELECTED, *OF_ALL)
+    for file, test in OF_ALL.items():
+        assert f"{file}::{test} PASSED" in results, test
+    if importlib.util.find_spec("triton") is None:
+        return
+    results = run(checkout, TEST_MINUTES, "-m", "pytest", "-v", "-p", "no:cacheprovider", *WITHOUT_GPU)
+    for file, test in WITHOUT_GPU.items():
+        assert f"{file}::{test} PASSED" in results, test
 
 
 def test_template_name_has_one_spelling():
@@ -109,4 +133,5 @@ def test_template_name_has_one_spelling():
 
 def test_recipe_lists_the_copied_files():
     recipe = (ROOT / "csrc" / "README.md").read_text()
-    assert all(place in recipe for place in TEMPLATE) and all(f"`{name}`" in recipe for name in NAMES)
+    assert all(f"`{name}`" in recipe for name in NAMES)
+    assert all(place in recipe for place in (*TEMPLATE, *LISTS))

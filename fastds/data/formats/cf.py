@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from fastds.data.errors import find_system_errno, format_names, summarize_error, warn_left_out
+from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import HDF5_SIGNATURE, FileProbe
 from fastds.data.formats.hdf5 import check_filters, translate_hdf5_errors
 from fastds.data.formats.masking import VALID_ATTRIBUTES, decode_dataset
@@ -220,3 +221,29 @@ def add_time_dimension(dataset: xr.Dataset) -> xr.Dataset:
         dataset = dataset.drop_vars("start_time").assign(time_bounds=(("time", "bounds"), bounds))
         dataset["time"].attrs["bounds"] = "time_bounds"
     return dataset
+
+
+NETCDF4 = Format(
+    name="NetCDF-4",
+    files="CF-conforming files; also a file with all fields in one group",
+    matches=is_netcdf4,
+    read=read_netcdf4,
+    order=40,  # after all other formats in HDF5, whose files is_netcdf4 matches, too
+    lead_is_data=True,
+)
+NETCDF3 = Format(
+    name="NetCDF-3",
+    files="CF-conforming files",
+    matches=is_netcdf3,
+    read=read_netcdf3,
+    order=50,
+    lead_is_data=True,
+)
+ZARR = Format(
+    name="Zarr",
+    files="CF-conforming stores",
+    matches=is_zarr,
+    read=read_zarr,
+    order=60,
+    lead_is_data=True,
+)

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from fastds.data.formats import cf_builder
+from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import FileProbe
 from fastds.data.radar.reflectivity import NO_ECHO_DBZ
 
@@ -42,3 +43,12 @@ def read(probe: FileProbe) -> xr.Dataset:
     fields["reflectivity"][1]["comment"] = f"vertical maximum; echoes from {_THRESHOLD:g} dBZ"
     attributes = {"title": "Radar-DPC VMI", "institution": "Dipartimento della Protezione Civile"}
     return cf_builder.make_geographic_dataset(fields, [np.datetime64(int(match[1]), "ms")], axes, **attributes)
+
+
+FORMAT = Format(
+    name="Radar-DPC HDF5",
+    files="reflectivity of the Italian civil protection",
+    matches=matches,
+    read=read,
+    order=30,
+)

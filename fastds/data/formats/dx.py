@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from fastds.data.formats import cf_builder
+from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import FileProbe
 
 NO_ECHO_DBZ = -32.5
@@ -88,3 +89,6 @@ def _decode_beams(body: bytes, probe: FileProbe) -> np.ndarray:
     if len(starts) != _BEAMS:
         raise ValueError(f"{probe.path} is truncated or damaged: {len(starts)} beams and not {_BEAMS}")
     return found
+
+
+FORMAT = Format(name="DWD DX", files="single radars of DWD", matches=matches, read=read, order=130)

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from fastds.data.formats import cf_builder
+from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import FileProbe
 
 _EARTH_RADIUS_M = 6371288.0
@@ -72,3 +73,6 @@ def _parse_numbers(header: str, name: str, probe: FileProbe) -> list[float]:
     if match is None:
         raise ValueError(f"{probe.path} has no {name} in its comments")
     return [float(text) for text in match.groups() if text]
+
+
+FORMAT = Format(name="FMI PGM", files="composites of FMI", matches=matches, read=read, order=90)

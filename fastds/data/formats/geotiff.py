@@ -10,6 +10,7 @@ import xarray as xr
 
 from fastds.data.errors import summarize_error
 from fastds.data.formats import cf_builder
+from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import FileProbe
 from fastds.data.grid.variables import is_dbz, parse_rain_units
 from fastds.data.packages import import_pyproj, require
@@ -138,3 +139,6 @@ def _parse_digits(match: re.Match) -> datetime.datetime | None:
         return datetime.datetime.strptime(match[1] + match[2], "%Y%m%d%H%M")
     except ValueError:
         return None
+
+
+FORMAT = Format(name="GeoTIFF", files="any source", matches=matches, read=read, order=110)

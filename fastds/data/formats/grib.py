@@ -14,6 +14,7 @@ import xarray as xr
 
 from fastds.data.errors import warn_left_out
 from fastds.data.formats import cf_builder
+from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import FileProbe
 from fastds.data.formats.grib_messages import check_messages
 from fastds.data.formats.lazy import map_values
@@ -259,3 +260,13 @@ def _convert_mrms(dataset: xr.Dataset, probe: FileProbe) -> xr.Dataset:
     attributes = {"title": f"MRMS {product}", "institution": str(dataset.attrs.get("institution", "NOAA"))}
     axes = tuple(np.round(dataset[axis].values, 5) for axis in ("latitude", "longitude"))
     return cf_builder.make_geographic_dataset(fields, [dataset["time"].values], axes, **attributes)
+
+
+FORMAT = Format(
+    name="GRIB",
+    files="fields of weather models and reanalyses, MRMS",
+    matches=matches,
+    read=read,
+    order=70,
+    lead_is_data=True,
+)

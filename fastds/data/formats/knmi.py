@@ -10,6 +10,7 @@ import xarray as xr
 
 from fastds.data.errors import format_names, warn_left_out
 from fastds.data.formats import cf_builder
+from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import FileProbe
 from fastds.data.formats.hdf5 import check_filters, get_required, parse_number, parse_text, translate_hdf5_errors
 
@@ -157,3 +158,6 @@ def _format_semi_axis(value: float) -> str:
     metres = value * 1e3 if value < 1e5 else value
     exact = {6378140.0: 6378137.0, 6356750.0: 6356752.0}
     return f"{exact.get(round(metres), metres):.1f}"
+
+
+FORMAT = Format(name="KNMI HDF5", files="rain amounts and reflectivity of KNMI", matches=matches, read=read, order=20)

@@ -9,6 +9,7 @@ import xarray as xr
 from PIL import Image
 
 from fastds.data.formats import cf_builder
+from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import FileProbe
 
 _NAME = re.compile(r"(AQC|CPC)(\d{2})(\d{3})(\d{2})(\d{2}).*_(\d{5})\.")
@@ -56,3 +57,6 @@ def read(probe: FileProbe) -> xr.Dataset:
     return cf_builder.make_projected_dataset(
         fields, [time], axes, cf_builder.make_grid_mapping(_SWISS, axes), **attributes
     )
+
+
+FORMAT = Format(name="MeteoSwiss GIF", files="composites of MeteoSwiss", matches=matches, read=read, order=100)

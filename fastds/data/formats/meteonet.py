@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from fastds.data.formats import cf_builder
+from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import FileProbe
 
 _NAME = re.compile(r"(rainfall|reflectivity)_(?:new_|old_)?([A-Z]{2})_")
@@ -28,14 +29,6 @@ _STATE_BYTES = 10
 def matches(probe: FileProbe) -> bool:
     """Return True for an npz archive with the arrays data and dates."""
     return {"data.npy", "dates.npy"} <= probe.members
-
-
-def describe_other_archive(probe: FileProbe) -> str:
-    """Describe an npz archive that is not a MeteoNet archive of fields, as the end of an error message."""
-    found = ", ".join(sorted(name.removesuffix(".npy") for name in probe.members))
-    if {"lats.npy", "lons.npy"} <= probe.members:
-        return "of coordinates alone; give the archives of rain or reflectivity in the same folder, which it belongs to"
-    return f"of {found}; those of MeteoNet are read, which hold data and dates"
 
 
 def read(probe: FileProbe) -> xr.Dataset:
@@ -124,3 +117,6 @@ def _read_coordinates(path: pathlib.Path, zone: str, shape: tuple[int, int]) -> 
     if lats.shape != shape:
         raise ValueError(f"{file} has the shape {lats.shape}, {path} {shape}")
     return lats[:, 0], lons[0]
+
+
+FORMAT = Format(name="MeteoNet npz", files="MeteoNet, radar data of Meteo-France", matches=matches, read=read, order=80)

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from fastds.data.formats import cf_builder
+from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import FileProbe
 from fastds.data.radar.reflectivity import NO_ECHO_DBZ
 
@@ -163,3 +164,6 @@ def _is_dbz(header: bytes) -> bool:
 def _parse_time(parts: tuple[int, ...]) -> datetime.datetime | None:
     year, month, day, hour, minute, second = (max(part, 0) for part in parts)
     return datetime.datetime(year, month, day, hour, minute, second) if year else None
+
+
+FORMAT = Format(name="Nimrod", files="composites of the Met Office", matches=matches, read=read, order=120)

@@ -11,6 +11,7 @@ import xarray as xr
 
 from fastds.data.errors import format_names, warn_left_out
 from fastds.data.formats import cf_builder
+from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import FileProbe
 from fastds.data.formats.hdf5 import check_filters, get_required, parse_number, parse_text, translate_hdf5_errors
 from fastds.data.radar.reflectivity import NO_ECHO_DBZ
@@ -219,3 +220,6 @@ def _make_dataset(
     return cf_builder.make_projected_dataset(
         fields, [time], axes, cf_builder.make_grid_mapping(text, axes), **attributes
     )
+
+
+FORMAT = Format(name="ODIM HDF5", files="composites of OPERA, DWD, FMI, DMI", matches=matches, read=read, order=10)

@@ -17,10 +17,10 @@ import xarray as xr
 from fastds._argument_types import validate_arguments
 from fastds._options import OptionError
 from fastds.data.errors import make_read_error
-from fastds.data.formats import radolan
+from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import FileProbe
 from fastds.data.formats.lazy import guard_values
-from fastds.data.formats.registry import Format, describe_unsupported, detect_format
+from fastds.data.formats.registry import describe_unsupported, detect_format
 from fastds.data.grid.axes import find_dataset_time
 from fastds.data.grid.grids import find_grid_mappings
 from fastds.data.grid.times import parse_utc_text
@@ -29,8 +29,6 @@ from fastds.data.grid.variables import is_same_unit
 _IGNORED_SUFFIXES = (".idx", ".txt", ".md", ".json", ".yaml", ".csv", ".log", ".xml", ".part")  # no fields
 _SAME_GRID = 1e-3  # tolerance of coordinates of different files, in cells
 _UNEXPECTED_ERRORS = (KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RuntimeError, struct.error)
-# In these formats a coordinate `lead` is user data; in others a reader of fastds added it.
-_FORMATS_WITH_LEAD = ("NetCDF-4", "NetCDF-3", "Zarr", "GRIB")
 _STORAGE_KEYS = ("dtype", "scale_factor", "add_offset", "_FillValue")
 Part = tuple[pathlib.Path, xr.Dataset]  # a file and its dataset
 InputPaths = str | os.PathLike | Iterable[str | os.PathLike]
@@ -40,10 +38,10 @@ InputPaths = str | os.PathLike | Iterable[str | os.PathLike]
 def open_dataset(path: InputPaths, *, start: str | None = None, stop: str | None = None) -> xr.Dataset:
     """Open fields as an xarray.Dataset (time, y, x) with times, fill values and coordinates decoded.
 
-    The format is detected by contents: NetCDF-4 and -3, Zarr, GRIB (also MRMS), ODIM and KNMI HDF5, RADOLAN and DX,
-    Nimrod, Radar-DPC, FMI PGM, MeteoSwiss GIF, MeteoNet npz, GeoTIFF. Missing values are NaN; the attribute
-    no_echo_value is the value of no echo. encoding["format"] is the name of the format, encoding["files"] the number of
-    files and encoding["path"] a description of the input.
+    The format is detected by contents. The page "Formats" of the manual lists the formats, which are, among others,
+    NetCDF, Zarr, GRIB and the formats of radar composites of several weather services. Missing values are NaN; the
+    attribute no_echo_value is the value of no echo. encoding["format"] is the name of the format, encoding["files"] the
+    number of files and encoding["path"] a description of the input.
 
     Warnings (UserWarning) report, among others, fields and files that are left out, fields that are forecasts, and
     invalid metadata.
@@ -147,9 +145,9 @@ def _drop_unknown_formats(probes: list[FileProbe], forms: list[Format | None]) -
 
 
 def _read(form: Format, probes: Sequence[FileProbe]) -> xr.Dataset:
-    if form.name == "RADOLAN":  # its reader joins several files, since one archive may hold many composites
+    if form.read_files is not None:
         with _translate_errors(form, *(probe.path for probe in probes)):
-            return radolan.open_radolan([probe.path for probe in probes])
+            return form.read_files([probe.path for probe in probes])
     if len(probes) == 1:
         return _select_observations(form, [(probes[0].path, _read_one(form, probes[0]))])[0][1]
     return _join_files(form, probes)
@@ -305,13 +303,13 @@ def _expand_time(dataset: xr.Dataset, path: pathlib.Path) -> xr.Dataset:
 def _select_observations(form: Format, parts: list[Part]) -> list[Part]:
     """Return the files of lead time 0, with a warning about the others.
 
-    If all files are forecasts of one lead time, all are returned with a warning. Files of NetCDF, Zarr and GRIB are
-    returned unchanged.
+    If all files are forecasts of one lead time, all are returned with a warning. Files of a format whose
+    `lead_is_data` is True are returned unchanged.
 
     Raises:
         ValueError: All files are forecasts, and their lead times differ.
     """
-    if form.name in _FORMATS_WITH_LEAD:
+    if form.lead_is_data:
         return parts
     leads = [_get_lead_minutes(part) for _, part in parts]
     ahead = sorted({lead for lead in leads if lead})

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import FileProbe
 
 _END = b"\x03"
@@ -113,16 +114,21 @@ def _select_observations(fields: list[tuple[dict[str, Any], np.ndarray]]) -> lis
     return selected
 
 
-def is_radolan(path: str | os.PathLike) -> bool:
+def matches(probe: FileProbe) -> bool:
     """Return True for a RADOLAN composite, also compressed, and for an archive whose first file is one."""
     try:
-        name, data = next(_iterate_members(pathlib.Path(path), most=1000))
+        name, data = next(_iterate_members(probe.path, most=1000))
     except (OSError, ValueError, StopIteration):
         return False
     try:
         return _parse_header(name, data.decode("latin-1")) is not None
     except ValueError:  # a composite of an unknown product or grid
         return True
+
+
+def read(probe: FileProbe) -> xr.Dataset:
+    """Read a file, see `open_radolan`."""
+    return open_radolan(probe.path)
 
 
 def _iterate_members(path: pathlib.Path, most: int = -1) -> Iterator[tuple[str, bytes]]:
@@ -261,3 +267,13 @@ def _compute_distance_from_pole(latitude: float, earth: dict[str, float]) -> flo
 
     m = np.cos(np.deg2rad(60.0)) / np.sqrt(1.0 - (eccentricity * np.sin(np.deg2rad(60.0))) ** 2)
     return radius * m * t(latitude) / t(60.0)
+
+
+FORMAT = Format(
+    name="RADOLAN",
+    files="composites of DWD",
+    matches=matches,
+    read=read,
+    order=140,  # last, since a compressed file or an archive is unpacked to recognise it
+    read_files=open_radolan,  # one archive may hold many composites
+)

@@ -1,45 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""List of the supported file formats, in the order in which they are tried, and hints for unsupported ones."""
+"""Discovery of the supported file formats, detection of the format of a file, and hints for unsupported formats."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+import importlib
+import pkgutil
 
-import xarray as xr
-
-from fastds.data.formats import cf, dpc, dx, fmi, geotiff, grib, knmi, mch, meteonet, nimrod, odim, radolan
+import fastds.data.formats
+from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import FileProbe
-
-
-class Format(NamedTuple):
-    """A file format.
-
-    Attributes:
-        name: Name for messages.
-        matches: Function that returns True if a file has this format.
-        read: Function that reads a file of this format.
-    """
-
-    name: str
-    matches: Callable[[FileProbe], bool]
-    read: Callable[[FileProbe], xr.Dataset]
-
-
-FORMATS = (
-    Format("ODIM HDF5", odim.matches, odim.read),
-    Format("KNMI HDF5", knmi.matches, knmi.read),
-    Format("Radar-DPC HDF5", dpc.matches, dpc.read),
-    Format("NetCDF-4", cf.is_netcdf4, cf.read_netcdf4),
-    Format("NetCDF-3", cf.is_netcdf3, cf.read_netcdf3),
-    Format("Zarr", cf.is_zarr, cf.read_zarr),
-    Format("GRIB", grib.matches, grib.read),
-    Format("MeteoNet npz", meteonet.matches, meteonet.read),
-    Format("FMI PGM", fmi.matches, fmi.read),
-    Format("MeteoSwiss GIF", mch.matches, mch.read),
-    Format("GeoTIFF", geotiff.matches, geotiff.read),
-    Format("Nimrod", nimrod.matches, nimrod.read),
-    Format("DWD DX", dx.matches, dx.read),
-    Format("RADOLAN", lambda probe: radolan.is_radolan(probe.path), lambda probe: radolan.open_radolan(probe.path)),
-)
 
 # Signature, name and hint of formats that fastds does not read.
 _UNSUPPORTED_SIGNATURES = (
@@ -60,9 +28,23 @@ _UNSUPPORTED_SIGNATURES = (
 )
 
 
+@functools.cache
+def list_formats() -> tuple[Format, ...]:
+    """List the supported file formats in the order in which they are tried.
+
+    The first call imports the modules of `fastds.data.formats` and collects their module-level objects of `Format`.
+    """
+    modules = [
+        importlib.import_module(f"fastds.data.formats.{listed.name}")
+        for listed in pkgutil.iter_modules(fastds.data.formats.__path__)
+    ]
+    found = [value for module in modules for value in vars(module).values() if isinstance(value, Format)]
+    return tuple(sorted(found, key=lambda form: form.order))
+
+
 def detect_format(probe: FileProbe) -> Format | None:
     """Return the first format that matches a file, or None."""
-    return next((form for form in FORMATS if form.matches(probe)), None)  # the order of FORMATS matters
+    return next((form for form in list_formats() if form.matches(probe)), None)
 
 
 def describe_unsupported(probe: FileProbe) -> str:
@@ -70,9 +52,17 @@ def describe_unsupported(probe: FileProbe) -> str:
     if not probe.header:
         return f"{probe.path} is {'damaged: it cannot be unpacked' if probe.raw_header else 'empty'}"
     if probe.members and all(name.endswith(".npy") for name in probe.members):
-        return f"{probe.path} is an npz archive {meteonet.describe_other_archive(probe)}"
+        return f"{probe.path} is an npz archive {_describe_npz_archive(probe)}"
     for magic, what, remedy in _UNSUPPORTED_SIGNATURES:
         if probe.header.startswith(magic):
             return f"{probe.path} is {what}; {remedy}"
-    known = ", ".join(form.name for form in FORMATS)
+    known = ", ".join(form.name for form in list_formats())
     return f"{probe.path} is in no format that is known: {known}"
+
+
+def _describe_npz_archive(probe: FileProbe) -> str:
+    """Describe an npz archive that is not a MeteoNet archive of fields, as the end of an error message."""
+    found = ", ".join(sorted(name.removesuffix(".npy") for name in probe.members))
+    if {"lats.npy", "lons.npy"} <= probe.members:
+        return "of coordinates alone; give the archives of rain or reflectivity in the same folder, which it belongs to"
+    return f"of {found}; those of MeteoNet are read, which hold data and dates"

@@ -7,11 +7,12 @@ from ..small import maps
 
 
 def null_op(d):
-    return {"x": d.tensor(*(d.int(0, 4) for _ in range(d.int(0, 5))))}
+    shape = [d.int(0, 4) for _ in range(d.int(0, 5))]
+    return {"x": d.tensor(*shape), "other": d.maybe(d.tensor(*shape)), "scale": d.pick((1.0, -0.5, 2))}
 
 
 STRATEGIES = {"null_op": null_op}
 
 
 def examples():
-    yield lambda: ops.null_op(maps())
+    yield lambda: ops.null_op(maps(), maps(), 0.5)

@@ -4,6 +4,7 @@
 from torch import Tensor
 
 
-def null_op(x: Tensor) -> Tensor:
-    """Return a copy of x."""
-    return x.contiguous().clone()
+def null_op(x: Tensor, other: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    """Return scale * x + other."""
+    y = scale * x.contiguous()
+    return y if other is None else y + other
