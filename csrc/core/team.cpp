@@ -42,7 +42,7 @@ struct Observed {
     double parallel = 0, single = 0;  // measured; CPU time, which is the duration on one thread
     double stalled = 0;               // measured, of loops that waited for a thread to start
     double since = 0;                 // measured since the last comparison
-    int64_t last = 0, last_single = 0, loops = 0;  // the last measured loop; number of short loops
+    int64_t last = 0, loops = 0;      // duration of the last loop; number of loops after short ones
     int64_t single_loops = 0;
     Pause own, torch;                 // of the loops of this module and of torch
     int scopes = 0, threads = 0;      // depth of scopes; number of threads of the outermost one
@@ -56,22 +56,18 @@ struct Observed {
     }
 
     // Returns whether the next loop on several threads is measured. The CPU clock takes some 0.2 us, so that only some of the
-    // short loops are.
+    // loops after short ones are.
     bool is_measured() { return last > kShort || loops++ % kMeasuredShare == 0; }
 
     // Adds a loop on several threads. Returns whether durations were compared.
     bool add(const Team& team, int64_t now, int64_t work_cpu) {
         const int64_t duration = now - team.start;
-        if (team.measured) {
-            last = duration;
-            last_single = work_cpu;
-        } else if (duration < kStall) {
-            return false;
-        }
+        last = duration;
+        if (!team.measured) return false;
         parallel += duration;
         since += duration;
-        single += last_single;
-        if (duration > kStall && duration > last_single) stalled += duration;
+        single += work_cpu;
+        if (duration > kStall && duration > work_cpu) stalled += duration;
         if (since < kWindow) return false;
         own.update(parallel > single, now);
         torch.update(stalled > kMaxStalled * parallel, now);

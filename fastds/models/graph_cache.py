@@ -273,7 +273,8 @@ def capturable(function: Callable[..., Any] | None = None, *, finite: bool = Fal
 
 
 def _run(function: Callable[..., Any], module: nn.Module, args: tuple, kwargs: dict) -> Any:
-    with adapt_threads(not getattr(module, "bits_depend_on_threads", False)):
+    # In the backward pass, bits of torch's operators depend on the number of threads.
+    with adapt_threads(not (torch.is_grad_enabled() or getattr(module, "bits_depend_on_threads", False))):
         return function(module, *args, **kwargs)
 
 
