@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fastds.models import graph
+from fastds.ops.core.backends import forced_backend
 from fastds.ops.core.teams import adapt_threads
+from fastds.ops.impl.conv3x3.algorithm import current_algorithm
 
 TRAIN_DEVICES = ("cuda",)  # on which a backward can be captured
 MAX_GRAPHS = 8  # a graph holds the memory of its intermediate results
@@ -101,6 +103,8 @@ class GraphCache:
 
     def _is_eligible(self, module: nn.Module, device: torch.device) -> bool:
         if device.type not in RULES or torch._C._functorch.peek_interpreter_stack() is not None:
+            return False
+        if forced_backend() is not None or current_algorithm() != "auto":  # a graph has the kernels of its capture
             return False
         if self.train:
             return module.training and torch.is_grad_enabled() and device.type in TRAIN_DEVICES

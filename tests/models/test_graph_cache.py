@@ -105,6 +105,16 @@ def test_setting_that_changes_the_forward_has_a_graph_of_its_own(fast_rules, nat
     assert cache.replays == 4
 
 
+def test_forced_kernels_are_not_replayed(fast_rules, native):
+    model, cache, x = Scaled().eval(), GraphCache(), torch.ones(3)
+    run(model, [x] * 3, cache)
+    with fastds.use_backend("reference"):
+        run(model, [x] * 3, cache)
+    with fastds.use_conv_algorithm("winograd"):
+        run(model, [x] * 3, cache)
+    assert (cache.calls, cache.replays) == (3, 1)
+
+
 def test_changed_weights_drop_the_graph(fast_rules, native):
     model, cache, x = Scaled().eval(), GraphCache(), torch.ones(3)
     run(model, [x] * 3, cache)
