@@ -69,6 +69,11 @@ class _Nowcaster(NowcastModel):
     multiple: int
     recompute: bool
 
+    @property
+    def bits_depend_on_threads(self) -> bool:
+        """Return whether rounding depends on the number of threads of torch, as in the cell of MotionRNN."""
+        return self.config["cell"] == "motionrnn"
+
     def step(self, frame: Tensor, state: dict) -> tuple[Tensor, ...]:
         """Forecast the next frame.
 
