@@ -53,12 +53,12 @@ def has_time_for(seconds: float, spent: float) -> bool:
 
 
 def compute_steps(seconds: float, step_seconds: float, fixed: float) -> int:
-    """Compute the number of steps that all trainings take.
+    """Compute the number of steps of each training, equal for all, that fit the budget less its reserve.
 
     Args:
         seconds: budget of the whole study.
         step_seconds: sum over all trainings of the seconds of a step.
-        fixed: seconds of scores and figures.
+        fixed: seconds of everything else, such as reading files, validations, scores and figures.
 
     Raises:
         ValueError: if fewer than MIN_STEPS steps fit.

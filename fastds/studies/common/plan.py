@@ -161,9 +161,10 @@ def time_step(module: SupervisedModule, batch: dict) -> float:
 
 
 def estimate_step_seconds(train: Callable[[RunConfig], object], config: RunConfig) -> float:
-    """Estimate the time of a training step in seconds.
+    """Estimate the time of a step of the planned training in seconds.
 
-    Short trainings of one and of four steps with a batch size of 1 are timed after a warm-up.
+    Trainings of one and of four steps with a batch size of 1 are timed after a warm-up. The time of a step is multiplied
+    by the planned batch size.
 
     Args:
         train: function that runs a training.
