@@ -2,8 +2,8 @@
 """Conversion of raw files of weather services: `python -m bench.raw_files FOLDER`.
 
 The script runs `fastds convert FILE OUT.nc` for every file in the folder and its subfolders and prints a table: the
-detected format, the field, its size, longitude and latitude of the lower left and the upper right corner of the grid (of
-the centres of the corner cells if latitudes are 2-D), and the seconds including the start of Python.
+detected format, the field, its size, longitude and latitude of the lower left and the upper right corner of the grid
+(of the centres of the corner cells if latitudes are 2-D), and the seconds including the start of Python.
 """
 
 import argparse

@@ -96,7 +96,7 @@ def compare(
         Tables over all radars, and CRPS by radar.
 
     Raises:
-        ImportError: if a package of the peers is missing; raised before the first forecast.
+        ImportError: if pysteps or scikit-image is missing; raised before the first forecast.
     """
     require("pysteps scikit-image", "nowcasts of pysteps, LINDA among them,")
     extra = {} if mlcast is None else {"mlcast": mlcast}

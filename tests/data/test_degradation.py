@@ -185,7 +185,7 @@ OF_A_SEED = [
 
 
 def test_degradation_result_of_a_seed_is_fixed():
-    """Every step of the pipeline, in its order and strength."""
+    """The result depends on every step of the pipeline, on their order and on their strength."""
     config = DegradationConfig(probability=0.9, sinc=0.3, noise=(0.3, 0.2), non_negative=(1,), lower=(-0.5,))
     degrade = Degradation(config, torch.tensor([[-1.5, 1.5], [-0.5, 2.0]]))
     rows, columns = torch.arange(24.0)[:, None], torch.arange(26.0)[None]

@@ -200,7 +200,7 @@ def test_synthetic_cell_is_a_rotating_ellipse(place):
 
 
 def test_synthetic_event_is_read_like_a_radar_file(event):
-    """Times, places, units and where the grid lies on the globe."""
+    """The dataset that is read has the times, coordinates, units and projection of a radar file."""
     assert event["time"].values[0] == np.datetime64("2024-06-01T12:00")
     assert event["time"].values[11] == np.datetime64("2024-06-01T12:55")
     assert event["x"].values[[0, -1]].tolist() == [-127_500.0, 127_500.0]

@@ -165,7 +165,7 @@ class Launch:
 
     @property
     def name(self):
-        """Of the kernel, without template arguments."""
+        """Name of the kernel without template arguments."""
         return self.kernel.strip("()").partition("<")[0]
 
 
@@ -222,7 +222,7 @@ def emulated(monkeypatch):
 
 
 def kernels_of(op):
-    """Names of the kernels in csrc/<op>/*.cuh."""
+    """Return the names of the kernels in csrc/<op>/*.cuh."""
     pattern = r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\("
     return {name for path in (CSRC / op).glob("*.cuh") for name in re.findall(pattern, path.read_text())}
 

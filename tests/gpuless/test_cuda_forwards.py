@@ -21,7 +21,7 @@ TRAINED += ["ms-lstm", "nowcast-small", "fczsm-small", "wgan-gp-small"]
 
 
 def arguments(name, model, device="cuda"):
-    """Arguments of the forward of a preset."""
+    """Return the arguments of the forward pass of a preset."""
     kind, c = PRESETS[name][0], model.config
 
     def draw(*shape):

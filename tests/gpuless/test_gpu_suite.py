@@ -39,7 +39,7 @@ def read_rows(path):
 
 
 def test_gpu_suite_dry_run(tmp_path):
-    """With the packages alone that the suite asks for."""
+    """The suite runs with only the packages that it requires."""
     Path(tmp_path, "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n")
     run = suite("--dry-run", "--call", "both", "--out", tmp_path, modules=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -37,7 +37,7 @@ TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}  # machine instructions
 
 
 def tool(name, *arguments):
-    """Output of a binary utility that the triton wheel brings."""
+    """Return the output of a binary utility that the triton wheel contains."""
     run = subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True)
     return run.stdout
 
@@ -65,7 +65,7 @@ class Compiled:
 
     @property
     def sass(self):
-        """The machine code, disassembled."""
+        """Disassembled machine code."""
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self.cubin)
             file.flush()

@@ -128,7 +128,7 @@ def test_cells_that_are_missing_anywhere_are_left_out_of_all_rows_and_counted():
 
 
 def test_a_missing_cell_of_the_truth_is_a_missing_cell_of_the_input_that_is_made_of_it():
-    """So are the 2 x 2 cells of its block."""
+    """The input is made from the truth. Its cell is missing, so none of the 2 x 2 fine cells is scored."""
     truth = smooth(16, 20, 1)
     made = truth.assign(t=truth.t + 1).assign_attrs(fastds_scale=2)
     truth.t[0, 8, 9] = np.nan

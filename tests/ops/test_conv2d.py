@@ -322,7 +322,7 @@ def test_float16_falls_back_on_cpus_with_fast_gemm(monkeypatch, has_products):
 @pytest.mark.parametrize(("outputs", "as_forward"), [(30, True), (32, False)])
 @pytest.mark.parametrize("needs_grad", [(True, True), (True, False)])
 def test_gradient_of_few_outputs_as_a_forward_convolution(monkeypatch, outputs, as_forward, needs_grad):
-    """Which takes less time on matrix tiles."""
+    """On AMX tiles, the gradient of few outputs takes less time as a forward convolution with flipped filters."""
     calls, flipped = [], library._flip_filters
     monkeypatch.setattr(library, "has_amx_kernels", lambda dtype: True)
     monkeypatch.setattr(library, "_flip_filters", lambda *args: calls.append(1) or flipped(*args))

@@ -125,7 +125,7 @@ def test_best_weights_are_rescored_on_current_samples(run, files, tmp_path, monk
 
 
 def test_run_without_resume_restarts(files, tmp_path, capfd):
-    """Its weights equal those of a run in a new folder."""
+    """The weights of the restarted run equal those of a run in a new folder."""
 
     def trained(folder, **options):
         assert main(training_runs.arguments(files, "radar", tmp_path / folder, **options)) == 0

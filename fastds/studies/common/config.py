@@ -53,7 +53,9 @@ def has_time_for(seconds: float, spent: float) -> bool:
 
 
 def compute_steps(seconds: float, step_seconds: float, fixed: float) -> int:
-    """Compute the number of steps of each training, equal for all, that fit the budget less its reserve.
+    """Compute how many steps each training can take within the budget, the same number for all trainings.
+
+    The fraction _RESERVE of the budget is not used.
 
     Args:
         seconds: budget of the whole study.
@@ -75,8 +77,8 @@ class PaperConfig:
     """Options of a study.
 
     Args:
-        budget: total time, such as 45min, in which small networks are trained, all for the same number of steps; or the
-            word paper: networks, steps and learning rates of the paper.
+        budget: time of the whole study, such as 45min, in which small networks are trained, all for the same number of
+            steps; or the word paper for the networks, steps and learning rates of the paper.
         run: networks to include; default all that the data allow. Methods without a network are always included.
         seeds: random seeds of weights and samples; scores are means over the seeds.
         max_steps: steps of each training, instead of the number that fits the budget.
