@@ -51,8 +51,8 @@ class Block(NamedTuple):
     steps: int = 24
 
 
-# Frames of files with open licences that are not in the test of `fastds study nowcast`. Of these frames, only some of FMI
-# were in the training of nowcast-small.
+# Frames of files with open licences that are not in the test of `fastds study nowcast`. Only some FMI frames
+# were also in the training of nowcast-small.
 BLOCKS = (
     Block("radar_dwd_dx_sw_20080602_5min.nc", every=3),
     Block("radar_dwd_yw_crop_20180513_5min.nc"),

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.usefixtures("small_chunks"),
 ]
 
-# What a worker does before it computes; FOLDER holds the ids of all.
+# Code that each worker runs before it computes. FOLDER has one file for each worker, named after its process id.
 PRELOAD = """
 import os, pathlib, signal, time
 from fastds.archive import workers

@@ -147,7 +147,7 @@ def test_synthetic_cells_change_gradually():
     assert births < 0.02 * strong and deaths < 0.02 * strong
 
 
-# Sums of reflectivity by frame and of the wind, times a pattern: as they were when this test was written.
+# Sums of reflectivity by frame and of the wind, times a pattern, computed when this test was written.
 OF_A_SEED = [
     (1, {"frames": 4, "shape": (48, 64)}, [194.017, 133.428, -335.357, -20.494, -1.938, 6.262]),
     (

@@ -102,7 +102,7 @@ def _units(folder, name):
     op = folder.name
     headers = [p for f in (CSRC / "core", CSRC / "emu", folder) for p in sorted(f.iterdir()) if p.suffix != ".cu"]
     text = MODULE % {"op": op, "name": name}
-    # A namespace of its own: pybind11 must not take the classes of _fastds and of the emulated op for the same.
+    # The namespace differs from that of _fastds, so that pybind11 does not confuse the classes of both modules.
     common = ["-DFASTDS_EMU=1", "-DFASTDS_BUILD_CUDA=1", f"-Dfastds=emulated_{op}", f"-I{CSRC}", f"-I{folder.parent}"]
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in headers))
 

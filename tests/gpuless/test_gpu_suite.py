@@ -17,7 +17,7 @@ from tests.support import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 LABEL = ("op", "case", "mode", "dtype", "peer")
-# Packages of ours that a machine with a GPU and torch need not have.
+# Packages that the GPU suite must not need.
 ABSENT = ("jsonargparse", "h5netcdf", "h5py", "lightning", "pytorch_lightning", "scores", "torchmetrics", "torchvision",
           "zarr", "cfgrib", "onnxruntime", "openvino", "scoringrules", "properscoring")  # fmt: skip
 

@@ -175,7 +175,7 @@ def untouched(guarded, width=4096):
     return bool(same.all())
 
 
-# What takes seconds: opcheck imports torch._dynamo, a FakeTensorMode 900 modules.
+# Imports that take seconds: opcheck imports torch._dynamo, and FakeTensorMode imports 900 modules.
 _IMPORTS = """
 import fastds.models, pytest, torch._dynamo, torch._subclasses, triton
 with torch._subclasses.FakeTensorMode():

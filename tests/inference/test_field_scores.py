@@ -29,7 +29,7 @@ def test_numbers_by_hand():
     row = table.rows["t"]["prediction"]
     assert row["mae"] == pytest.approx((1 + 2 + 2) / 6) and row["bias"] == pytest.approx((1 + 2 - 2) / 6)
     assert row["rmse"] == pytest.approx(math.sqrt((1 + 4 + 8) / 6), rel=1e-5)
-    # A cell at 60 degrees counts half: each at the equator is there twice.
+    # A cell at 60 degrees has half the weight of a cell at the equator, so that each of the latter occurs twice.
     one = np.corrcoef([280, 280, 281, 281, 270, 274], [281, 281, 283, 283, 266, 274])[0, 1]
     assert row["correlation"] == pytest.approx((one + 1) / 2, rel=1e-5)
     assert (table.fields, table.cells, table.left_out, table.shape, table.members) == (2, 8, 0, (2, 2), 1)

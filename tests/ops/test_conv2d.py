@@ -20,7 +20,7 @@ from fastds.ops.impl.conv3x3 import library, winograd
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_of_conv3x3
 
 LAST = torch.channels_last
-# Of the largest value: sums in float32 of rounded inputs, and the rounding of the result.
+# Tolerance relative to the largest value. Inputs are rounded, sums are computed in float32, and the result is rounded.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 LAYOUTS = {
     "channels_last": lambda x: x.contiguous(memory_format=LAST),
