@@ -23,7 +23,7 @@ from fastds.tasks.radar import training as radar
 from fastds.training.command import TASKS, main
 from fastds.training.modules import BaseLightningModule, SupervisedModule
 
-# Task -> (callback that exports the weights, logged score by which it selects them, 1 if a lower score is better, else -1).
+# Task -> (callback that exports weights, logged score that selects them, 1 if a lower score is better, else -1).
 EXPORTS = {
     "radar": (radar.ExportWeights, "val_mse_total", 1),
     "fields": (fields.ExportWeights, "val_gain_db", -1),
