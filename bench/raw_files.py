@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversion of raw files of weather services: `python -m bench.raw_files FOLDER`.
 
-Runs `fastds convert FILE OUT.nc` for every file in the folder and prints a table: the detected format, the field, its
-size, the outer corners of the grid in degrees, and the seconds including the start of Python.
+The script runs `fastds convert FILE OUT.nc` for every file in the folder and its subfolders and prints a table: the
+detected format, the field, its size, longitude and latitude of the lower left and the upper right corner of the grid
+(of the centres of the corner cells if latitudes are 2-D), and the seconds including the start of Python.
 """
 
 import argparse
@@ -23,7 +24,10 @@ HEADER = "file", "format", "field", "size", "lower left", "upper right", "second
 
 
 def format_corners(dataset: xr.Dataset, field: xr.DataArray) -> list[str]:
-    """Return longitude and latitude of the lower left and the upper right outer corner of a field."""
+    """Return longitude and latitude of the lower left and the upper right corner of a field.
+
+    The corners are those of the cells, or the centres of the corner cells if latitudes are 2-D.
+    """
     latitude, longitude = find_latitude_longitude(field)
     y, x = (field[dim].values for dim in field.dims[-2:])
     if latitude is not None and latitude.ndim == 2:

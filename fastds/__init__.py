@@ -82,7 +82,8 @@ def load(name_or_path: str | _os.PathLike) -> Any:
         The network in evaluation mode on the CPU, with its card in the attribute `card`.
 
     Raises:
-        Exception: as fastds.models.load.
+        FileNotFoundError: the argument is neither the name of shipped weights nor a file.
+        ValueError: the file is damaged or is not a weights file of fastds.
     """
     from fastds import models
 

@@ -75,7 +75,7 @@ class DownscaleMixin:
     ) -> xr.Dataset:
         """Downscale data with this model. This is fastds.downscale(model, data, ...).
 
-        Arguments that begin with another task than that of the model raise an exception.
+        An argument whose description begins with names of tasks raises an exception if the model is for another task.
 
         Args:
             data: Dataset, DataArray, file, or several files of one series.
@@ -98,7 +98,7 @@ class DownscaleMixin:
             members: radar, humidity: number of ensemble members, along a new dimension realization. Default: a single
                 field.
             seed: radar, humidity: random seed of the ensemble. Default: 0.
-            smooth: radar: keep the smooth frames of least squared error between input times. Default: False, their
+            smooth: radar: between input times, keep the smooth frames of least squared error. Default: False, their
                 detail is adjusted to that at the input times.
             z_r: radar: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h, for data in rain rates. Default: zr_a and
                 zr_b of the data, else (200, 1.6).
@@ -182,7 +182,7 @@ class NowcastMixin:
                 those of the last frame.
             members: number of ensemble members, along a new dimension realization. Default: a single forecast.
             seed: random seed of the ensemble. Default: 0.
-            probability: rain rates in mm/h; the output are their exceedance probabilities in an ensemble in place of
+            probability: rain rates in mm/h; the output has their exceedance probabilities in an ensemble in place of
                 the forecast. Default: none.
             missing: value that marks missing data, if the data do not declare it.
             units: units of the variable, if the data do not declare them.

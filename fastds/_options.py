@@ -49,9 +49,9 @@ def use_option_names(names: Mapping[str, str] | None) -> Iterator[None]:
 
 
 def get_option_names() -> Mapping[str, str] | None:
-    """Return the option names that messages use now. Another process adopts them with use_option_names.
+    """Return the option names that messages use now, or None if messages name arguments as in Python.
 
-    The result is None if messages name arguments as in Python.
+    A worker process uses the same names if it passes the result to use_option_names.
     """
     return _option_names
 

@@ -57,8 +57,8 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         path: Output file or folder.
 
     Raises:
-        OSError: The disk is full; the message names `path`.
-        ValueError: `path` is a device, a pipe or a socket.
+        OSError: The output cannot be written. If the disk is full, the message names `path`.
+        ValueError: `path` is a device, a pipe, a socket or a link that points to itself.
     """
     path = Path(path)
     check_replaceable(path)
@@ -108,7 +108,7 @@ def _remove(path: Path) -> None:
 
 
 def is_running_as_cli() -> bool:
-    """Return True if this process is the command `fastds`, and False in programs that import the package."""
+    """Return True if this process is `fastds` or `python -m fastds`, and False in programs that import the package."""
     arguments = getattr(sys, "orig_argv", [])
     module = arguments[arguments.index("-m") + 1] if "-m" in arguments[:-1] else ""
     return module.split(".")[0] == "fastds" or os.path.basename(sys.argv[0]) in ("fastds", "fastds.exe")

@@ -13,7 +13,8 @@ _MODEL_OPTION_COMMANDS = ("downscale", "nowcast", "query", "demo")  # commands w
 _MODEL_ARGUMENT_COMMANDS = ("finetune", "export")  # commands whose first argument is a weights file
 # Weights of error models, which belong to other weights.
 _DEPENDENT_WEIGHTS = ("downscaling-errors", "nowcast-errors")
-# Command -> methods without weights. Copied here, since importing them is slow; a test compares the lists.
+# Command -> methods without weights. The names are copied here, because importing the methods is slow. A test compares
+# these lists with the methods.
 METHODS = {
     "downscale": ("trilinear", "bicubic", "advection", "bilinear", "lanczos"),
     "nowcast": ("persistence", "blurred-persistence", "extrapolation", "pysteps"),

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _import_ops() -> None:
-    """Import torch and the ops with garbage collection disabled.
+    """Import torch and the ops with garbage collection disabled, if this process is the command `fastds`.
 
     During the import, collections would take 0.3 s and free nothing.
     """
@@ -357,7 +357,7 @@ def _collect_report_options(options, *files: str | None) -> dict:
 
 
 def _run_with_error_handling(name: str, run, options) -> int:
-    """Run a subcommand. Errors and warnings are printed as one line.
+    """Run a subcommand. Each error and each warning is printed as one line.
 
     Args:
         name: command for messages.

@@ -6,8 +6,9 @@ import ctypes
 import os
 import threading
 
-# Parameters of mallopt, the limits of glibc's dynamic thresholds and its default values, from malloc.h.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # options of mallopt, from malloc.h
+# Largest value to which glibc raises the threshold of mmap, default of M_MMAP_MAX, and a threshold that is never
+# reached.
 _LARGEST_THRESHOLD, _DEFAULT_MMAPS, _NEVER = 32 << 20, 65536, 2**31 - 1
 # Environment variables that make a new process retain freed memory, with one heap for all threads.
 RETENTION_ENVIRONMENT = {"MALLOC_ARENA_MAX": 1, "MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": _NEVER}
@@ -27,7 +28,7 @@ def set_malloc_retention(enabled: bool = True) -> None:
 
     Raises:
         RuntimeError: Memory comes from another allocator than that of glibc (musl, macOS, Windows, a preloaded jemalloc
-            or tcmalloc), or the caller is not the main thread. Nothing has changed then.
+            or tcmalloc), or the caller is not the main thread.
     """
     reason = get_unsupported_reason()
     if reason is not None:

@@ -28,8 +28,8 @@ struct Range {
 inline int64_t count_parts(int64_t count, int64_t most) { return (count + most - 1) / most; }
 inline Range get_part(int64_t count, int64_t parts, int64_t part) { return {count * part / parts, count * (part + 1) / parts}; }
 
-// Returns the cells of one thread in a table of `rows` rows of `length` cells that all threads share. Row i starts at vector
-// first(i), and the cost of a cell is the number of vectors of its row. Threads get nearly equal cost.
+// Divides a table of `rows` rows of `length` cells, counted row by row, among the threads, and returns the range of cells of
+// one thread. A cell of row i costs first(i + 1) - first(i), where first(0) = 0. The total cost of each thread is nearly equal.
 template <class First>
 Range get_cells(int64_t rows, const First& first, int64_t length, int64_t threads, int64_t thread) {
     const auto begin_of = [&](int64_t thread) {

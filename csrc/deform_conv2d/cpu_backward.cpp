@@ -45,8 +45,8 @@ struct Backward {
     const OrderedAccumulator<T, A> sums{d, partition, layout, t.grad_x, t.workspace};
     const int64_t K = d.kh * d.kw, in = d.C / d.groups, out = d.O / d.groups, pixels = d.Ho * d.Wo;
     const int64_t column_row = round_up(K * partition.slice_channels, 16);
+    const int64_t panel = Scratch<T>::panel(blocking.tiles);  // pixels
     // Distance between pixels of stored_grad_y in elements; with AMX tiles an odd number of cache lines.
-    const int64_t panel = Scratch<T>::panel(blocking.tiles);
     const int64_t grad_row = blocking.tiles ? (count_parts(d.O, kTileDepth) | 1) * kTileDepth : d.O;
     const bool sample_grads = t.grad_offset != nullptr || t.grad_mask != nullptr;
     const bool column_grads = sample_grads || t.grad_x != nullptr;

@@ -11,8 +11,9 @@ namespace fastds {
 namespace FASTDS_ISA {
 namespace {
 
-// Maximum number of bytes of the columns of a panel, which share the L2 cache with the weights and rows of x.
-// kPlanarPanelBytes, for NCHW tensors, is larger, because longer panels read and write longer contiguous parts of planes.
+// Bytes of the columns of a panel, which share the L2 cache with the weights and rows of x. A panel of the smallest number of
+// pixels may have more. kPlanarPanelBytes, for NCHW tensors, is larger, because longer panels read and write longer contiguous
+// parts of planes.
 constexpr int64_t kPanelBytes = 64 << 10, kPlanarPanelBytes = 192 << 10;
 
 // Number of steps from which on a partial sum is added to the total and a new partial sum starts, because long sums lose

@@ -75,8 +75,8 @@ constexpr int kShuffleMaxFactor = 4;  // largest r; r = 8 would need 256 registe
 template <class T>
 constexpr int kShuffleRun = 16 / static_cast<int>(sizeof(T));
 
-// Partition of the tensors among threads. Each thread has kShuffleRun channels of one coarse pixel; there are `total` threads,
-// `per_pixel` of them for each pixel.
+// Partition of the tensors among threads. Each thread permutes kShuffleRun channels of the fine tensor in all sub-pixels of one
+// coarse pixel. There are `total` threads, `per_pixel` of them for each coarse pixel.
 struct ShuffleRuns {
     uint32_t C, W, total, per_pixel;
 };

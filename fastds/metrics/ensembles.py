@@ -35,7 +35,7 @@ def crps(members: Tensor, truth: Tensor, weights: Tensor | None = None) -> float
     Args:
         members: x, (M >= 2, ...).
         truth: y, (...).
-        weights: weights of the points, see compute_weighted_mean.
+        weights: weights of the points, broadcastable to (...); None weights all points equally.
 
     Raises:
         ValueError: If the shapes do not fit or there are fewer than two members.
@@ -55,7 +55,7 @@ def spread(members: Tensor, weights: Tensor | None = None) -> float:
 
     Args:
         members: (M >= 2, ...).
-        weights: weights of the points, see compute_weighted_mean.
+        weights: weights of the points, broadcastable to (...); None weights all points equally.
     """
     return compute_weighted_mean(members.double().var(0), weights) ** 0.5
 
@@ -70,7 +70,7 @@ def spread_skill(members: Tensor, truth: Tensor, weights: Tensor | None = None) 
     Args:
         members: x, (M >= 2, ...).
         truth: y, (...).
-        weights: weights of the points, see compute_weighted_mean.
+        weights: weights of the points, broadcastable to (...); None weights all points equally.
 
     Returns:
         The ratio; NaN if the error is 0.
@@ -95,7 +95,7 @@ def rank_histogram(members: Tensor, truth: Tensor, seed: int = 0, weights: Tenso
         members: (M >= 2, ...).
         truth: (...).
         seed: seed of the random numbers.
-        weights: weights of the points, see compute_weighted_mean.
+        weights: weights of the points, broadcastable to (...); None weights all points equally.
 
     Returns:
         M + 1 numbers with sum one.
@@ -118,7 +118,7 @@ def rank_histogram(members: Tensor, truth: Tensor, seed: int = 0, weights: Tenso
 def reliability_counts(members: Tensor, truth: Tensor, threshold: float) -> Tensor:
     """Count the points at which k of M members reach a threshold, for k = 0 ... M.
 
-    The second column counts only those points at which the truth reaches the threshold, too. A forecast probability of
+    The second column counts only the points at which the truth also reaches the threshold. A forecast probability of
     k / M is reliable if the second count divided by the first is k / M.
 
     Args:

@@ -18,6 +18,8 @@ CEILING_DBZ = 70.0
 def interior(valid: Tensor, margin: int = 2) -> Tensor:
     """Select the valid pixels that are more than `margin` pixels away from missing pixels and from the grid edge.
 
+    The distance of two pixels is the larger of their distances along rows and columns.
+
     Args:
         valid: (..., H, W) bool, True where the field is not missing.
         margin: pixels of the grid.

@@ -56,7 +56,7 @@ def psnr(prediction: Tensor, truth: Tensor, value_range: float, weights: Tensor 
         prediction: (..., H, W).
         truth: the same shape and unit.
         value_range: R, difference of the largest and smallest value of the training data.
-        weights: see compute_mean_square, for example latitude_weights.
+        weights: (H, 1), (1, W) or (H, W), for example latitude_weights; None weights all pixels equally.
 
     Returns:
         {"psnr": mean of PSNR_f over the fields, "psnr_pooled": PSNR of the mean MSE, "rmse": square root of the mean
@@ -81,8 +81,8 @@ def detail_ratio(prediction: Tensor, truth: Tensor, scale: float) -> float:
     """Compute the power of the prediction relative to the truth at wavelengths that the coarse grid cannot resolve.
 
     Args:
-        prediction: (..., H, W).
-        truth: the same shape.
+        prediction: (..., H, W), without missing values.
+        truth: the same shape, without missing values.
         scale: ratio s of the coarse to the fine grid spacing. The wavelengths are 2 to 2 s fine pixels.
     """
     band = (2.0, max(2.0 * scale, 2.0 + 1e-6))
@@ -99,8 +99,8 @@ def spectral_ratio(
 
     The fields are clipped below at the floor, and missing pixels of truth are set to the floor in both. Then they are
     transformed by a DCT-II, which needs no periodic edges. Mode (i, j) has the wavenumber k = sqrt((i / 2H)^2 + (j /
-    2W)^2) and the wavelength 1 / k. A ratio of 1 means the right amount of detail, a smaller one a too smooth field, a
-    larger one noise.
+    2W)^2) and the wavelength 1 / k. If the ratio is below 1, the prediction is too smooth; if the
+    ratio is above 1, the prediction has too much detail or noise.
 
     Args:
         prediction: (..., H, W), in dBZ. Powers are summed over the leading dimensions.
@@ -149,8 +149,9 @@ def power_spectrum(fields: Tensor, floor: float = 15.0) -> tuple[np.ndarray, np.
         floor: in dBZ.
 
     Returns:
-        Wavenumbers (n,) in cycles per pixel, the centres of rings of width 1 / min(H, W) up to 1/2; mean powers (n,) in
-        dB^2 of the modes of each ring, without the power of the mean.
+        Two arrays (n,) for n = min(H, W) // 2 rings of equal width, which divide the wavenumbers from 0 to 1/2: the
+        centres of the rings in cycles per pixel, and the mean power of the modes in each ring in dB^2. The mode of
+        wavenumber 0 is left out.
 
     Raises:
         ValueError: If fields have fewer than two dimensions.

@@ -30,7 +30,8 @@ class NowcastScores:
             RAIN_THRESHOLDS of the published tables.
         frames: number T of frames of every prediction.
         future: number of frames at the end that forecast the future; None for all. Networks that also forecast input
-            frames have m + n - 1 frames, n of them in the future. The published tables score all of them.
+            frames return m + n - 1 frames for m input frames, and the last n are in the future. The published tables
+            score all frames.
         weights: weights of pixels, one more than thresholds.
 
     Attributes:
@@ -138,7 +139,7 @@ class NowcastScores:
 
 
 def contingency_scores(table: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute CONTINGENCY_SCORES.
+    """Compute CSI, HSS, POD and FAR from contingency tables.
 
     Args:
         table: (..., 4), numbers of TP, FN, FP and TN.

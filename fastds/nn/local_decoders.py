@@ -179,6 +179,9 @@ class LocalDecoder(nn.Module):
             edge: pair of "clamp" or "wrap" for rows and columns.
             mask: (B, H, W) bool or None.
             **options: other keyword arguments of inr_query.
+
+        Returns:
+            (B, Q, O).
         """
         exact = _get_compute_dtype(maps)
         skip = None if skip is None else skip.to(exact)

@@ -92,7 +92,9 @@ def field_panel(
     limit: float = 10.0,
     title: str | None = None,
 ) -> Figure:
-    """Draw maps in one row per product and one column per time, with differences to the right, and return the Figure.
+    """Draw maps in one row per entry of `fields` and one column per time, and return the Figure.
+
+    The maps of differences and of inputs are drawn to the right of these columns.
 
     Args:
         fields: row name -> one field (h, w) in dBZ per time, None where there is none. All fields cover the same area;

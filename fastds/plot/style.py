@@ -13,9 +13,9 @@ from fastds._outputs import atomic_write
 NO_ECHO_COLOUR = "#ffffff"
 MISSING_COLOUR = "#d0d0d0"
 
-# Lower edge of each class in dBZ and its colour. The classes of "nws" have 5 dBZ, as the base reflectivity of the US
-# weather service. The class edges of "meteonet" are those that Meteo-France publishes with MeteoNet; their colours go
-# from pale blue through green and red to violet.
+# Scale -> (class edges in dBZ, colours of the classes). The classes of "nws" are 5 dBZ wide, as in maps of base
+# reflectivity by the US weather service. The class edges of "meteonet" are those that Meteo-France publishes with
+# MeteoNet; its colours go from pale blue through green and red to violet.
 _SCALES = {
     "nws": (
         (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75),

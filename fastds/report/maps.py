@@ -81,7 +81,7 @@ def radar_style(z_r: tuple[float, float] | None = None) -> MapStyle:
 
 
 def field_style(label: str, low: float, high: float) -> MapStyle:
-    """Make a colour scale of about twelve classes.
+    """Make a colour scale of about ten classes with round limits.
 
     Args:
         label: name and unit.

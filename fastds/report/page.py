@@ -54,7 +54,7 @@ class Page:
         return template.render(page=self, tables=tables, **drawn, made=made, version=__version__)
 
     def write(self, path: str | os.PathLike) -> None:
-        """Write the page atomically; path: of the HTML file."""
+        """Write the page to the HTML file `path`, atomically."""
         text = self.html()
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

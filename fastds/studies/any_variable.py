@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation of a network of any variable on held-out fields: `fastds study any-variable --data.path FOLDER`."""
+"""Evaluation of a network for any variable on held-out fields: `fastds study any-variable --data.path FOLDER`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def parse_arguments(arguments: list[str]) -> StudyConfig:
 
 
 def study(config: StudyConfig) -> None:
-    """Run `fastds study any-variable`: print the gains over bicubic interpolation and write config.leaderboard."""
+    """Run `fastds study any-variable`: print the gains over bicubic interpolation and write leaderboard rows."""
     network = models.load(config.model).eval()
     if network.in_channels != 1:
         raise ValueError(f"model {config.model} reads {network.in_channels} variables, expected a network of one")

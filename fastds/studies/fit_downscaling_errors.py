@@ -89,7 +89,7 @@ class _SmoothedStore:
 
 
 def make_pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[Pool]:
-    """Make a pool of pixels near echo for each block, and another for its smoothed copy.
+    """Make a pool of pixels near echo for each block, and another for the smoothed copy of the block if it has one.
 
     The pixels are those of network outputs at input times and at interpolated times. Inputs coarsened by linear Z and
     by means of dBZ are equally frequent.

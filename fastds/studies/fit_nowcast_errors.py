@@ -51,7 +51,8 @@ class Block(NamedTuple):
     steps: int = 24
 
 
-# Events with open licences that neither trained nowcast-small nor belong to the test of `fastds study nowcast`.
+# Frames of files with open licences that are not in the test of `fastds study nowcast`. Only some FMI frames
+# were also in the training of nowcast-small.
 BLOCKS = (
     Block("radar_dwd_dx_sw_20080602_5min.nc", every=3),
     Block("radar_dwd_yw_crop_20180513_5min.nc"),
@@ -180,7 +181,7 @@ def fit(
 class StudyConfig:
     """Fit of the error model from which members of ensemble nowcasts are drawn.
 
-    The training radars are not used as test radars in any study.
+    The files of the fit are not used in the test of `fastds study nowcast`.
 
     Args:
         data: folder with the radar files.

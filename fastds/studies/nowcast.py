@@ -50,7 +50,7 @@ def score_file(
         file: name of a file of TEST_STARTS.
         steps: number of forecast frames; fewer if the file is shorter.
         starts: largest number of initialization times; None uses all.
-        smooth: see fastds.tasks.nowcast.run.Options.
+        smooth: see StudyConfig.
         baselines: names of baselines, see fastds.tasks.nowcast.evaluation.evaluate.
     """
     every = TEST_STARTS[file]
@@ -70,8 +70,8 @@ def compare_with_reference(table: NowcastTable, reference: str = "extrapolation"
     """Compare the last method of a table with a reference by lead time.
 
     Returns:
-        A dictionary of arrays (n,): "mse" is the ratio of the squared errors, and "csi R" for R in RATES is the
-            difference of CSI at R mm/h.
+        A dictionary of arrays (n,): "mse" is the squared error of the method divided by that of the reference, and
+            "csi R" for R in RATES is the CSI at R mm/h of the method minus that of the reference.
     """
     model, other = table.rows[list(table.rows)[-1]], table.rows[reference]
     gains = {f"csi {rate:g}": (model["csi"] - other["csi"])[:, RAIN_THRESHOLDS.index(rate)] for rate in RATES}
@@ -104,14 +104,14 @@ class StudyConfig:
         data: folder with the radar files.
         model: name of a shipped model or path of a safetensors file.
         starts: largest number of forecasts of a file.
-        smooth: score the model's mean forecasts, see fastds.tasks.nowcast.run.Options.
+        smooth: score the smooth forecasts of least squared error, whose intensities are not matched to the last frame.
         output: file to which the weights are saved with the scores in their model card; None saves nothing.
         against: another model, with which CSI is compared by initialization time instead of the baselines.
         threads: number of threads of torch; None leaves the number unchanged.
         report: HTML page for the scores by lead time of every file; None writes none. Excludes against.
-        members: number of ensemble members; the ensembles are compared with methods of pysteps instead, and output is
-            then the folder that stores the scores of every start (default study-nowcast).
-        mlcast: weights of MLCast's network, whose own members are compared, too; None leaves it out.
+        members: number of ensemble members. If it is given, ensembles are compared with methods of pysteps, and output
+            is the folder that stores the scores of every start (default study-nowcast).
+        mlcast: weights of MLCast's network, whose members are also compared; None leaves it out.
         window: for ensembles, side in pixels of the square with the largest echo area, in which forecasts are made.
         leaderboard: file of leaderboard rows (see docs/models/leaderboard.md) to which the scores are added; None adds
             none. Excludes against and members.

@@ -40,7 +40,7 @@ class Radar(NamedTuple):
     steps: int
 
 
-# Held-out radars: neither networks nor error models were fitted to them.
+# Held-out radar files: neither nowcast-small nor its error model was fitted to them.
 RADARS = {
     "radar_mch_20160711_5min.nc": Radar(4, 12),
     "radar_bom_melbourne_20180616_6min.nc": Radar(3, 10),
@@ -96,7 +96,7 @@ def compare(
         Tables over all radars, and CRPS by radar.
 
     Raises:
-        ImportError: if a package of the peers is missing; raised before the first forecast.
+        ImportError: if pysteps or scikit-image is missing; raised before the first forecast.
     """
     require("pysteps scikit-image", "nowcasts of pysteps, LINDA among them,")
     extra = {} if mlcast is None else {"mlcast": mlcast}

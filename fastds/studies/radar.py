@@ -135,8 +135,8 @@ class Block:
     Attributes:
         name: name of the file.
         floor: lower end in dBZ of the normalisation of x and y.
-        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), and neighbours. The latter is a list of two: the
-            coarse frames (2, h, w) before x and those after x; None where the block has none.
+        samples: dicts of x (2, 1, h, w), y and valid (3, 1, H, W), and neighbours. The value of neighbours is a list of
+            the two coarse frames (2, h, w) before x and of the two after x; None where the block has none.
         blocks: number of the block of time of each sample.
     """
 
@@ -363,7 +363,7 @@ class StudyConfig:
         known_coarsening: declare the coarsening operator to the network, as `fastds downscale --coarsened` does.
         smooth: frames between input times minimise the squared error, as in `fastds downscale --smooth`.
         block: length of the blocks of time that the bootstrap draws.
-        members: number of members of an ensemble whose scores are printed, too; 0: no ensemble.
+        members: number of members of an ensemble whose scores are also printed; less than 2: no ensemble.
         threads: number of threads of torch; None leaves the number unchanged.
         report: HTML page for the table; None writes none.
         leaderboard: file of leaderboard rows (see docs/models/leaderboard.md) to which ratios to advection's error are

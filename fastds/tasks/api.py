@@ -112,8 +112,8 @@ def downscale(
         members: radar, humidity: number of ensemble members, along a new dimension realization. Default: a single
             field.
         seed: radar, humidity: random seed of the ensemble. Default: 0.
-        smooth: radar: keep the smooth frames of least squared error between input times. Default: False, their detail
-            is adjusted to that at the input times.
+        smooth: radar: between input times, keep the smooth frames of least squared error. Default: False, their
+            detail is adjusted to that at the input times.
         z_r: radar: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h, for data in rain rates. Default: zr_a and zr_b
             of the data, else (200, 1.6).
         tile: radar: side of a tile in input pixels, a multiple of 16. Default: depends on the available memory.
@@ -201,7 +201,7 @@ def nowcast(
             the last frame.
         members: number of ensemble members, along a new dimension realization. Default: a single forecast.
         seed: random seed of the ensemble. Default: 0.
-        probability: rain rates in mm/h; the output are their exceedance probabilities in an ensemble in place of the
+        probability: rain rates in mm/h; the output has their exceedance probabilities in an ensemble in place of the
             forecast. Default: none.
         missing: value that marks missing data, if the data do not declare it.
         units: units of the variable, if the data do not declare them.
@@ -324,7 +324,7 @@ def predict(
             in the range of the model card.
         block: nowcasts: number of frames after which the network restarts from its own forecasts. Default: it continues
             with its states.
-        probability: nowcasts: rain rates in mm/h; the output are their exceedance probabilities in an ensemble in place
+        probability: nowcasts: rain rates in mm/h; the output has their exceedance probabilities in an ensemble in place
             of the forecast. Default: none.
 
     Returns:

@@ -108,7 +108,7 @@ def test_finished_archive_is_left_unchanged(files, monkeypatch):
 
 
 def test_archive_killed_before_its_last_step_resumes(files, monkeypatch):
-    """The store has its name, the manifest not yet."""
+    """The store already has its final name, and the manifest does not."""
     archive(files)
     os.replace(files / "out.zarr.manifest", files / "out.zarr.part.manifest")
     computed = []

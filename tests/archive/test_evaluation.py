@@ -78,7 +78,7 @@ def humidity():
 
 
 def hindcasts():
-    """The last starts have no truth after them."""
+    """Return hindcasts and the truth, which ends before the last forecasts do."""
     truth = synthetic_event(5, 12, (32, 32))[["reflectivity", "crs"]]
     made = fastds.nowcast("extrapolation", truth, steps=2, every="5min", coarsen=1, members=2)
     return made, truth.isel(time=slice(0, 10)), None

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.usefixtures("small_chunks"),
 ]
 
-# What a worker does before it computes; FOLDER holds the ids of all.
+# Code that each worker runs before it computes. FOLDER has one file for each worker, named after its process id.
 PRELOAD = """
 import os, pathlib, signal, time
 from fastds.archive import workers
@@ -77,7 +77,7 @@ def test_all_workers_killed_at_once_are_replaced(files, whole, monkeypatch):
 
 
 def test_repeatedly_killed_workers_end_the_run(files, whole, monkeypatch, capsys):
-    """One death is enough here, dask's own number is four."""
+    """In this test, one killed worker ends the run."""
     monkeypatch.setattr(workers, "MIN_WORK_S", 0)
     settings = {"distributed.scheduler.allowed-failures": 0}
     with dask.config.set(settings | {"distributed.worker.preload": [preload(files, EACH_AT_A_PIECE)]}):

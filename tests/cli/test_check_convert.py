@@ -312,7 +312,7 @@ def test_check_of_fields(data_dir, capsys):
 
 
 def test_check_of_default_networks_does_not_warn(data_dir, capsys):
-    """Their line tells how far the inputs lie off."""
+    """The line of a network has the out-of-distribution score of the inputs, and no warning is printed."""
     assert main(["check", str(data_dir / "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc")]) == 0
     printed = capsys.readouterr().out
     assert "downscale --model wgan-gp-small-x8: r at 8 times the resolution; out of domain 4" in printed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of files and options that caused a traceback in the past: now a one-line error and status 2."""
+"""Tests that files and options that once caused a traceback give a one-line error and status 2."""
 
 import re
 

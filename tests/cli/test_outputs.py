@@ -103,7 +103,7 @@ def limited(size, code, *arguments):
 
 @pytest.mark.parametrize("suffix", ["nc", "zarr"])
 def test_full_disk_error_keeps_the_old_output(folder, tmp_path, suffix):
-    """Whenever it fills up: one process tries several sizes."""
+    """One process tries several file sizes at which writing fails as on a full disk."""
     sizes = [1000, 60_000, 500_000]
     if suffix == "zarr":
         pytest.importorskip("zarr", reason="zarr is not installed")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Refusals that name a way out that works."""
+"""Tests that the remedies in error messages work."""
 
 import dataclasses
 import re

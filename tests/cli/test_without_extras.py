@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What needs no extra works without any of them."""
+"""Tests that functions that need no extra of the package work if no extra is installed."""
 
 from tests.support import forked
 
@@ -34,7 +34,7 @@ print("end", len(dir(fastds)))
 
 
 def test_ensemble_scores_without_extras():
-    """CRPS, spread and ranks, as a table."""
+    """Evaluating an ensemble prints its scores as a table."""
     done = run("""
 import numpy as np
 import xarray as xr

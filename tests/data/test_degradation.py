@@ -174,7 +174,7 @@ def test_degradation_mantissa_rounding():
     assert torch.equal(round_mantissa(torch.tensor([1.0, -2.0, 0.0]), 6), torch.tensor([1.0, -2.0, 0.0]))
 
 
-# Sums of both channels times a pattern, by seed: as they were when this test was written.
+# Sums of both channels times a pattern, by seed, computed when this test was written.
 OF_A_SEED = [
     (-2.774, -0.409), (-2.303, -0.282), (0.549, -0.877), (1.716, 2.798), (-0.18, -0.328), (-1.123, 0.456),
     (1.208, -0.937), (-1.239, 0.192), (-0.226, -1.363), (-0.342, 1.218), (2.285, 0.365), (0.995, 0.3),
@@ -185,7 +185,7 @@ OF_A_SEED = [
 
 
 def test_degradation_result_of_a_seed_is_fixed():
-    """Every step of the pipeline, in its order and strength."""
+    """The result depends on every step of the pipeline, on their order and on their strength."""
     config = DegradationConfig(probability=0.9, sinc=0.3, noise=(0.3, 0.2), non_negative=(1,), lower=(-0.5,))
     degrade = Degradation(config, torch.tensor([[-1.5, 1.5], [-0.5, 2.0]]))
     rows, columns = torch.arange(24.0)[:, None], torch.arange(26.0)[None]

@@ -102,7 +102,7 @@ def test_lossy_packing_is_rejected(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("up", "left", "columns", "alternate"), itertools.product((0, 1), repeat=4))
 def test_every_way_of_scanning_a_grib_message(tmp_path, up, left, columns, alternate):
-    """Values by the definition of the flags: WMO code table 3.4."""
+    """The expected order of values follows the definition of the scanning flags in WMO code table 3.4."""
     eccodes = pytest.importorskip("eccodes", reason="GRIB files need the package cfgrib")
     values = 270 + np.arange(96.0).reshape(8, 12)  # by latitude from 60 down to 53, longitude from 0 up to 11
     handle = eccodes.codes_grib_new_from_samples("regular_ll_sfc_grib2")

@@ -46,7 +46,7 @@ def places(dataset, field):
     return [proj(*corner, inverse=True) for corner in corners]
 
 
-# Corners by the files' own headers (upper right and lower left, degrees), which the readers do not use but for one.
+# Upper right and lower left corners in degrees from the headers of the files. Only one reader uses these entries.
 CORNERS = [
     (FMI, "FMI PGM", ECHO, (34.903, 69.005), (18.6, 57.93), "2016-09-28T15:00"),
     (KNMI, "KNMI HDF5", AMOUNT, (10.856453, 55.388973), (0.0, 49.362064), "2010-08-26T00:30"),

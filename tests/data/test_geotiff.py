@@ -92,7 +92,7 @@ def test_degrees_and_values_as_they_are(data_dir, tmp_path):
 
 
 def test_scale_and_units_of_the_band_and_other_lengths(tmp_path):
-    """British feet: axes are metres."""
+    """The coordinates of the image are in feet and are converted to metres."""
     codes = np.arange(12, dtype=np.uint16).reshape(3, 4)
     crs = "+proj=utm +zone=32 +ellps=WGS84 +units=ft"
     y, x = np.array([3e3, 2e3, 1e3]), np.arange(4) * 1e3
@@ -114,7 +114,7 @@ def test_other_units_stay_as_they_are(tmp_path):
     "form", [{}, {"ENDIANNESS": "BIG"}, {"BIGTIFF": "YES"}, {"BIGTIFF": "YES", "ENDIANNESS": "BIG"}]
 )
 def test_geotiff_time_tag_precedes_the_file_name(tmp_path, form):
-    """In all four kinds of TIFF, which begin with other bytes."""
+    """The test covers the four kinds of TIFF files, which begin with different bytes."""
     y, x, codes = np.arange(3.0, 0, -1), np.arange(4.0), np.arange(12, dtype=np.uint16).reshape(3, 4)
     tags = {"Observation time": "202405011225"}
     with open_dataset(write(tmp_path / "202405011230.tif", codes, y, x, tags=tags, form=form)) as found:

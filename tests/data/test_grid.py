@@ -77,7 +77,7 @@ def test_global_longitudes_stay_in_order_and_latitudes_on_the_sphere():
 
 
 def test_longitudes_span_at_most_360_degrees():
-    """To the same meridian again; a row more is of another unit."""
+    """The last longitude may repeat the first meridian; a larger span is an error."""
     check_longitudes("lon", np.arange(0.0, 361.0))
     with pytest.raises(ValueError, match="lon spans 361 degrees, expected 360 at most"):
         check_longitudes("lon", np.arange(0.0, 362.0))

@@ -23,7 +23,7 @@ from fastds.data import (
     to_pixels,
 )
 
-# Worked out by hand from equations 9 and 10 of the DB-RNN paper, and with the scale of the public code.
+# Values computed from equations 9 and 10 of the DB-RNN paper and with the scale of the public code.
 TABLE = {
     (HKO_Z_R, "0-60"): (0.21630, 0.37283, 0.47630, 0.55456, 0.67861),
     (HKO_Z_R, "-10-60"): (0.32825, 0.46243, 0.55111, 0.61820, 0.72453),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wet area of single nowcasts."""
+"""Tests of the wet area of single nowcasts."""
 
 import numpy as np
 import pytest

@@ -52,7 +52,7 @@ def test_network_nowcast_in_any_axis_order(event):
 
 
 def test_evaluate_in_any_axis_order(event):
-    """The rows of the baselines are computed again."""
+    """The scores of the prediction and of the baselines are the same for reversed axes."""
     fine, turns = fastds.downscale("advection", coarsen_dataset(event)), FLIPS[2]
     rain = fastds.nowcast("persistence", event, start=str(event.time.values[5]), steps=2)
     for prediction, options in ((fine, {}), (rain, {"baselines": ["extrapolation"]})):

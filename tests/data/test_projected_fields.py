@@ -59,7 +59,7 @@ def test_rotated_and_flipped_projected_grids():
 
 
 def test_result_has_latitudes_and_longitudes():
-    """Linear on the sphere, beyond the outer points, too."""
+    """Latitudes and longitudes are interpolated linearly, and extrapolated beyond the outer points."""
     data = projected()
     lat, lon = np.broadcast_arrays(60 + data.y.values[:, None] / 111e3, 179.5 + data.x.values / 60e3)
     places = {"lat": (("y", "x"), lat, {"units": "degrees_north"}), "lon": (("y", "x"), lon, {"units": "degrees_east"})}

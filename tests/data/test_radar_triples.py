@@ -209,7 +209,10 @@ def test_flow_is_computed_once_per_pair_and_ahead_of_workers(event):
 
 @pytest.mark.parametrize("options", list(itertools.product([False, True], repeat=4)))
 def test_flow_is_rotated_with_the_grid(options):
-    """Warping the first coarse frame along the flow gives the second frame, with and without augmentation."""
+    """Sampling one frame at the positions displaced by the flow gives the other frame, also after augmentation.
+
+    The forward flow gives the first frame from the second, and the backward flow the second from the first.
+    """
     rng = np.random.default_rng(0)
     first = torch.from_numpy(rng.random((1, 1, 24, 24), dtype=np.float32))
     dy, dx = 3, -5  # features move 3 rows down and 5 columns left

@@ -83,7 +83,7 @@ def test_odim_equals_wradlib(raw):
 
 @pytest.mark.parametrize("name", ["era5_t2m_20221001T00.grib1", "nam.t00z.awp21100.tm00.grib2"])
 def test_grib_equals_eccodes(raw, name):
-    """Three points of every field by the iterator of ecCodes."""
+    """Compare three points of every field with the values and coordinates that ecCodes returns."""
     eccodes = pytest.importorskip("eccodes", reason="GRIB files need the package cfgrib")
     path, rng, count = raw / "grib" / name, np.random.default_rng(0), 0
     with open_dataset(path) as dataset, path.open("rb") as file:

@@ -147,7 +147,7 @@ def test_synthetic_cells_change_gradually():
     assert births < 0.02 * strong and deaths < 0.02 * strong
 
 
-# Sums of reflectivity by frame and of the wind, times a pattern: as they were when this test was written.
+# Sums of reflectivity by frame and of the wind, times a pattern, computed when this test was written.
 OF_A_SEED = [
     (1, {"frames": 4, "shape": (48, 64)}, [194.017, 133.428, -335.357, -20.494, -1.938, 6.262]),
     (
@@ -200,7 +200,7 @@ def test_synthetic_cell_is_a_rotating_ellipse(place):
 
 
 def test_synthetic_event_is_read_like_a_radar_file(event):
-    """Times, places, units and where the grid lies on the globe."""
+    """The dataset that is read has the times, coordinates, units and projection of a radar file."""
     assert event["time"].values[0] == np.datetime64("2024-06-01T12:00")
     assert event["time"].values[11] == np.datetime64("2024-06-01T12:55")
     assert event["x"].values[[0, -1]].tolist() == [-127_500.0, 127_500.0]

@@ -69,7 +69,7 @@ FAULTS: dict[str, list[tuple[str, object]]] = {
         (f"{_FORMATS}.masking._convert_unsigned_fills", lambda variable: None)
     ],
 }  # fmt: skip
-# The only formats in which a fault is looked for, where others do not show it.
+# Part of the name of a fault -> formats in which the fault is searched, because other formats do not show it.
 _SHOWN_BY = {
     "RADOLAN": ["radolan"],
     "Nimrod": ["nimrod"],

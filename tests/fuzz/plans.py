@@ -138,7 +138,7 @@ def compare(seed: int, op: str, kind: str, number: int, served: bool = False) ->
 
 
 def compare_in_fork(seed: int, op: str, kind: str, number: int) -> str | None:
-    """Compare a call in a forked child, which has the plans of its parent. One thread, as children of forks need."""
+    """Compare a call in a forked child, which has the plans of its parent and must run with one thread."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:

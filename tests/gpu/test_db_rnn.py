@@ -14,7 +14,7 @@ STEPS = 3
 
 @pytest.fixture(params=OPTIONS)
 def case(request):
-    """Network, frames, and the forecasts in float64 on the CPU."""
+    """Return the network, the frames, and the forecasts in float64 on the CPU."""
     torch.manual_seed(3)
     model, frames = DBRNN(request.param, hidden=16, cell_options=OPTIONS[request.param]), torch.rand(1, 2, 1, 16, 24)
     with torch.no_grad():
@@ -53,7 +53,7 @@ def test_db_rnn_cuda_graph(case, gpu):
 
 
 def test_db_rnn_training_step(case, device):
-    """Gradients on the GPU point where those of the CPU do."""
+    """Gradients on the GPU have the direction of those on the CPU."""
     model, frames, exact = case
     truth = exact.float().flip(3)
 

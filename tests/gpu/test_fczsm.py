@@ -21,7 +21,7 @@ def model():
 
 @pytest.fixture
 def expected(model):
-    """Input, and the output in float64 on the CPU."""
+    """Return the input, and the output in float64 on the CPU."""
     x = torch.rand(1, 2, 1, 30, 33)
     with torch.no_grad():
         return x, copy.deepcopy(model).double()(x.double())

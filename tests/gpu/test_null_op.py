@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""null_op on a GPU: the template's own test."""
+"""Tests of null_op on a GPU, a template for the GPU tests of other ops."""
 
 import pytest
 import torch

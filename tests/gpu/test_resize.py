@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps twice as fine on a GPU, against float64 on the CPU."""
+"""Tests of the kernel that doubles the resolution on a GPU, against float64 on the CPU."""
 
 import pytest
 import torch

@@ -25,7 +25,8 @@ _outcomes = {}  # path of a test module -> {test name: (outcome, text)}
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # today's default; Triton warns that it will change
 
-# Without "debug" the interpreter computes whether integers overflow, a third of its time, and then does not look at it.
+# Without "debug", the interpreter computes whether integers overflow but does not use the result, which takes a third
+# of its time.
 if not interpreter_builder.options.debug:
     interpreter_builder.options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
 

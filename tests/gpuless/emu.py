@@ -102,7 +102,7 @@ def _units(folder, name):
     op = folder.name
     headers = [p for f in (CSRC / "core", CSRC / "emu", folder) for p in sorted(f.iterdir()) if p.suffix != ".cu"]
     text = MODULE % {"op": op, "name": name}
-    # A namespace of its own: pybind11 must not take the classes of _fastds and of the emulated op for the same.
+    # The namespace differs from that of _fastds, so that pybind11 does not confuse the classes of both modules.
     common = ["-DFASTDS_EMU=1", "-DFASTDS_BUILD_CUDA=1", f"-Dfastds=emulated_{op}", f"-I{CSRC}", f"-I{folder.parent}"]
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in headers))
 
@@ -165,7 +165,7 @@ class Launch:
 
     @property
     def name(self):
-        """Of the kernel, without template arguments."""
+        """Name of the kernel without template arguments."""
         return self.kernel.strip("()").partition("<")[0]
 
 
@@ -222,7 +222,7 @@ def emulated(monkeypatch):
 
 
 def kernels_of(op):
-    """Names of the kernels in csrc/<op>/*.cuh."""
+    """Return the names of the kernels in csrc/<op>/*.cuh."""
     pattern = r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\("
     return {name for path in (CSRC / op).glob("*.cuh") for name in re.findall(pattern, path.read_text())}
 

@@ -61,7 +61,7 @@ def test_deform_conv2d_kernels_compile(arch, dtype, wide, names):
         stack = 16 if arch == 100 and kernel.name == "_forward_kernel" else 0
         kernel.check(registers=255 if wide or arch == 80 else 184, shared=112 << 10, stack=stack)
         assert any(name.startswith(TENSOR_CORES[arch]) for name in kernel.counts), kernel.counts
-        # Gathers: 16 bytes a thread, past no cache (BYPASS would go round L1).
+        # Loads of gathers have 16 bytes per thread and use all caches (loads with BYPASS skip L1).
         loads = {n: c for n, c in kernel.counts.items() if n.startswith(("LDGSTS.E.128", "LDG.E.128"))}
         assert sum(loads.values()) >= 8, kernel.counts
         if arch >= 90 and kernel.name == "_maps_kernel":  # additions to grad_x: four channels at a time

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps twice as fine, compiled for GPUs that are not there."""
+"""Compiles the kernel that doubles the resolution for several GPUs and checks the machine code."""
 
 import pytest
 import torch

@@ -50,7 +50,7 @@ def rows(table):
 
 
 def flops(monkeypatch, call):
-    """Of the formulas in torch."""
+    """Return the FLOPs of a call by the formulas in torch."""
     counter = FlopCounterMode(display=False)
     with monkeypatch.context() as patched:  # the same products in fewer operations
         patched.setattr(guided, "reference_deform_conv2d", deform.deform_conv2d)

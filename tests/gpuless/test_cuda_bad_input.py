@@ -66,7 +66,7 @@ def test_gradient_on_another_device(fake, device):
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 def test_fake_results_have_the_computed_layout(emulated, batch, layout):
-    """Sizes, strides and dtypes of the value and of all gradients."""
+    """Compare sizes, strides and dtypes of the value and of all gradients."""
     tensors = [
         t if i in (2, 3) else t[:batch] for i, t in enumerate(PROBLEM.tensors(torch.bfloat16, torch.float32, layout))
     ]

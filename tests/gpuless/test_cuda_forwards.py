@@ -15,13 +15,13 @@ from fastds.models.registry import PRESETS
 RUN = [n for n in models.available() if n[:3] not in ("db-", "ms-") or "convgru" in n or n[:3] + n[-6:] == "ms--small"]
 RUN += ["ms-lstm"]
 NOWCASTERS = ("DBRNN", "MSRNN", "StagedRNN", "SimVP", "MLCastConvGRU")
-# Of the presets that differ in size alone, training takes one.
+# Presets whose training is tested: one of those that differ in size only.
 TRAINED = [n for n in models.available() if not n.endswith(("-small", "-s", "-parity256")) and not n.startswith("ms-")]
 TRAINED += ["ms-lstm", "nowcast-small", "fczsm-small", "wgan-gp-small"]
 
 
 def arguments(name, model, device="cuda"):
-    """Arguments of the forward of a preset."""
+    """Return the arguments of the forward pass of a preset."""
     kind, c = PRESETS[name][0], model.config
 
     def draw(*shape):

@@ -15,7 +15,7 @@ HALF = [torch.bfloat16, torch.float16]
 
 
 def drawn(seed: int) -> Problem:
-    """A problem for this kernel, several tiles of 8 x 16 pixels."""
+    """Return a random problem for this kernel with several tiles of 8 x 16 pixels."""
     draw = random.Random(seed)
     groups, packs = draw.choice([1, 1, 2]), draw.choice([2, 4, 5, 8])
     channels = groups * packs * 8
@@ -41,7 +41,7 @@ def test_random_shapes(emulated, seed, dtype):
 
 @pytest.mark.sanitized
 def test_samples_outside_the_shared_tile_and_the_input(emulated):
-    """Displacements of up to 40 pixels: a margin has 12."""
+    """Displacements are up to 40 pixels, and the margin of a tile has 12."""
     problem = Problem("far", 1, 16, 20, 30, 37, G=2)
     x, offset, *rest = problem.tensors(torch.bfloat16, offset_dtype=torch.float32)
     emulator = emulated("deform_conv2d", seed=4)

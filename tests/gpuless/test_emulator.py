@@ -208,7 +208,7 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def results():
-    """Exit status and stderr of every mistake."""
+    """Return the exit status and standard error of each mistake."""
     done = sanitized_run(["-c", SCRIPT])
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

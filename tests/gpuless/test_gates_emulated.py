@@ -75,7 +75,7 @@ def test_gate_kernels_agree_with_the_reference(emulated, name, dtype, layout):
 @pytest.mark.sanitized
 @pytest.mark.parametrize("name", PASSES)
 def test_slices_and_several_blocks(emulated, name):
-    """Channel slices of one wide map, more elements than a block."""
+    """Inputs are channel slices of one map, with more elements than a block of threads processes."""
     emulator = emulated("gates")
     tensors = inputs(name, torch.float32, torch.channels_last, (1, 9, 5, 11))
     packed = torch.cat([t.detach() for t in tensors], 1).contiguous(memory_format=torch.channels_last)
@@ -117,7 +117,7 @@ def test_gru_step_kernels(emulated, dtype, options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", PASSES)
 def test_eight_channels_per_thread(emulated, name, dtype):
-    """Rows of several runs, and their gradients."""
+    """Compare results and gradients of the kernel in which a thread computes a run of eight channels."""
     emulator = emulated("gates", seed=5)
     tensors = inputs(name, dtype, torch.channels_last, (1, 24, 2, 5))
     second = name.startswith("gru")
@@ -132,7 +132,7 @@ def test_eight_channels_per_thread(emulated, name, dtype):
 
 
 def test_vector_path_with_missing_tensors(emulated):
-    """A gradient that is zero, and one that nobody wants."""
+    """One result is not used, so its gradient is missing, and no gradient of the cell state is requested."""
     emulator = emulated("gates")
     pre, c = inputs("lstm_gates", torch.bfloat16, torch.channels_last, (1, 8, 2, 5))
     (got,) = torch.autograd.grad(lstm_gates(pre, c.detach())[0].sum(), pre)

@@ -17,7 +17,7 @@ from tests.support import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 LABEL = ("op", "case", "mode", "dtype", "peer")
-# Packages of ours that a machine with a GPU and torch need not have.
+# Packages that the GPU suite must not need.
 ABSENT = ("jsonargparse", "h5netcdf", "h5py", "lightning", "pytorch_lightning", "scores", "torchmetrics", "torchvision",
           "zarr", "cfgrib", "onnxruntime", "openvino", "scoringrules", "properscoring")  # fmt: skip
 
@@ -39,7 +39,7 @@ def read_rows(path):
 
 
 def test_gpu_suite_dry_run(tmp_path):
-    """With the packages alone that the suite asks for."""
+    """The suite runs with only the packages that it requires."""
     Path(tmp_path, "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n")
     run = suite("--dry-run", "--call", "both", "--out", tmp_path, modules=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -15,7 +15,7 @@ from tests.support.deform_cases import NAMES, Problem, assert_within_rule, gradi
 
 pytestmark = pytest.mark.interpreted
 
-# Few pixels: a tile costs milliseconds for each operation, whatever it holds.
+# Problems have few pixels, because the interpreter takes milliseconds for each operation on a tile.
 PROBLEMS = [
     Problem("plain", 1, 8, 6, 5, 6, (2, 3), padding=(1, 1)),
     Problem("torchvision", 2, 6, 2, 5, 4, (3, 2), (2, 1), (1, 0), (2, 1), groups=2, G=3),

@@ -37,7 +37,7 @@ TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}  # machine instructions
 
 
 def tool(name, *arguments):
-    """Output of a binary utility that the triton wheel brings."""
+    """Return the output of a binary utility that the triton wheel contains."""
     run = subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True)
     return run.stdout
 
@@ -65,7 +65,7 @@ class Compiled:
 
     @property
     def sass(self):
-        """The machine code, disassembled."""
+        """Disassembled machine code."""
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(self.cubin)
             file.flush()
@@ -175,7 +175,7 @@ def untouched(guarded, width=4096):
     return bool(same.all())
 
 
-# What takes seconds: opcheck imports torch._dynamo, a FakeTensorMode 900 modules.
+# Imports that take seconds: opcheck imports torch._dynamo, and FakeTensorMode imports 900 modules.
 _IMPORTS = """
 import fastds.models, pytest, torch._dynamo, torch._subclasses, triton
 with torch._subclasses.FakeTensorMode():

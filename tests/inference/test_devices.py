@@ -154,7 +154,7 @@ def test_every_command_refuses_a_gpu_that_is_not_there(case, folder, monkeypatch
     [(0, 1, []), (1, 1, []), (2, 0, [0]), (2, 1, [1]), (2, 5, [1]), (3, 5, [2]), (2, "tcp://127.0.0.1:9", [])],
 )
 def test_each_worker_has_its_own_gpu(monkeypatch, gpus, name, used):
-    """Worker k computes on GPU k modulo their number."""
+    """Worker k computes on GPU k modulo the number of GPUs."""
     distributed = pytest.importorskip("distributed", reason="several workers need the package distributed")
     inside, calls = [], []
 

@@ -42,7 +42,7 @@ def test_downscale_sharpens_a_real_file(data_dir, tmp_path, network):
     dry = (source <= NO_ECHO).repeat(2, 1).repeat(2, 2)
     assert dry.mean() > 0.1
     assert (z[::2][dry] == NO_ECHO).all()
-    # Nothing is made of nothing: echo above the floor is where the input has echo nearby.
+    # The output has echo above the floor only where the input has echo nearby.
     far = far_from_echo(source, 12)
     assert far.any() and (z[1::2][far[:-1] & far[1:] & ~fine_missing[:-1]] == NO_ECHO).all()
     assert not list(tmp_path.glob(".*"))
@@ -64,7 +64,7 @@ def test_dry_pixels_stay_dry_for_any_model(coarse):
     far = far_from_echo(source, 12)
     both = far[:-1] & far[1:]
     assert both.any() and (out[1::2][both] == NO_ECHO).all()
-    # And within echo above the floor the model's value is taken.
+    # Within echo above the floor, the output is that of the model.
     weak = torch.from_numpy((source <= FLOOR).astype(np.float32))
     strong = nn.functional.max_pool2d(weak[:, None], 7, 1, 3)[:, 0].numpy() == 0
     assert strong.any()

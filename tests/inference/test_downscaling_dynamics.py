@@ -175,7 +175,7 @@ def test_downscale_meteonet_equals_the_network(folder, tmp_path, preset, tile):
 @PRESETS
 @pytest.mark.parametrize("tile", [None, 32])
 def test_downscale_flipped_unsorted_file_with_gaps(folder, tmp_path, preset, tile):
-    """Times 0, 1, 2, then 4 alone, then 7, 8."""
+    """The file has the times 0, 1 and 2, the single time 4, and the times 7 and 8."""
     words = [] if tile is None else [f"--tile={tile}", "--halo=16"]
     out = downscaled(folder, folder / "radar.nc", tmp_path / "o.nc", preset, *words)
     assert out.latitude[0] < out.latitude[-1]
@@ -312,7 +312,7 @@ def test_variables_are_found_by_their_standard_names(folder):
     ],
 )  # fmt: skip
 def test_dynamics_errors(folder, tmp_path, monkeypatch, capsys, source, words, sentence):
-    """One sentence, and nothing is written."""
+    """The error message is one sentence, and no output is written."""
     monkeypatch.chdir(tmp_path)
     for name in ("radar.nc", "lacks.nc", *(f"{p}.safetensors" for p in ("fczsm", "fczsm-d", "fczsm-ds"))):
         shutil.copy(folder / name, name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Humidity files in, ensembles of finer fields out."""
+"""Tests of downscaling humidity files to ensembles of finer fields."""
 
 import itertools
 import warnings

@@ -29,7 +29,7 @@ def test_numbers_by_hand():
     row = table.rows["t"]["prediction"]
     assert row["mae"] == pytest.approx((1 + 2 + 2) / 6) and row["bias"] == pytest.approx((1 + 2 - 2) / 6)
     assert row["rmse"] == pytest.approx(math.sqrt((1 + 4 + 8) / 6), rel=1e-5)
-    # A cell at 60 degrees counts half: each at the equator is there twice.
+    # A cell at 60 degrees has half the weight of a cell at the equator, so that each of the latter occurs twice.
     one = np.corrcoef([280, 280, 281, 281, 270, 274], [281, 281, 283, 283, 266, 274])[0, 1]
     assert row["correlation"] == pytest.approx((one + 1) / 2, rel=1e-5)
     assert (table.fields, table.cells, table.left_out, table.shape, table.members) == (2, 8, 0, (2, 2), 1)
@@ -128,7 +128,7 @@ def test_cells_that_are_missing_anywhere_are_left_out_of_all_rows_and_counted():
 
 
 def test_a_missing_cell_of_the_truth_is_a_missing_cell_of_the_input_that_is_made_of_it():
-    """So are the 2 x 2 cells of its block."""
+    """The input is made from the truth. Its cell is missing, so none of the 2 x 2 fine cells is scored."""
     truth = smooth(16, 20, 1)
     made = truth.assign(t=truth.t + 1).assign_attrs(fastds_scale=2)
     truth.t[0, 8, 9] = np.nan

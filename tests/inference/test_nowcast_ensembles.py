@@ -93,7 +93,7 @@ def test_noise_is_advected_and_large_scales_persist():
 
 
 def test_masked_pixels_do_not_affect_the_texture():
-    """A disc of a smooth field in a field of single pixels."""
+    """The field is smooth in the valid disc and has strong small-scale noise at the masked pixels."""
     rows, columns = np.mgrid[:150, :130]
     disc = np.hypot(rows - 70, columns - 60) < 55
     smooth, mean = texture(1, width=5.0), np.zeros((1, 150, 130), np.float32)

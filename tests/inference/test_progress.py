@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress of long work where there is no terminal."""
+"""Tests of the progress messages of long computations without a terminal."""
 
 from fastds.inference import progress
 

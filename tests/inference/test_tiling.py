@@ -62,7 +62,7 @@ def test_receptive_field_depends_on_motion():
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_receptive_field_is_the_larger_side(side):
-    """Of a network that sees seven pixels to one side alone."""
+    """The network reads seven pixels on one side and none on the other."""
 
     def network(x, flow):
         shift = 7 if side == "right" else -7

@@ -64,7 +64,7 @@ def test_a_spacing_and_missing_values(fields):
 
 
 def test_earth2studio_pipeline(fields):
-    """Forecasts by persistence, made finer."""
+    """Downscale forecasts by persistence."""
     model = Downscaling(LATITUDE, LONGITUDE, scale=2)
     axes = OrderedDict(lat=LATITUDE, lon=LONGITUDE)
 

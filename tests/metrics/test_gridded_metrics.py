@@ -17,7 +17,7 @@ def tensor(rows):
 
 
 def test_errors_by_hand():
-    """Weights 1 and 1/2: cos 0 and cos 60 degrees."""
+    """The weights are 1 and 1/2, the cosines of 0 and 60 degrees."""
     weights = latitude_weights(tensor([0.0, 60.0]))
     truth, prediction = tensor([[1.0, 2.0], [4.0, 8.0]]), tensor([[2.0, 2.0], [2.0, 4.0]])
     scores = FieldScores()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors, skill scores and spectra."""
+"""Tests of errors, skill scores and spectra."""
 
 import math
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trilinear, bicubic and advection baselines."""
+"""Tests of the trilinear, bicubic and advection baselines."""
 
 import pytest
 import torch

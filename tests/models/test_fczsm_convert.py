@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints with the original Zooming Slow-Mo's key names."""
+"""Tests of the conversion of checkpoints with the key names of the original Zooming Slow-Mo."""
 
 import pytest
 import torch

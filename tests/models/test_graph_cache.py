@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of graphs that are captured by themselves when shapes repeat."""
+"""Tests of graphs that are captured automatically when input shapes repeat."""
 
 import copy
 import pickle
@@ -287,7 +287,7 @@ def test_replaced_weights_have_a_graph_of_their_own(emulated):
 
 
 def test_commands_launch_one_graph_a_forward(emulated):
-    """Downscaling: one launch for each pair of frames after the first ones."""
+    """Downscaling launches one graph for each pair of frames after the first two pairs."""
     from fastds.data import synthetic_event
 
     known = synthetic_event(3, frames=7, shape=(32, 32))[["reflectivity"]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks that start from extrapolation along the optical flow."""
+"""Tests of networks that start from extrapolation along the optical flow."""
 
 import pytest
 import torch

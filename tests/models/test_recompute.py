@@ -47,7 +47,7 @@ def count_saved_bytes(function):
 @pytest.mark.parametrize("cell", ["predrnn", "mim", "preciplstm", "convlstm"])
 @pytest.mark.parametrize("network", [MSRNN, DBRNN])
 def test_recomputed_gradients_are_bitwise_equal(network, cell):
-    """Against recompute=False, which keeps everything."""
+    """Gradients are compared with those of recompute=False, which saves all values and recomputes none."""
     options = {"cell_options": {"window": 4}} if cell == "preciplstm" else {}
     plain, light = (network(cell, 8, recompute=on, **options) for on in (False, True))
     light.load_state_dict(plain.state_dict())

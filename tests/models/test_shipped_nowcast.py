@@ -50,7 +50,7 @@ def test_shipped_nowcast_is_the_default():
 def test_scores_on_radars_never_trained_on(file, folder):
     scores = score_file(models.load("nowcast-small"), folder, file, starts=STARTS[file])
     if file == OPERA:
-        # All of its starts: what the card says is what these weights do.
+        # All starts of this file are scored, so that the scores must equal those in the model card.
         expected = models.load_card("nowcast-small").metrics["test"][file]
         assert summarize(scores) == pytest.approx(expected, rel=0.005, abs=2e-3)
     gain = compare_with_reference(scores)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SimVP against its layers written out one by one."""
+"""Tests of SimVP against a computation layer by layer."""
 
 import pytest
 import torch
@@ -132,7 +132,7 @@ def test_wrong_arguments(make, words):
 
 
 def test_weights_follow_the_memory_format(tmp_path):
-    """Otherwise each convolution would reorder its weight."""
+    """In another memory format, the weight would be reordered in each call of a convolution."""
     model = models.create("simvp", **SMALL)
     models.save(model, tmp_path / "w.safetensors")
     for made in (model, models.load(tmp_path / "w.safetensors")):

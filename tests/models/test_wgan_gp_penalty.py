@@ -119,7 +119,7 @@ def test_fused_path_equals_composite_in_float64(options):
 
 
 def test_fused_path_equals_composite_in_float32(native):
-    """On the Winograd engine: every layer is wide enough for it."""
+    """The layers have enough channels for the Winograd engine."""
     d, (real, fake), epsilon = critic(torch.float32, width=16, reduction=8), days(dtype=torch.float32), torch.rand(2)
     with fastds.use_conv_algorithm("winograd"):
         ours = penalty_and_gradients(d, real, fake, epsilon)

@@ -221,7 +221,7 @@ def test_weights_made_by_hooks(module, call):
 
 @pytest.mark.parametrize(("kind", "size"), [(Conv3x3, 9), (Conv1x1, 1)])
 def test_initial_weights_are_those_of_conv2d(kind, size):
-    """Uniform within 1/sqrt(fan in), weights and bias."""
+    """Weights and bias are uniform in +-1 / sqrt(fan in)."""
     conv, bound = kind(16, 400), 1 / math.sqrt(16 * size)
     for values in (conv.weight.detach(), conv.bias.detach()):
         assert values.abs().max() <= bound and values.abs().max() > 0.97 * bound

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastds.nn.DeformConv2d and GuidedDeformConv2d."""
+"""Tests of fastds.nn.DeformConv2d and GuidedDeformConv2d."""
 
 import pytest
 import torch

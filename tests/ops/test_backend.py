@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HIDE_NATIVE = "sys.modules['_fastds'] = None\n"
 
 
-# A process as a user starts it: of the variables of fastds those given alone, and warnings are shown.
+# Code of a process as a user starts it: only the given FASTDS_ variables are set, and warnings are shown.
 FRESH = """
 import os, sys, warnings
 for name in [name for name in os.environ if name.startswith("FASTDS_")]:

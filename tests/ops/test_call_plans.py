@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans of calls: the same bits as the Python code, and none where something else decides or observes."""
+"""Tests of call plans: results have the same bits as without plans, and no plan runs if torch observes a call."""
 
 import gc
 import os

@@ -15,7 +15,7 @@ from fastds.ops import conv1x1
 from fastds.ops.impl.conv1x1.reference import conv1x1 as reference
 
 LAST = torch.channels_last
-# Of the largest value: sums in float32 of rounded inputs, and the rounding of the result.
+# Tolerance relative to the largest value. Inputs are rounded, sums are computed in float32, and the result is rounded.
 TOLERANCE = {torch.float32: 3e-6, torch.float64: 1e-13, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 

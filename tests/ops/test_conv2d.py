@@ -20,7 +20,7 @@ from fastds.ops.impl.conv3x3 import library, winograd
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_of_conv3x3
 
 LAST = torch.channels_last
-# Of the largest value: sums in float32 of rounded inputs, and the rounding of the result.
+# Tolerance relative to the largest value. Inputs are rounded, sums are computed in float32, and the result is rounded.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 LAYOUTS = {
     "channels_last": lambda x: x.contiguous(memory_format=LAST),
@@ -322,7 +322,7 @@ def test_float16_falls_back_on_cpus_with_fast_gemm(monkeypatch, has_products):
 @pytest.mark.parametrize(("outputs", "as_forward"), [(30, True), (32, False)])
 @pytest.mark.parametrize("needs_grad", [(True, True), (True, False)])
 def test_gradient_of_few_outputs_as_a_forward_convolution(monkeypatch, outputs, as_forward, needs_grad):
-    """Which takes less time on matrix tiles."""
+    """On AMX tiles, the gradient of few outputs takes less time as a forward convolution with flipped filters."""
     calls, flipped = [], library._flip_filters
     monkeypatch.setattr(library, "has_amx_kernels", lambda dtype: True)
     monkeypatch.setattr(library, "_flip_filters", lambda *args: calls.append(1) or flipped(*args))

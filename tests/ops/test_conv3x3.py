@@ -394,7 +394,7 @@ def test_im2col_algorithm(problem):
         check_values(problem, y.detach(), expected)
         check_gradients(problem, tensors, y)
         return
-    # As the library's kernels it rounds the weights to the dtype of the maps.
+    # The algorithm rounds the weights to the dtype of the maps, as the kernels of the library do.
     for got, right in [(y.detach(), expected), *pairs_of_gradients(problem, tensors, y)]:
         assert (got.double() - right).norm() <= (0.03 if problem.dtype == torch.bfloat16 else 0.02) * right.norm()
 

@@ -115,7 +115,7 @@ def test_gradients_of_the_weight(channels, size):
 
 
 def test_slope_of_the_gradient():
-    """A power of two, which rounds nothing."""
+    """The slope is a power of two, so that multiplication by it does not round."""
     x, weight = torch.randn(1, 32, 9, 9).to(HALF).requires_grad_(), torch.randn(32, 32, 3, 3).to(HALF) / 17
     y = conv3x3(x, weight, activation="leaky_relu", negative_slope=0.125, algorithm="amx")
     (got,) = torch.autograd.grad(y, x, torch.ones_like(y))

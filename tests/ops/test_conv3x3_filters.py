@@ -97,7 +97,7 @@ def test_large_packed_filters_with_few_tiles_are_not_cached(two_threads, monkeyp
 
 
 def test_oversized_filters_are_rejected(native):
-    """The module itself, as csrc relies on it."""
+    """The native module raises the errors, because its kernels rely on the checked properties."""
     described = (64, 0, 8, 8, 3, 72, 9, 3, 1, False, 1)
     geometry, map_of = (
         (1, 4, 4, 4, 4, 1, 1, 0, 0),

@@ -37,7 +37,7 @@ def name_of_node(problem: Problem, algorithm: str = "auto") -> str:
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_small_input_result_and_gradients(act, shuffle, residual, layout, monkeypatch):
-    """Against the reference in float64."""
+    """Compare the result and the gradients with the float64 reference."""
     problem = Problem(**ONE_MAP, act=act, shuffle=shuffle, residual=residual)
     tensors = [t if t is None else t.requires_grad_() for t in problem.tensors(layout=layout)]
     doubles = [t if t is None else t.detach().double().requires_grad_() for t in tensors]

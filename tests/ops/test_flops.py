@@ -15,7 +15,7 @@ from fastds import ops
 from fastds.ops.core.registry import OPS
 from fastds.ops.flops import FORMULAS
 
-# Ops of no products with weights, which torch does not count either.
+# Prefixes of ops without products with weights. torch does not count such operations either.
 UNCOUNTED_PREFIXES = (
     "lstm_gates", "st_lstm", "memory_gates", "output_gate", "gru_", "traj_gru", "pixel_",
     "null_op",

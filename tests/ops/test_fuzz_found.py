@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `python -m tests.fuzz` found, once each."""
+"""Tests of the faults that `python -m tests.fuzz` found, one test for each."""
 
 import pytest
 import torch

@@ -36,7 +36,7 @@ def single(kind, dtype, **options):
     return maps.to(dtype), trunk, keywords
 
 
-# In standard deviations of the output: (largest, root mean square).
+# Tolerances in standard deviations of the output: (largest error, root mean square error).
 TOLERANCES = {
     torch.float64: (1e-12, 1e-13),
     torch.float32: (4e-6, 6e-7),
@@ -150,7 +150,7 @@ def test_inr_query_backward_in_low_precision(kind, dtype, tolerance):
     theirs, _ = gradients(exact, *doubled(maps, trunk, keywords)[:1], GRID, *doubled(maps, trunk, keywords)[1:], grad)
     for a, b, leaf in zip(ours, theirs, leaves, strict=True):
         assert a.dtype == leaf.dtype
-        # Activations within rounding of zero take either branch: compared by the norm.
+        # Rounding may change the sign of an activation near zero, so gradients are compared by their norm.
         assert (a.double() - b).norm() <= tolerance * b.norm()
 
 

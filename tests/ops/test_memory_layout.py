@@ -16,7 +16,7 @@ SIZES = [(1, 16, 4, 4), (2, 3, 5, 7), (3, 33, 1, 17), (1, 100, 13, 9), (2, 64, 4
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32], ids=str)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_transpose_preserves_bits(monkeypatch, native, isa, size, dtype, threads):
-    """NaN and infinity, too."""
+    """Copies between memory formats preserve the bits of all values, including NaN and infinity."""
     monkeypatch.setattr(layout, "MIN_NATIVE_ELEMENTS", 0)
     x = (100 * torch.randn(size)).to(dtype)
     if dtype.is_floating_point:

@@ -133,7 +133,7 @@ def test_non_tensor_arguments_are_named(call, text, native):
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_empty_tensors_keep_their_shape(backend, native):
-    """Empty batches, and their gradients."""
+    """Results and gradients of empty batches are empty."""
     fine = maps(3, 0, (4, 6)).requires_grad_()
     features = maps(8, 0).requires_grad_()
     mask = torch.ones(0, 5, 6, dtype=torch.bool)

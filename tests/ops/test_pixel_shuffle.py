@@ -159,7 +159,7 @@ def test_fused_backward(r, act, dtype, native):
     got = torch.autograd.grad(pixel_shuffle(leaves[0], r, leaves[1], act), leaves, grad_y)
     doubles = [t.detach().double().requires_grad_() for t in (x, bias)]
     y = reference(doubles[0], r, doubles[1], act or "none")
-    # Half precision rounds the sum x + bias: the side of the kink is that of the rounded result.
+    # Half precision rounds the sum x + bias, so the sign of the rounded result selects the branch of the activation.
     stored = pixel_shuffle(x, r, bias, act).double()
     slope = {None: 1.0, "relu": 0.0, "leaky_relu": 0.1}[act]
     factor = torch.where(stored > 0, 1.0, slope).to(torch.float64)

@@ -166,7 +166,7 @@ def test_similarities_distinguish_equal_lists():
 
 @pytest.mark.parametrize("name", ["convolution", "recomputed_gates"])
 def test_settings_inside_a_compiled_function(name):
-    """Networks enter blocks in their forward."""
+    """Networks enter such blocks in their forward pass."""
     block, inner, value, default = SWITCHES[name]
 
     def function(x):

@@ -48,7 +48,7 @@ def test_concurrent_calls_are_independent():
 
 @pytest.mark.parametrize("op", STRATEGIES)
 def test_concurrent_equal_calls(op):
-    """On the same caches of weights and workspaces."""
+    """All threads use the same caches of weights and workspaces."""
     case = case_of(5, op, "valid", EACH)
     alone = computed(case)
     with ThreadPoolExecutor(4) as pool:

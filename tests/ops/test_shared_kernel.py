@@ -44,7 +44,7 @@ def test_derivatives_of_both_orders():
     assert gradcheck(chain, inputs) and gradgradcheck(chain, inputs)
 
 
-# Channels and size at which oneDNN by name, and at which the Winograd engine carries the steps; not on every processor.
+# Channels and size at which oneDNN, and at which the Winograd engine computes the steps on some processors.
 @pytest.mark.parametrize("channels,size", [(128, (4, 4)), (16, (24, 28))], ids=["library", "engine"])
 def test_float32_paths(channels, size, monkeypatch):
     calls = []

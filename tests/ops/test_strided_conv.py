@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolution of stride 2 against torch's own, in every order."""
+"""Tests of convolutions with a stride against those of torch, with derivatives up to the third order."""
 
 import pytest
 import torch

@@ -181,7 +181,7 @@ def motion_rnn(cell: nn.Module, x: Tensor, state: Any, m: Tensor | None, previou
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """By unfolding all windows: zeros outside take part."""
+    """Compute window attention by unfolding all windows; the zeros outside the field take part."""
     batch, channels, height, width = q.shape
     half = window // 2
     pad = (half, window - half - 1) * 2
@@ -247,7 +247,7 @@ STEPS = {
 
 
 class Module:
-    """MS-RNN, equations 3 and 4."""
+    """Network of MS-RNN, by equations 3 and 4 of the paper."""
 
     def __init__(self, module: nn.Module, name: str):
         self.module, self.cell_step = module, STEPS[name]

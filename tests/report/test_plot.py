@@ -259,7 +259,7 @@ def test_no_two_lines_look_the_same():
 
 
 def test_a_method_is_drawn_at_the_factors_it_knows():
-    """At their places among all, in their order."""
+    """A curve has points only at the factors of its method, at their places among all factors."""
     figure = draw_by_factor(("2", "2x3", "4"), {"any": {"4": 3.0, "2": 1.0, "2x3": 2.0}, "one": {"4": 5.0}}, "gain")
     lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
     assert lines == {"any": [[0, 1], [1, 2], [2, 3]], "one": [[2, 5]]}

@@ -25,7 +25,7 @@ def test_both():
     assert fastds.ops.copied_op(torch.ones(1)).tolist() == fastds.ops.null_op(torch.ones(1)).tolist() == [1.0]
 """
 TESTS = ("tests/ops/test_both.py", "tests/ops/test_copied_op.py")
-# Tests of all ops, which find the new one, and the tests of them that must pass.
+# Test file that covers all ops -> one of its tests that must pass for the new op.
 OF_ALL = {
     "tests/ops/test_fuzz.py": "test_fuzz_calls_agree_with_the_reference[copied_op-special]",
     "tests/ops/test_registered_ops.py": "test_schema_change_is_detected[copied_op_backward]",

@@ -18,7 +18,7 @@ PYTHON = sorted(p for top in ("fastds", "kernels", "tests", "bench") for p in (R
 NATIVE = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".cpp", ".h", ".cu", ".cuh"})
 SOURCES = [*PYTHON, *NATIVE, ROOT / "setup.py"]
 
-# Packages under fastds and the others of them that they may import, inside functions, too.
+# Package under fastds -> packages that it may import. Imports inside functions count.
 ARROWS = {
     "ops": {"_options", "kernels", "_import_hooks", "_suggestions", "_source_hash"},
     "nn": {"ops", "_suggestions"},

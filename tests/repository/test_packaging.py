@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "kernels", "fastds")
-# A module of nothing, where its bindings, most of the time of a build, are not looked at.
+# Source of an empty module. Builds that do not test the bindings use it, because compiling the bindings is slow.
 BARE = """#include <Python.h>
 static PyModuleDef bare = {PyModuleDef_HEAD_INIT, "_fastds"};
 PyMODINIT_FUNC PyInit__fastds() { return PyModule_Create(&bare); }

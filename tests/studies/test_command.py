@@ -90,7 +90,7 @@ def test_errors_of_crops(scale):
 
 
 def test_non_integer_factor_rounds_the_margin_up():
-    """At 2.67 nine fine pixels, 3 + 6."""
+    """At factor 2.67, the margin is 3 + 6 fine pixels."""
     fields, spoilt = torch.zeros(1, 1, 48, 48), torch.zeros(1, 1, 48, 48)
     spoilt[..., 8, 20], spoilt[..., 20, 9], spoilt[..., 38, 20] = 7.0, 2.0, 3.0
     crop = draw_crops(fields.shape, None, 1, seed=0)

@@ -331,7 +331,7 @@ def test_render_tables_by_hand():
 
 
 def test_regions_of_the_humidity_study(monkeypatch):
-    """In their unit, those with four times and more."""
+    """Regions with at least four times are scored, in the unit of the file."""
     config = humidity_training(["--config", "wgan-gp-small", "--data.path", "data"])
     regions = [np.full((n, 4, 4), 0.25, np.float32) for n in (3, 4, 5)]
     monkeypatch.setattr(humidity, "read_regions", lambda data, part: regions if part == "test" else [])

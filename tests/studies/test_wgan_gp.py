@@ -29,7 +29,7 @@ def training(tmp_path_factory):
 
 
 def test_make_variants_of_the_tables():
-    """Tables 3 and 4 of the paper: what each variant changes."""
+    """Check the options in which each variant in tables 3 and 4 of the paper differs from WGAN-GP."""
     config = humidity_training(["--config", "wgan-gp-small", "--data.path", "data"])
     found = methods.make_variants(config)
     assert list(found) == methods.NETWORKS

@@ -98,7 +98,7 @@ def relative_error(got, expected):
     return ((got.double() - expected).abs().max() / expected.std().clamp_min(1e-30)).item()
 
 
-# Of the result's size: the engine's error in float32, and half a unit of storage in the 16-bit types.
+# Tolerance relative to the size of the result: the error of the engine in float32, and the rounding of 16-bit results.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-# What takes most of the time of `import fastds`, which itself is left to the fork.
+# Imports that take most of the time of `import fastds`. The fork itself imports fastds.
 TORCH = """
 import gc, torch
 gc.freeze()  # else every child copies all objects when it ends
@@ -30,7 +30,7 @@ from fastds.training import command
 import fastds.tasks.fields.training, fastds.tasks.humidity.training
 import fastds.tasks.nowcast.training, fastds.tasks.radar.training
 """
-# It computes nothing before it forks: OpenMP's threads would be missing in the children.
+# The server computes nothing before it forks, because OpenMP's threads would be missing in the children.
 SERVER = """
 import json, os, signal, sys
 requests = os.fdopen(os.dup(0))

@@ -110,7 +110,7 @@ class GateTests:
         assert all(torch.equal(a, b) for a, b in zip(grads, expected, strict=True))
 
     def test_extreme_values(self, native):
-        """Far pre-activations saturate, NaN stays where it is."""
+        """Results for large pre-activations equal the reference, and NaN affects only its own element."""
         far = torch.tensor(self.far)
         tensors = [far[torch.randint(0, len(far), t.shape)] for t in self.inputs((2, 24, 5, 7))]
         for k in self.states:
@@ -162,7 +162,7 @@ class GateTests:
                 assert t.grad is None or torch.equal(t.grad, g)
 
     def test_single_outputs(self, native):
-        """Gradients where only one result is used."""
+        """Compare the gradients of each result alone with the reference."""
         tensors = self.inputs(grad=True)
         doubles = [t.detach().double().requires_grad_() for t in tensors]
         for k in range(len(self.results(tensors))):
@@ -201,7 +201,7 @@ class GateTests:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_opcheck(self, dtype, native):
-        """All of it in float32; what depends on the dtype in bfloat16."""
+        """All checks of opcheck run in float32; only those that depend on the dtype run in bfloat16."""
         all_of_it = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
         utils = all_of_it if dtype == torch.float32 else ("test_schema", "test_faketensor")
         check = functools.partial(torch.library.opcheck, test_utils=utils)

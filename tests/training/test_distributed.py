@@ -27,7 +27,7 @@ def test_two_processes_get_the_weights_of_one(task, files, tmp_path, monkeypatch
         run["loss"] = {"kind": "db-rnn"}
     one, two = (training_runs.arguments(files, task, tmp_path / n, devices=int(n), **run) for n in "12")
     assert main(one) == 0
-    # Lightning starts the second process by the words of the first: a command of its own.
+    # Lightning starts the second process with the command line of the first, so the test runs a separate command.
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "fastds", "train", *two], capture_output=True, text=True
     )

@@ -110,7 +110,7 @@ def test_command_uses_static_maps_of_another_file_and_grid(tmp_path, capsys):
     weights = str(train(run))
     model = models.load(weights)
     assert model.card.static_variables == [{"name": "h", "units": "m"}]
-    # means of the cells, which this plane has in their middle, over the columns of the training
+    # The map is a plane, so the mean of a cell is its value in the middle. The mean is over the training columns.
     assert abs(model.static_mean[0] - (20 * (60 - 0.25 * 39) + 0.25 * 54)) < 1.0
     command = ["downscale", str(file), str(tmp_path / "fine.nc"), "--model", weights, "--scale=2"]
     assert cli.main(command) == 2

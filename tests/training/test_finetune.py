@@ -224,7 +224,7 @@ def test_finetune_accepts_the_reading_options(files, monkeypatch, capsys):
 
 @pytest.mark.parametrize("after", [0.9, 1.1])
 def test_model_card_marks_weights_worse_on_other_data(files, monkeypatch, after):
-    """Where those they were made of win, on events of no radar."""
+    """The given weights beat advection on synthetic events; the fine-tuned weights may not."""
     made = iter([Errors(0.8, 1.0), Errors(after, 1.0)])
     monkeypatch.setattr("fastds.tasks.radar.synthetic_scores.score_synthetic_events", lambda model, device: next(made))
     options(monkeypatch)

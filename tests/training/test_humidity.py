@@ -188,7 +188,7 @@ def test_fair_crps_of_two_members():
     assert (
         compute_content_loss(members[:1], truth, "l1") == 1.0 and compute_content_loss(members[:1], truth, "mse") == 1.0
     )
-    # Members drawn as the truth is score better than a collapsed ensemble.
+    # Members from the distribution of the truth score better than a collapsed ensemble.
     generator = torch.Generator().manual_seed(0)
     draws = torch.randn(3, 20000, generator=generator)
     assert compute_content_loss(draws[:2], draws[2], "crps") < compute_content_loss(0 * draws[:2], draws[2], "crps")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The card of a training: its own name and files."""
+"""Tests of the model card of a training: its name and its files."""
 
 import pytest
 

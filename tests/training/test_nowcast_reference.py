@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses and validation of nowcasting networks by hand."""
+"""Tests of losses and validation of nowcasting networks against separate computations."""
 
 from types import SimpleNamespace
 

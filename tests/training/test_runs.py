@@ -23,7 +23,7 @@ from fastds.tasks.radar import training as radar
 from fastds.training.command import TASKS, main
 from fastds.training.modules import BaseLightningModule, SupervisedModule
 
-# Task: the callback that exports, the score it goes by, which it logs, and the sign of what is better.
+# Task -> (callback that exports weights, logged score that selects them, 1 if a lower score is better, else -1).
 EXPORTS = {
     "radar": (radar.ExportWeights, "val_mse_total", 1),
     "fields": (fields.ExportWeights, "val_gain_db", -1),
@@ -125,7 +125,7 @@ def test_best_weights_are_rescored_on_current_samples(run, files, tmp_path, monk
 
 
 def test_run_without_resume_restarts(files, tmp_path, capfd):
-    """Its weights equal those of a run in a new folder."""
+    """The weights of the restarted run equal those of a run in a new folder."""
 
     def trained(folder, **options):
         assert main(training_runs.arguments(files, "radar", tmp_path / folder, **options)) == 0

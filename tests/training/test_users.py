@@ -69,7 +69,7 @@ def test_run_announces_its_end_and_duration(run):
     ],
 )
 def test_remaining_time_uses_the_first_limit(last, minutes, step, left, end):
-    """Of step 20 after a minute."""
+    """The training is at step 20 and has run for one minute."""
     bounds = {"config": SimpleNamespace(max_minutes=minutes), "last_step": lambda: last}
     module = SimpleNamespace(**bounds, training_seconds=lambda: 60.0, steps_done=lambda: 20)
     found = TrainingProgress(SimpleNamespace(best=0.25))

@@ -89,7 +89,11 @@ def _iterate_quantities(file: h5py.File) -> Iterator[tuple[str, h5py.Group, h5py
 
 
 def _make_field(quantity: str, data: h5py.Group, dataset: h5py.Group) -> cf_builder.Fields:
-    """Make the field of a data group; {} for quantities other than rain, reflectivity and quality."""
+    """Make the field of a data group; {} for quantities other than rain, reflectivity and quality.
+
+    Raises:
+        ValueError: The interval of an amount (ACRR) is missing or does not end after it starts.
+    """
     if quantity in _REFLECTIVITY:
         return cf_builder.make_reflectivity_field(_decode_values(data, dataset, NO_ECHO_DBZ), NO_ECHO_DBZ)
     if quantity == "RATE":

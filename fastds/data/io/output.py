@@ -50,20 +50,22 @@ def output_shape(source: ReflectivityInput, factor: int = 2, time_factor: int = 
 def from_reflectivity(
     source: ReflectivityInput, z: np.ndarray, factor: int = 2, time_factor: int = 2, *, out: np.ndarray | None = None
 ) -> xr.Dataset:
-    """Make a Dataset on the finer grid and times, in the variable and units of the input.
+    """Make a Dataset of finer reflectivity, on the finer grid and times, in the variable and units of the input.
 
     Args:
-        source: See `compute_fine_values`.
-        z: See `compute_fine_values`.
-        factor: See `compute_fine_values`.
-        time_factor: See `compute_fine_values`.
-        out: See `compute_fine_values`.
+        source: ReflectivityInput.
+        z: (n, factor H, factor W) float32 dBZ, NaN where missing: the segments of `source` one after another, each with
+            time_factor (T - 1) + 1 frames.
+        factor: Integer >= 1.
+        time_factor: Integer >= 1. For amounts of several times it must be even.
+        out: float32 array of `output_shape`, such as a memory map, for the values of rates and amounts; None: a new
+            array.
 
     Returns:
-        xarray.Dataset with the variable `source.source_name`, see `make_fine_dataset`.
+        xarray.Dataset with the variable `source.source_name`.
 
     Raises:
-        ValueError: See `compute_fine_values`.
+        ValueError: `z` or `out` has another shape, or `time_factor` is odd for amounts of several times.
     """
     values = compute_fine_values(source, z, factor, time_factor, out=out)
     return make_fine_dataset(source, values, factor, time_factor)

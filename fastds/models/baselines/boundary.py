@@ -146,10 +146,11 @@ def fill_inflow(forecast: Tensor, last: Tensor, paths: Tensor, wet: float | None
 
 
 def estimate_advected_area(wet: Tensor, paths: Tensor) -> Tensor:
-    """Estimate the wet area within the coverage of forecast frames that the advected last frame would have.
+    """Estimate the wet area of each forecast frame for the case that the last frame is only advected.
 
-    Each pixel of the coverage counts with the wet share of the origin of its air. For origins outside the coverage, the
-    share decays to the local mean as in `fill_inflow`. In large fields only a regular sample of the pixels is used.
+    Only the pixels that the last frame covers count, each with the wet share at the origin of its air. For origins
+    outside the coverage, the share decays to the local mean as in `fill_inflow`. In large fields only a regular sample
+    of the pixels is used.
 
     Args:
         wet: (H, W), wet share of each pixel of the last frame, NaN where missing.

@@ -128,6 +128,9 @@ class LagrangianRNN(NowcastModel):
 
         Returns:
             The frames with missing values filled, steps, and the flow.
+
+        Raises:
+            ValueError: The frames have another shape.
         """
         self._check_frames(frames)
         return fill_missing(frames), steps, estimate_backward_flow(frames) if flow is None else flow

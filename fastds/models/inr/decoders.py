@@ -103,7 +103,7 @@ class MetaSRDecoder(LocalDecoder):
         Args:
             maps: (B, M, H, W), result of prepare.
             where: grid or points with Q queries.
-            cell: (B, 2) or (B, Q, 2), size of a query in half pixels.
+            cell: (B, 2) or (B, Q, 2), size of a query in half pixels of the maps.
             skip: (B, O, H, W), field to interpolate and add, or None.
             edge: for rows and columns "clamp" or "wrap".
             mask: (B, H, W) bool, valid pixels, or None.
@@ -191,7 +191,7 @@ class CiaoSRDecoder(nn.Module):
         Args:
             maps: features, (B, C, H, W).
             where: grid or points with Q queries.
-            cell: (B, 2) or (B, Q, 2), size of a query in half pixels.
+            cell: (B, 2) or (B, Q, 2), size of a query in half pixels of the maps.
             skip: (B, O, H, W), field to interpolate and add, or None.
             edge: for rows and columns "clamp" or "wrap".
             mask: (B, H, W) bool, valid pixels, or None.
@@ -325,7 +325,7 @@ def decode(
         decoder: one of DECODERS.
         encoded: result of the encoder.
         where: grid or points with Q queries.
-        cell: (B, 2) or (B, Q, 2), size of a query in half pixels.
+        cell: (B, 2) or (B, Q, 2), size of a query in half pixels of the maps.
         edge: for rows and columns "clamp" or "wrap".
         gain: factor per output channel or None.
 

@@ -334,7 +334,8 @@ class INRDownscaler(DownscaleMixin, nn.Module):
         Args:
             encoded: result of `encode`.
             where: grid or points with Q queries.
-            cell: (B, 2) or (B, Q, 2), size of a query in half pixels, 2 / s per axis.
+            cell: (B, 2) or (B, Q, 2), size of a query in half pixels of the encoded fields: 2 / s per axis for a scale
+                factor s. Scale factors above max_scale count as max_scale.
 
         Returns:
             (B, Q, O).

@@ -48,7 +48,7 @@ class Cell(nn.Module):
 class ConvGRU(nn.Module):
     """Run a ConvGRU cell over a sequence.
 
-    Shapes: forward(x (T*B, C, H, W) or None for zeros, h, times=T) -> states (T*B, C, H, W).
+    Shapes: forward(x (T*B, C, H, W) or None for zeros, h (B, C, H, W), times=T) -> states (T*B, C, H, W).
     """
 
     def __init__(self, channels: int):

@@ -26,7 +26,7 @@ def make_block_labels(blocks: Iterable[Sequence[int]]) -> np.ndarray:
 
 
 def has_too_few_blocks(labels: np.ndarray) -> bool:
-    """Return True if there are fewer blocks than MIN_BLOCKS, too few for an interval."""
+    """Return True if there are fewer than MIN_BLOCKS distinct rows of labels, too few for an interval."""
     return len(np.unique(labels, axis=0)) < MIN_BLOCKS
 
 
@@ -71,6 +71,9 @@ def compute_interval(
         labels: (samples, columns), see draw_weights.
         draws: number of draws.
         seed: random seed.
+
+    Returns:
+        Lower and upper end of the interval.
     """
     weight = draw_weights(labels, draws, seed)
     weight = weight[weight.sum(1) > 0]  # with several columns of labels a draw may be empty
@@ -132,7 +135,7 @@ class Estimate(NamedTuple):
         """Compare the sign of a difference with that of an expected difference.
 
         Returns:
-            "agrees" or "opposite", or "undecided" if the interval includes zero.
+            "agrees" or "opposite", or "undecided" if the interval includes zero or there is no interval.
         """
         if not (self.low > 0 or self.high < 0):
             return "undecided"

@@ -53,12 +53,14 @@ def has_time_for(seconds: float, spent: float) -> bool:
 
 
 def compute_steps(seconds: float, step_seconds: float, fixed: float) -> int:
-    """Compute the number of steps that all trainings take.
+    """Compute how many steps each training can take within the budget, the same number for all trainings.
+
+    The fraction _RESERVE of the budget is not used.
 
     Args:
         seconds: budget of the whole study.
         step_seconds: sum over all trainings of the seconds of a step.
-        fixed: seconds of scores and figures.
+        fixed: seconds of everything else, such as reading files, validations, scores and figures.
 
     Raises:
         ValueError: if fewer than MIN_STEPS steps fit.
@@ -75,8 +77,8 @@ class PaperConfig:
     """Options of a study.
 
     Args:
-        budget: total time, such as 45min, in which small networks are trained, all for the same number of steps; or the
-            word paper: networks, steps and learning rates of the paper.
+        budget: time of the whole study, such as 45min, in which small networks are trained, all for the same number of
+            steps; or the word paper for the networks, steps and learning rates of the paper.
         run: networks to include; default all that the data allow. Methods without a network are always included.
         seeds: random seeds of weights and samples; scores are means over the seeds.
         max_steps: steps of each training, instead of the number that fits the budget.

@@ -30,7 +30,8 @@ def score(error_model: ErrorModel, features: Tensor, truth: Tensor, least: Tenso
         error_model: the error model.
         features: (F, N).
         truth: (N,) dB above the floor.
-        least: (N,) detection threshold; applied as a soft threshold, so that it has a gradient.
+        least: (N,) detection threshold, dB above the floor. It is applied as a soft threshold, so that the score is
+            differentiable.
         z_r: (a, b) of the Z-R relation.
     """
     z = sample_reflectivity(tuple(part[:, None] for part in error_model(features)), NODES)

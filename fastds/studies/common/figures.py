@@ -65,9 +65,9 @@ def draw_radar_panel(
 
 
 def clear_below_floor(z: np.ndarray, floor: float) -> np.ndarray:
-    """Set reflectivity up to 0.5 dB above the floor to zero, so that it is drawn as no echo.
+    """Set reflectivity below the floor plus 0.5 dB to zero, so that it is drawn as no echo.
 
-    0.5 dB is the quantisation step.
+    0.5 dB is a common quantisation step of radar files.
     """
     return np.where(z < floor + 0.5, 0.0, z)
 

@@ -56,8 +56,9 @@ def measure_cost(network: nn.Module, inputs: Callable[[int], tuple], batch: int)
 
     Returns:
         A dictionary. "parameters" is the number of parameters. "multiply_adds" is the number of multiply-adds of
-            convolutions and matrix products in 1e9, for the forward pass of one sample. "memory" is the bytes of the
-            tensors saved for the backward pass of a batch, and of weights, gradients and Adam's moments.
+            convolutions and matrix products in the forward pass of one sample, in units of 1e9. "memory" is the number
+            of bytes of the tensors saved for the backward pass of a batch, the weights, the gradients and Adam's
+            moments.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -161,9 +162,10 @@ def time_step(module: SupervisedModule, batch: dict) -> float:
 
 
 def estimate_step_seconds(train: Callable[[RunConfig], object], config: RunConfig) -> float:
-    """Estimate the time of a training step in seconds.
+    """Estimate the time of a step of the planned training in seconds.
 
-    Short trainings of one and of four steps with a batch size of 1 are timed after a warm-up.
+    Trainings of one and of four steps with a batch size of 1 are timed after a warm-up. The time of a step is
+    multiplied by the planned batch size.
 
     Args:
         train: function that runs a training.
@@ -212,7 +214,12 @@ class PlannedTraining(NamedTuple):
 
 
 def plan_training(config: RunConfig, seconds: float | None = None) -> PlannedTraining:
-    """Count the parameters of a training's network."""
+    """Make the PlannedTraining of a configuration, with the number of parameters of its network.
+
+    Args:
+        config: configuration of the training.
+        seconds: seconds of a step; None: not measured.
+    """
     network = suppress_warnings(lambda: models.create(config.model.name, **config.model.options))
     return PlannedTraining(config, sum(p.numel() for p in network.parameters()), seconds)
 
@@ -276,7 +283,7 @@ def time_second_call(call: Callable[[], object]) -> float:
 
 
 def format_title(title: str, budget: str, steps: int) -> str:
-    """Append a note to the title of a table unless the budget is "paper", because networks and trainings are small.
+    """Append to the title of a table that networks and trainings are small, unless the budget is "paper".
 
     Args:
         title: title of the table.

@@ -88,7 +88,7 @@ def find_files(config: RadarFiles, side: int, least: int, tested: int | None = N
 
 
 def resolve_path(config: RadarFiles, name: str) -> pathlib.Path:
-    """Return the path of a file of find_files."""
+    """Return the path of a file that find_files returned."""
     root = pathlib.Path(config.path)
     return root if root.is_file() else root / name
 
@@ -126,7 +126,7 @@ class EvaluationBlock:
         name: name of the file.
         samples: dicts with y and valid, cropped to the window.
         blocks: number of the block of time of each sample.
-        window: rows and columns of the file.
+        window: rows and columns of the test window in the grid of the file.
         echo: fraction of the valid pixels with echo.
         windows: window of each sample, if samples have different windows.
     """

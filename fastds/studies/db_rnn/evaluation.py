@@ -103,7 +103,7 @@ def _windows(block: fd.TimeBlock, config: DataConfig, future: int) -> RadarWindo
 
 
 def _divide_valid(samples: list[dict[str, Tensor]]) -> None:
-    """Move the valid pixels of the input frames to the key "known"."""
+    """Move the mask of valid pixels of the input frames from the key "valid" to the key "known"."""
     for sample in samples:
         sample["known"], sample["valid"] = sample["valid"][:KNOWN], sample["valid"][KNOWN:]
 
@@ -128,9 +128,10 @@ def score(predict: Predict, blocks: list[EvaluationBlock], z_r: Sequence[float])
         z_r: (a, b) of the Z-R relation.
 
     Returns:
-        A dictionary: counts (samples, n, thresholds, 4); errors (samples, n, 2), sums of B-MSE and B-MAE; pixels
-            (samples, n). If the network also outputs forecasts of the input frames, the key "all" has the same for all
-            output frames.
+        A dictionary of lists: counts (samples, n, thresholds, 4), the numbers of hits, misses, false alarms and correct
+            negatives; errors (samples, n, 2), sums of B-MSE and B-MAE; pixels (samples, n), the numbers of valid
+            pixels. If the network also outputs forecasts of the input frames, the key "all" has such a dictionary for
+            all output frames.
     """
     thresholds = normalised_rates(RAIN_THRESHOLDS, tuple(z_r))
     found, whole = _make_counts(), _make_counts()

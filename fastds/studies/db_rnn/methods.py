@@ -222,8 +222,8 @@ def make_training_config(
 ) -> TrainingConfig:  # fmt: skip
     """Make the training configuration of a method.
 
-    With the budget "paper" it is the one of load_paper_config, except for data and steps; DB networks are trained for
-    twice the steps.
+    With the budget "paper" it is the configuration of load_paper_config, except for data and steps. A DB network is
+    then trained for 2 * `steps` steps.
 
     Args:
         name: the method.

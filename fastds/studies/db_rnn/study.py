@@ -164,10 +164,14 @@ def study(config: StudyConfig) -> pathlib.Path:
 
 
 def select_methods(run: list[str], ablation: str) -> list[str]:
-    """Select the methods of a study.
+    """Select the methods of a study: the requested ones, those that they need, and all methods without training.
 
-    A staged network needs its forecaster. The ablation's row with the discriminator that the paper uses for the cell
-    needs the DB network of the main table.
+    A staged network needs the MS network that is its forecaster. The row of the ablation table that is also in the main
+    table needs the DB network of the main table.
+
+    Args:
+        run: requested methods; empty: all.
+        ablation: cell of the ablation, a key of CELLS.
     """
     requested = set(run or METHODS)
     requested |= {name.removesuffix("-S") for name in requested if METHODS[name].kind == "staged"}

@@ -31,7 +31,7 @@ from fastds.tasks.nowcast.starts import read_coarse_frames
 from fastds.tasks.radar import pipeline as radar
 
 RADARS = dict(TEST_BLOCKS) | {"radar_smhi_openmrg_20150827_5min.nc": (0, None, 1)}
-# Radars for nowcasting networks; those of the training of nowcast-small are excluded.
+# Files of RADARS in the training of nowcast-small, which are no cases of nowcasting networks.
 _TRAINED = ("radar_fmi_20160928_5min.nc", "radar_knmi_20100826_5min.nc")
 FORECAST = [f for f in RADARS if f not in _TRAINED]
 FORECAST += ["radar_dwd_yw_crop_20180516_5min.nc", "radar_dwd_dx_sw_20080602_5min.nc"]
@@ -40,7 +40,7 @@ COARSER = ((1, 1), (2, 1), (3, 1), (6, 1), (1, 2), (1, 4), (2, 2), (3, 4))
 _SIDE, _SAMPLES, _LEADS = 96, 3, 6
 _ERA5 = "era5_rh_t_u_z_500hPa_1deg_global_20160101_6h.nc"
 _NAM = "raw/grib/nam.t00z.awp21100.tm00.grib2"
-# (file, variable of relative humidity, levels, held-out rows and columns); level None: the only one.
+# (file, variable of relative humidity, levels, held-out rows and columns). The level None is the only level of a file.
 HUMIDITY = (
     (_ERA5, "r", (None,), np.s_[:176, 280:360]),
     ("meteonet_arpege_2m_NW_01deg_20180501_1h.nc", "r2m", (None,), np.s_[:56, 48:80]),

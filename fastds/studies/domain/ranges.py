@@ -20,7 +20,7 @@ from fastds.training.modules import BaseDataModule
 
 @dataclasses.dataclass
 class StudyConfig:
-    """Write weights again with the ranges of input statistics of the training samples in the model card.
+    """Write weights again, with a model card that has the ranges of the input statistics over the training samples.
 
     Missing fields of the card are filled from the training configuration. The weights are unchanged.
 

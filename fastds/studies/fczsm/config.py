@@ -27,8 +27,8 @@ class DataConfig(RadarFiles):
             drawn from all times of all files, as in the paper. Default: random with the budget paper, otherwise time.
         fixed_samples: numbers of training, validation and test samples of split "random".
         split_seed: random seed of split "random".
-        minimum_echo: minimum fraction of echo in a test sample. Default: that of the trainings with split "random",
-            otherwise 0.
+        minimum_echo: minimum fraction of echo in a test sample. Default: the minimum of the trainings with split
+            "random", and 0 with split "time".
     """
 
     statics: list[str] = dataclasses.field(default_factory=list)

@@ -92,7 +92,7 @@ def load_paper_config(name: str, path: str) -> TrainingConfig:
 def make_training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
     """Make the training configuration of a method.
 
-    With the budget "paper" it is the one of load_paper_config, except for data and steps.
+    With the budget "paper" it is the configuration of load_paper_config, except for data and steps.
 
     Args:
         name: the method.

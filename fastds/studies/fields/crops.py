@@ -60,7 +60,7 @@ def compute_crop_errors(
 ) -> list[list[float]]:
     """Compute the mean squared error of a method on crops.
 
-    A margin of ceil(s) + 6 fine pixels at every border is excluded, where s is the factor.
+    A margin of ceil(s) + 6 fine pixels at every border is excluded, where s is the factor along the axis.
 
     Args:
         predict: predict(x, size) returns fine fields.

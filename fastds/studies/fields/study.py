@@ -202,7 +202,7 @@ class StudyConfig:
 
 
 def run_study(config: StudyConfig) -> pathlib.Path:
-    """Run what has no JSON file in config.output yet, write table.md there and return its path.
+    """Run the methods and seeds without a JSON file in config.output, write table.md there and return its path.
 
     With degraded inputs, scores and table are in the subfolder "degraded".
     """

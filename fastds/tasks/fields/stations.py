@@ -57,7 +57,10 @@ def project_points(
         longitude: longitudes in degrees.
 
     Returns:
-        Coordinates along the rows and along the columns.
+        Two float64 tensors: the coordinates of the points on the axis y or latitude, and on the axis x or longitude.
+
+    Raises:
+        ValueError: a coordinate of a projected grid has a unit that is no length.
     """
     if crs is None:
         return torch.tensor(latitude, dtype=torch.float64), torch.tensor(longitude, dtype=torch.float64)

@@ -104,7 +104,10 @@ def _select_days(field, source, config, role):
 
 
 def _split_columns(shape, role):
-    """Return the regions of a file without regions: the left three quarters for training, the rest for validation."""
+    """Return the regions of a role for a file whose source names no regions.
+
+    These are the left three quarters of the columns for training, the rest for validation, and none for other roles.
+    """
     split = 3 * shape[2] // 4
     return {"train": [[0, shape[1], 0, split]], "validation": [[0, shape[1], split, shape[2]]]}.get(role, [])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""1x1 convolutions."""
+"""Random calls of 1x1 convolutions."""
 
 from fastds import ops
 

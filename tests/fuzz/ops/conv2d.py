@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions of any size in groups."""
+"""Random calls of convolutions of any size in groups."""
 
 import fastds
 from fastds import ops

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""3x3 convolutions."""
+"""Random calls of 3x3 convolutions."""
 
 import torch
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions with the passes of recurrent cells."""
+"""Random calls of convolutions with fused gates of recurrent cells."""
 
 from fastds import ops
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pointwise passes of recurrent cells."""
+"""Random calls of the pointwise ops of recurrent cells."""
 
 from dataclasses import replace
 

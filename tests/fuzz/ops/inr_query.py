@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries of implicit networks."""
+"""Random calls of queries of implicit networks."""
 
 from dataclasses import replace
 

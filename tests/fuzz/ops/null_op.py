@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""null_op: see tests/fuzz/ops/__init__.py."""
+"""Random calls of null_op, as described in tests/fuzz/ops/__init__.py."""
 
 from fastds import ops
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sub-pixels."""
+"""Random calls of pixel_shuffle and pixel_unshuffle."""
 
 from fastds import ops
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention within windows."""
+"""Random calls of attention within windows."""
 
 from fastds import ops
 

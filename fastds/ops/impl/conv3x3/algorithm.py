@@ -33,8 +33,9 @@ def use_conv_algorithm(algorithm: str) -> Iterator[None]:
     """Set the algorithm of 3x3 convolutions inside the block, in all threads.
 
     The algorithm applies to calls of fastds.ops.conv3x3 without the argument `algorithm`, to recurrent cells and to
-    convolutions of other sizes as fastds.ops.conv2d describes. Graphs that were compiled or exported before use the
-    algorithm of their trace. If blocks overlap, the block that was entered last determines the algorithm.
+    convolutions of other sizes as fastds.ops.conv2d describes. An exported graph uses the algorithm of
+    its trace; a function compiled by torch.compile is traced again for each algorithm. If blocks overlap, the block
+    that was entered last determines the algorithm.
 
     Args:
         algorithm: str, one of
