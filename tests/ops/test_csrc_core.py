@@ -55,7 +55,8 @@ def probe(request, tmp_path_factory):
     (folder / "probe.cpp").write_text(PROBE)
     flags = ["-mf16c", "-mavx2", "-mfma"] if request.param == "f16c" else []
     command = ["g++", "-std=c++17", "-O2", "-fopenmp", "-shared", "-fPIC", *flags, f"-I{ROOT / 'csrc'}"]
-    subprocess.run([*command, str(folder / "probe.cpp"), "-o", str(folder / "probe.so")], check=True)
+    sources = str(folder / "probe.cpp"), str(ROOT / "csrc" / "core" / "team.cpp")
+    subprocess.run([*command, *sources, "-o", str(folder / "probe.so")], check=True)
     return ctypes.CDLL(str(folder / "probe.so"))
 
 

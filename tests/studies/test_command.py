@@ -263,7 +263,7 @@ def test_fixed_ratio_network_is_sampled_at_its_pixels():
 
 def test_study_rejects_invalid_options(path, tmp_path, capsys):
     c = config(path, tmp_path)
-    with pytest.raises(ValueError, match="needs test columns"):
+    with pytest.raises(ValueError, match="needs separate test columns"):
         dataclasses.replace(c, data=dataclasses.replace(c.data, test=[]))
     with pytest.raises(ValueError, match="validation .* and test .* of longitude overlap"):
         dataclasses.replace(c.data, test=[60, 80])

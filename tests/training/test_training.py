@@ -299,7 +299,7 @@ def test_remaining_time_uses_the_earlier_limit(steps, minutes, message, left):
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_processes_draw_numbers_of_their_own(rank):
-    given = {"config": SimpleNamespace(seed=5), "steps_done": lambda: 7, "global_rank": rank}
+    given = {"config": SimpleNamespace(seed=5, graph="never"), "steps_done": lambda: 7, "global_rank": rank}
     given["is_finished"] = lambda: False
     nothing = {"optimizers": [], "lr_scheduler_configs": []}
     for size, expected in ((1, 11), (3, 5 + 1_000_003 * (rank + 1) + 7)):
