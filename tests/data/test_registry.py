@@ -89,6 +89,6 @@ def test_order_decides_between_formats(add_toy_format):
 
 def test_manual_lists_the_declared_formats(add_toy_format):
     add_toy_format(order=5)
-    rows = [(form.name, form.files) for form in registry.list_formats()]  # as docs/_ext/generated_content.py
+    rows = [(form.name, form.files) for form in list_formats()]  # as docs/_ext/generated_content.py
     assert rows[0] == ("Toy", "toys") and ("FMI PGM", "composites of FMI") in rows
     assert ":::{file-formats}\n:::\n" in (ROOT / "docs" / "formats.md").read_text()
