@@ -5,10 +5,12 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from types import UnionType
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
+# A torch.nn.Module with its model card in `card` and its configuration in `config`; torch declares neither attribute.
+Network: TypeAlias = Any
 ANY = "any"  # name of an input variable that may have any meaning and any units
 
 

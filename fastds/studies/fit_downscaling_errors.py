@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastds import data as fd
 from fastds import models
@@ -22,6 +22,7 @@ from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.tables import track_progress
 from fastds.models import ModelCard
 from fastds.models.baselines import optical_flow
+from fastds.models.card import Network
 from fastds.models.ensembles import ErrorModel
 from fastds.models.ensembles.downscaling_features import ERROR_INDEX, FEATURES, WET_SHARE_INDEX
 from fastds.studies.command import Files
@@ -88,7 +89,7 @@ class _SmoothedStore:
         return np.where(np.isnan(z), np.nan, smooth).astype(z.dtype)
 
 
-def make_pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[Pool]:
+def make_pools(folder: pathlib.Path, model: Network, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[Pool]:
     """Make a pool of pixels near echo for each block, and another for its smoothed copy.
 
     The pixels are those of network outputs at input times and at interpolated times. Inputs coarsened by linear Z and
@@ -113,7 +114,7 @@ def make_pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] =
 
 
 def _iter_fields(
-    folder: pathlib.Path, block: Block, smoothed: bool, model: nn.Module, generator: torch.Generator
+    folder: pathlib.Path, block: Block, smoothed: bool, model: Network, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield features (F, n) and truth (n,), in dB above the floor, of random pixels of each network output."""
     floor, span = model.card.floor_dbz, model.card.ceiling_dbz - model.card.floor_dbz

@@ -13,6 +13,7 @@ import torch
 
 from fastds import models
 from fastds._options import OptionError, spell_argument
+from fastds.models.card import Network
 from fastds.studies.command import Files
 from fastds.studies.report import write_rows
 from fastds.studies.wgan_gp.methods import make_variants
@@ -117,7 +118,7 @@ def compare(config: TrainingConfig, epochs: int, members: int = 10, seed: int = 
 
 
 def score(
-    networks: dict[str, torch.nn.Module], config: TrainingConfig, members: int = 10, seed: int = 0
+    networks: dict[str, Network], config: TrainingConfig, members: int = 10, seed: int = 0
 ) -> list[dict[str, dict]]:
     """Score networks with evaluate_region on every test region of config.data that has at least four times.
 

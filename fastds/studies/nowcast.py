@@ -7,13 +7,13 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from torch import nn
 
 from fastds import models
 from fastds._options import OptionError, spell_name, spell_value
 from fastds.data import RAIN_THRESHOLDS, open_dataset
 from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.tables import format_count
+from fastds.models.card import Network
 from fastds.report import check_report
 from fastds.studies.command import Files
 from fastds.studies.report import write_rows, write_study
@@ -34,7 +34,7 @@ REFERENCES = ("extrapolation", "blurred-persistence", "persistence")
 
 
 def score_file(
-    model: nn.Module,
+    model: Network,
     folder: str | os.PathLike,
     file: str,
     steps: int = 12,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastds import data as fd
 from fastds import metrics, models
@@ -25,6 +25,7 @@ from fastds.inference.tables import format_number, make_score_table
 from fastds.inference.tiling import Tile
 from fastds.metrics import EnsembleScores, spectral_ratio
 from fastds.metrics.errors import CEILING_DBZ
+from fastds.models.card import Network
 from fastds.models.ensembles.downscaling_features import WET_SHARE_INDEX
 from fastds.report import check_report
 from fastds.studies.command import Files
@@ -43,7 +44,7 @@ _BAND = (2.0, 4.0)
 _TIMES = {"at input times": (0, 2), "between": (1,)}
 
 
-def score_members(samples: Sequence[dict[str, Tensor]], model: nn.Module, count: int) -> dict[str, list[float]]:
+def score_members(samples: Sequence[dict[str, Tensor]], model: Network, count: int) -> dict[str, list[float]]:
     """Score an ensemble at input times and at interpolated times on pixels near echo.
 
     Args:
@@ -217,7 +218,7 @@ def wrap_baseline(method: Callable) -> Callable:
     return lambda sample: method(sample["x"][None])
 
 
-def wrap_network(model: torch.nn.Module, floor: float, coarsened: str | None = None, smooth: bool = True) -> Callable:
+def wrap_network(model: Network, floor: float, coarsened: str | None = None, smooth: bool = True) -> Callable:
     """Wrap a network as a method for compute_errors.
 
     The flow is averaged with the flows of the neighbouring pairs, as in `fastds downscale`. If the network was trained
@@ -252,7 +253,7 @@ def wrap_network(model: torch.nn.Module, floor: float, coarsened: str | None = N
     return method
 
 
-def _wrap_flow(model: torch.nn.Module) -> Callable:
+def _wrap_flow(model: Network) -> Callable:
     """Return a function of (x, flow) that calls the network, with the flow only if the network takes one."""
     return lambda x, flow: model(x, flow=flow) if needs_flow(model) else model(x)
 
@@ -261,7 +262,7 @@ def _normalise(z: Tensor, floor: float) -> Tensor:
     return (z.clamp(floor, CEILING_DBZ) - floor) / (CEILING_DBZ - floor)
 
 
-def _refine_pair(model: torch.nn.Module, frames: Tensor, coarsened: str | None, smooth: bool) -> Tensor:
+def _refine_pair(model: Network, frames: Tensor, coarsened: str | None, smooth: bool) -> Tensor:
     """Make fine frames (1, 3, 1, H, W) in dBZ from two coarse ones (2, h, w) in dBZ, as `fastds downscale` does."""
     whole = tuple(slice(0, size) for size in frames.shape[1:])
     options = {"floor": model.card.floor_dbz, "ceiling": model.card.ceiling_dbz, "no_echo": NO_ECHO_DBZ}

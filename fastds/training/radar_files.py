@@ -159,8 +159,9 @@ def make_time_blocks(config, least: int = 3, side: int = 1) -> tuple[list, list]
                 "--data.path=FOLDER` and `fastds train nowcast` take every *.nc of a folder"
             )
         check_overlap(file.name, part)
-        train.append(fd.TimeBlock(str(file), *part["train"], var=config.var))
-        validation.append(fd.TimeBlock(str(file), *part["validation"], var=config.var))
+        (a, b), (c, d) = part["train"], part["validation"]
+        train.append(fd.TimeBlock(str(file), a, b, var=config.var))
+        validation.append(fd.TimeBlock(str(file), c, d, var=config.var))
     return train, validation
 
 
@@ -210,7 +211,7 @@ def check_overlap(name: str, part: dict) -> None:
         )
 
 
-def _check_side(file: pathlib.Path, grid: tuple[int, int], side: int) -> None:
+def _check_side(file: pathlib.Path, grid: Sequence[int], side: int) -> None:
     if min(grid) < side:
         raise ValueError(f"the grid of {file.name} is {tuple(grid)}, a sample needs {side} pixels a side")
 

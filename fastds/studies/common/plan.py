@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastds import models
 from fastds._options import spell_name
 from fastds.inference.run_facts import flatten_options
+from fastds.models.card import Network
 from fastds.studies.common.config import (
     MIN_STEPS,
     PAPER,
@@ -46,7 +47,7 @@ def format_cost(cost: Mapping[str, float], seconds: float | None, digits: int) -
     return *numbers, "-" if seconds is None else f"{seconds:.3g}"
 
 
-def measure_cost(network: nn.Module, inputs: Callable[[int], tuple], batch: int) -> dict[str, float]:
+def measure_cost(network: Network, inputs: Callable[[int], tuple], batch: int) -> dict[str, float]:
     """Measure the costs of a network on a CPU.
 
     Args:
@@ -69,7 +70,7 @@ def measure_cost(network: nn.Module, inputs: Callable[[int], tuple], batch: int)
     return {"parameters": parameters, "multiply_adds": counter.get_total_flops() / 2e9, "memory": memory}
 
 
-def _measure_saved_bytes(network: nn.Module, arguments: tuple) -> int:
+def _measure_saved_bytes(network: Network, arguments: tuple) -> int:
     """Return the bytes of the tensors that a forward pass saves for the backward pass, without parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
     saved: dict[int, tuple[Tensor, int]] = {}

@@ -7,10 +7,9 @@
 import dataclasses
 import importlib
 
-from torch import nn
-
 from fastds import models
 from fastds._options import OptionError
+from fastds.models.card import Network
 from fastds.studies.command import Files
 from fastds.training.command import read_command_line
 from fastds.training.config import RunConfig
@@ -58,7 +57,7 @@ def study(config: StudyConfig) -> str:
     return config.output
 
 
-def load_training(model: nn.Module, name: str, path: str) -> RunConfig:
+def load_training(model: Network, name: str, path: str) -> RunConfig:
     """Load a training configuration of a model's task.
 
     Args:
@@ -70,7 +69,7 @@ def load_training(model: nn.Module, name: str, path: str) -> RunConfig:
     return options.parse_arguments(["--config", name, "--data.path", path])
 
 
-def make_training_data(model: nn.Module, config: RunConfig) -> BaseDataModule:
+def make_training_data(model: Network, config: RunConfig) -> BaseDataModule:
     """Read the samples of a training."""
     task = model.card.task
     data = importlib.import_module(f"fastds.tasks.{task}.samples")

@@ -6,8 +6,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from torch import nn
-
+from fastds.models.card import Network
 from fastds.studies.common.config import PAPER
 from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
 
@@ -134,6 +133,6 @@ def make_training_config(name: str, budget: str, steps: int, data: DataConfig, *
     )  # fmt: skip
 
 
-def get_width(model: nn.Module) -> int:
+def get_width(model: Network) -> int:
     """Return the number of features of a network's first level."""
     return model.config.get("num_features") or model.config["width"]

@@ -15,6 +15,7 @@ from fastds.data.samples.degradation import compute_area_mean
 from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
 from fastds.metrics import detail_ratio, psnr
 from fastds.models.baselines.interpolation import METHODS, interpolate_at
+from fastds.models.card import Network
 from fastds.ops import GridSpec
 from fastds.tasks.fields.geometry import Plane, find_geometry
 from fastds.tasks.fields.pairs import TRUTH, Pair, Pairs
@@ -168,7 +169,7 @@ def compute_margin(scale: float) -> int:
 
 
 def compute_scores(
-    model: torch.nn.Module,
+    model: Network,
     truth: Tensor,
     scales: Sequence[float],
     value_range: Tensor,

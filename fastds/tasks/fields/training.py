@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 from fastds import models
 from fastds._options import OptionError, spell_name
 from fastds.models.baselines.interpolation import interpolate_at
-from fastds.models.card import ANY
+from fastds.models.card import ANY, Network
 from fastds.models.registry import PRESETS, resolve_preset
 from fastds.ops.impl.inr_query.points import PointSpec
 from fastds.tasks.fields.config import DataConfig, TrainingConfig
@@ -32,7 +32,7 @@ class FieldModule(SupervisedModule):
     The divisor is the typical error of each variable, or with data.each the error of each sample.
     """
 
-    def __init__(self, model: torch.nn.Module, config: TrainingConfig, data: FieldData):
+    def __init__(self, model: Network, config: TrainingConfig, data: FieldData):
         super().__init__(model, config)
         self.value_range = data.value_range
         self.register_buffer("error_scale", None if config.data.each else compute_typical_error(data))
@@ -70,7 +70,7 @@ def compute_typical_error(data: FieldData, samples: int = 64) -> Tensor:
 class ExportWeights(ExportBest):
     """Export of the weights with the highest val_gain_db."""
 
-    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
+    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[Network, dict, float]:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if "/psnr/" in k or k == "val_gain_db"}
         comparison = compare_to_baseline(
             "bicubic interpolation", "gain of PSNR in dB", values["val_gain_db"], 0.0, higher=True
@@ -79,7 +79,7 @@ class ExportWeights(ExportBest):
         return module.model, scores, -values["val_gain_db"]
 
 
-def build_model(config: TrainingConfig, data: FieldData) -> torch.nn.Module:
+def build_model(config: TrainingConfig, data: FieldData) -> Network:
     """Create the network with the normalisation of the data, or load config.model.start, and fill its card.
 
     Weights from config.model.start keep their normalisation.

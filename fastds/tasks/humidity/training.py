@@ -15,6 +15,7 @@ from fastds._options import OptionError, spell_name
 from fastds.metrics import field_scores
 from fastds.models.baselines import interpolate
 from fastds.models.baselines.super_resolution import SRCNN, SRGANDiscriminator, SRResNet
+from fastds.models.card import Network
 from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
 from fastds.models.wgan_gp.penalty import CriticLoss, adversarial_loss
 from fastds.tasks.humidity.config import TrainingConfig
@@ -64,9 +65,7 @@ class AdversarialModule(BaseLightningModule):
         steps_per_epoch: number of batches in an epoch, for the schedule.
     """
 
-    def __init__(
-        self, generator: torch.nn.Module, critic: torch.nn.Module, config: TrainingConfig, steps_per_epoch: int
-    ):
+    def __init__(self, generator: Network, critic: Network, config: TrainingConfig, steps_per_epoch: int):
         super().__init__(config)
         self.automatic_optimization = False
         self.generator, self.steps_per_epoch = generator, steps_per_epoch
@@ -76,7 +75,7 @@ class AdversarialModule(BaseLightningModule):
         self.steps = 0
 
     @property
-    def exported(self) -> torch.nn.Module:
+    def exported(self) -> Network:
         """Generator that is validated and saved: the averaged one, if weights are averaged."""
         return self.generator if self.average is None else self.average
 
@@ -261,7 +260,7 @@ class AdversarialModule(BaseLightningModule):
 class ExportGenerator(ExportBest):
     """Export of the weights with the lowest val_crps."""
 
-    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
+    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[Network, dict, float]:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
         score = "squared error without noise", values["val_mse_noise_free"], values["val_mse_bicubic"]
         comparison = compare_to_baseline("bicubic interpolation", *score)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import xarray as xr
-from torch import nn
 
 from fastds.data import (
     RAIN_THRESHOLDS,
@@ -26,6 +25,7 @@ from fastds.data.samples.radar_windows import RadarWindows
 from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
 from fastds.inference.tables import track_progress
 from fastds.metrics import NowcastScores
+from fastds.models.card import Network
 from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.members import find_trajectories, scale_known_frames
@@ -233,7 +233,7 @@ def _list_installed() -> list[str]:
 
 
 def compute_window_scores(
-    model: nn.Module, windows: RadarWindows, z_r: tuple[float, float], progress: bool = False
+    model: Network, windows: RadarWindows, z_r: tuple[float, float], progress: bool = False
 ) -> NowcastScores:
     """Compute scores over windows as in the tables of the DB-RNN paper: of all m + n - 1 predicted frames.
 

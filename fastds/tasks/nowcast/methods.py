@@ -20,6 +20,7 @@ from fastds.inference.execution import get_device
 from fastds.inference.files import describe_model
 from fastds.models import ModelCard, available, load, load_card
 from fastds.models.baselines import blurred_persistence, extrapolation, persistence, pysteps_extrapolation
+from fastds.models.card import Network
 from fastds.tasks.nowcast.starts import Timeline, find_starts
 
 BLURRED = "blurred-persistence"
@@ -224,7 +225,7 @@ def _pick_shipped() -> tuple[Method, str]:
     return _make_method(load(chosen)), f"model {chosen}" + f" (other nowcasters: {others})" * bool(others)
 
 
-def _make_method(model: nn.Module) -> Method:
+def _make_method(model: Network) -> Method:
     card = getattr(model, "card", None)
     if not hasattr(model, "forecast") or card is None:
         raise ValueError(f"model {getattr(card, 'name', '') or type(model).__name__} does not forecast")

@@ -13,6 +13,7 @@ from fastds import data as fd
 from fastds import models
 from fastds._options import OptionError
 from fastds.metrics import NowcastScores, mean_of_defined
+from fastds.models.card import Network
 from fastds.models.db_rnn import DBRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.cells import decoupling_loss, memory_similarities
 from fastds.models.db_rnn.discriminator import Discriminator, select_variant
@@ -52,7 +53,7 @@ class NowcastModule(SupervisedModule):
         ValueError: a stage without a StagedRNN, or weights of two outputs without a DBRNN.
     """
 
-    def __init__(self, model: torch.nn.Module, config: TrainingConfig):
+    def __init__(self, model: Network, config: TrainingConfig):
         super().__init__(model, config)
         c = config.data
         self.range_dbz = c.ceiling - c.floor
@@ -87,7 +88,7 @@ class NowcastModule(SupervisedModule):
             self.discriminator_optimiser = torch.optim.Adam(self.discriminator.parameters(), _DISCRIMINATOR_RATE)
 
     @property
-    def network(self) -> torch.nn.Module:
+    def network(self) -> Network:
         """Network that is rolled over the frames of a batch."""
         return self.model.network if isinstance(self.model, LagrangianRNN) else self.model
 
@@ -216,7 +217,7 @@ class NowcastModule(SupervisedModule):
 class ExportWeights(ExportBest):
     """Export of the weights with the lowest val_error."""
 
-    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
+    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[Network, dict, float]:
         values = module.validation_scores()
         method = "extrapolation" if isinstance(module.model, LagrangianRNN) else "persistence"
         comparison = compare_to_baseline(
@@ -226,7 +227,7 @@ class ExportWeights(ExportBest):
         return module.model, scores, values["val_error"]
 
 
-def build_model(config: TrainingConfig) -> torch.nn.Module:
+def build_model(config: TrainingConfig) -> Network:
     """Create the network with its card, or load config.model.start.
 
     Raises:

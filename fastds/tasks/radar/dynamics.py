@@ -8,13 +8,13 @@ from numbers import Real
 from typing import NamedTuple, TypeAlias
 
 import xarray as xr
-from torch import nn
 
 from fastds._options import OptionError, spell_argument
 from fastds.data import ReflectivityInput
 from fastds.data.grid.variables import is_same_unit
 from fastds.data.samples.dynamic_fields import DynamicChannels
 from fastds.models import ModelCard
+from fastds.models.card import Network
 
 # Variable -> its name in the data, or the ends of its range; or text as on the command line, see _parse_text.
 Dynamics: TypeAlias = Mapping[str, str | Sequence[float]] | str
@@ -37,12 +37,12 @@ class Channel(NamedTuple):
     units: str | None
 
 
-def count_channels(model: nn.Module) -> int:
+def count_channels(model: Network) -> int:
     """Return the number of input variables of a network in addition to the reflectivity."""
     return getattr(model, "config", {}).get("in_channels", 1) - 1
 
 
-def find_channels(model: nn.Module, dataset: xr.Dataset, given: Dynamics | None = None) -> list[Channel]:
+def find_channels(model: Network, dataset: xr.Dataset, given: Dynamics | None = None) -> list[Channel]:
     """Find the additional input variables of a network in a dataset, in the order of the network's channels.
 
     Args:
@@ -85,7 +85,7 @@ def find_channels(model: nn.Module, dataset: xr.Dataset, given: Dynamics | None 
 
 
 def read_channels(
-    model: nn.Module, source: ReflectivityInput, given: Dynamics | None = None
+    model: Network, source: ReflectivityInput, given: Dynamics | None = None
 ) -> tuple[DynamicChannels | None, str]:
     """Return the additional input channels on the grid and at the times of the reflectivity, and their description.
 

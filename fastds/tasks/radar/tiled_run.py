@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import nn
 
 import fastds
 from fastds.data import ReflectivityInput, StaticMaps, output_frames, refine_time
@@ -29,6 +28,7 @@ from fastds.inference.tiling import (
     run_tiles,
 )
 from fastds.memory import return_freed_memory
+from fastds.models.card import Network
 from fastds.tasks.radar.members import ERROR_MODEL, RadarEnsemble
 from fastds.tasks.radar.methods import Baseline, needs_flow
 from fastds.tasks.radar.refinement import NEAR_PIXELS, FrameRefiner
@@ -57,7 +57,7 @@ class TiledInference:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Network,
         source: ReflectivityInput,
         tile: int | None,
         halo: int | None,

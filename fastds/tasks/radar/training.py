@@ -12,6 +12,7 @@ from fastds import models
 from fastds._options import OptionError
 from fastds.models.baselines import advection, trilinear
 from fastds.models.baselines.unet import UNet, UNet3D
+from fastds.models.card import Network
 from fastds.tasks.radar.config import TrainingConfig
 from fastds.tasks.radar.methods import VARIABLE, needs_flow
 from fastds.tasks.radar.samples import RadarData
@@ -34,7 +35,7 @@ class RadarModule(SupervisedModule):
     by val_mse_trilinear).
     """
 
-    def __init__(self, model: torch.nn.Module, config: TrainingConfig):
+    def __init__(self, model: Network, config: TrainingConfig):
         super().__init__(model, config)
         self.range_dbz = config.data.ceiling - config.data.floor
 
@@ -84,7 +85,7 @@ class RadarModule(SupervisedModule):
 class ExportWeights(ExportBest):
     """Export of the weights with the lowest val_mse_total."""
 
-    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
+    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[Network, dict, float]:
         simple = {name: trainer.callback_metrics.get(f"val_mse_{name}") for name in ("trilinear", "advection")}
         simple = {name: float(value) for name, value in simple.items() if value is not None}
         error = float(trainer.callback_metrics["val_mse_total"])
@@ -94,7 +95,7 @@ class ExportWeights(ExportBest):
         return module.model, {**module.config.model.card.get("metrics", {}), "validation": scores, **comparison}, error
 
 
-def scale_initial_weights(model: torch.nn.Module, gain: float) -> None:
+def scale_initial_weights(model: Network, gain: float) -> None:
     """Scale the initial weights of an FCZSM so that the biases do not dominate the signal.
 
     Normalised reflectivity varies by a few hundredths, and each layer with default initialisation halves this
@@ -115,7 +116,7 @@ def scale_initial_weights(model: torch.nn.Module, gain: float) -> None:
                 parameter.zero_()
 
 
-def build_model(config: TrainingConfig) -> torch.nn.Module:
+def build_model(config: TrainingConfig) -> Network:
     """Create the network with its card, or load config.model.start.
 
     Raises:
