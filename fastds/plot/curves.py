@@ -113,7 +113,7 @@ def draw_daily_series(days: Sequence, curves: Mapping[str, Sequence[float]], sco
     return figure
 
 
-def draw_by_lead(minutes: Sequence[float], curves: Mapping[str, Sequence[float]], score: str) -> Figure:
+def draw_by_lead(minutes: ArrayLike, curves: Mapping[str, ArrayLike], score: str) -> Figure:
     """Draw a score of several methods by lead time and return the Figure.
 
     Args:

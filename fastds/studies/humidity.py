@@ -8,6 +8,7 @@ this model is scored and nothing is trained.
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import torch
 
@@ -112,7 +113,7 @@ def compare(config: TrainingConfig, epochs: int, members: int = 10, seed: int = 
     for name, variant in make_variants(config).items():
         optimiser = dataclasses.replace(variant.optimiser, epochs=epochs)
         folder = str(pathlib.Path(config.output) / name.lower())
-        bounds = {"optimiser": optimiser, "max_steps": None, "max_minutes": None}
+        bounds: dict[str, Any] = {"optimiser": optimiser, "max_steps": None, "max_minutes": None}
         networks[name] = models.load(train(dataclasses.replace(variant, output=folder, **bounds)))
     return score(networks, config, members, seed)
 

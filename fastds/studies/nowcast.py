@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def score_file(
     if starts is not None:
         last = min(last, known + (starts - 1) * every)
     minutes = every * float((dataset.time[1] - dataset.time[0]) / np.timedelta64(1, "m"))
-    options = {"steps": steps, "every": f"{minutes:g}min", "smooth": smooth}
+    options: dict[str, Any] = {"steps": steps, "every": f"{minutes:g}min", "smooth": smooth}
     return evaluate(nowcast(model, dataset.isel(time=slice(0, last)), **options), dataset, baselines=baselines)
 
 

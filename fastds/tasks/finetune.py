@@ -8,7 +8,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -163,7 +163,8 @@ def _compare_on_synthetic_events(model: str | os.PathLike, best: pathlib.Path, d
     with warnings.catch_warnings():
         # load warns of weights that are worse than a baseline; the command prints that itself
         warnings.simplefilter("ignore", UserWarning)
-        start, tuned = load(model), load(best)
+        start: Network = load(model)
+        tuned: Network = load(best)
     before, after = (score_synthetic_events(network, device) for network in (start, tuned))
     if before is None or after is None:
         return
@@ -226,7 +227,7 @@ def make_config(
         if "card" in config["model"] and config["data"].get("variables") in (None, variables)
     ]
     file = shipped[max(names, key=len)] if names else None
-    values = dict(_RESET_VALUES[card.task])
+    values = dict(cast(dict, _RESET_VALUES[card.task]))
     values |= {
         f"data.{k}": value for k, name in _CARD_FIELDS[card.task].items() if (value := getattr(card, name)) is not None
     }

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from fastds import data as fd
 from fastds._options import OptionError, spell_name
@@ -229,7 +230,7 @@ def _hold_out_last_fifth(file: pathlib.Path, least: int, var: str | None, side: 
     return {"train": [0, split - _GAP], "validation": [split, frames]}
 
 
-def are_different(a: np.ndarray, b: np.ndarray) -> bool:
+def are_different(a: ArrayLike, b: ArrayLike) -> bool:
     """Return whether two coordinates of equal length differ by more than a tenth of a cell."""
     a, b = (np.asarray(values, float) for values in (a, b))
     return len(a) > 1 and bool(np.abs(a - b).max() > 0.1 * abs(a[1] - a[0]))

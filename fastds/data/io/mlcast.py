@@ -85,7 +85,7 @@ def save_mlcast(
     path: str | os.PathLike,
     metadata: ArchiveMetadata,
     var: str | None = None,
-    watch: Callable[[Iterable[range]], Iterable[range]] = iter,
+    watch: Callable[[list[range]], Iterable[range]] = iter,
 ) -> pathlib.Path:
     """Write the radar field of a dataset as an archive that MLCast and its validator accept.
 

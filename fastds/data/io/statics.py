@@ -322,7 +322,8 @@ def _check_projection(
         if ours not in field.coords or field[ours].attrs.get("units") != variable[theirs].attrs.get("units"):
             raise ValueError(
                 f"{label} lies on projected coordinates ({', '.join(map(str, axes))}), which the field "
-                f"({', '.join(map(str, field.dims))}) does not have in the same units; give it on latitudes and longitudes"
+                f"({', '.join(map(str, field.dims))}) does not have in the same units; give it on latitudes and "
+                "longitudes"
             )
     mine, other = (
         [of_[n].attrs for n in find_grid_mappings(of_, v)[:1]] for of_, v in ((dataset, field), (of, variable))

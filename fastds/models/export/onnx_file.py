@@ -4,6 +4,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ _TRANSLATIONS = {DEFORM: _deform_conv, torch.ops.aten.remainder.Scalar: _remaind
 def _name_sizes(graph, given: Signature) -> None:
     """Replace PyTorch's symbols of dynamic sizes by the names in the signature."""
     shapes = [[d for d in value.type.tensor_type.shape.dim] for value in graph.input]
-    names = {}
+    names: dict[Any, Any] = {}
     for dims, expected in zip(shapes, given.inputs.values(), strict=True):
         names |= {d.dim_param: n for d, n in zip(dims, expected.shape, strict=True) if isinstance(n, str)}
     for value in (*graph.input, *graph.output, *graph.value_info):

@@ -83,7 +83,7 @@ class StateAligner(nn.Module):
         """
         pyramid = self.pyramid(x)
         static = None if static is None else static[: self.levels]
-        shares = []
+        shares: list[Any] = []
         for aligner, role in ((self.state_way, "target"), (None if self.plain else self.x_way, "source")):
             if aligner is None:
                 shares.append(None)

@@ -3,6 +3,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +111,7 @@ class HumidityGenerator(DownscaleMixin, nn.Module):
         check_config(config)
         self.config = config
         self.card = ModelCard(name="wgan-gp", space_factor=scale, time_factor=1)
-        block = {
+        block: dict[str, Any] = {
             "norm": "batch",
             "attention": use_cbam,
             "reduction": reduction,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,10 +53,10 @@ def make_training_data(config: DataConfig, files: dict[str, dict[str, list[int]]
         files: file -> its parts.
         crop: side of the coarse crops in pixels.
     """
-    shared = {"var": config.var, "statics": config.statics, "dynamics": config.dynamics, "crop": crop}
+    shared: dict[str, Any] = {"var": config.var, "statics": config.statics, "dynamics": config.dynamics, "crop": crop}
     if config.split == "time":
         return TrainingData(config.path, select_training_parts(files), **shared)
-    drawn = {key: getattr(config, key) for key in ("fixed_samples", "split_seed", "minimum_echo")}
+    drawn: dict[str, Any] = {key: getattr(config, key) for key in ("fixed_samples", "split_seed", "minimum_echo")}
     return TrainingData(config.path, split="random", **drawn, **shared)
 
 

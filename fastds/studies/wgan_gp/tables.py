@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -128,7 +129,7 @@ def make_charts(
         draw = functools.partial(draw_validation_curves, curves, "validation CRPS of two members (%)")
         found["figure-08"] = Chart("Figure 8: validation error", f"Validation error of {', '.join(curves)}", draw)
         for score, label in _INDICATORS.items():
-            options = {"column": f"val_{score}_one", "log_y": False}
+            options: dict[str, Any] = {"column": f"val_{score}_one", "log_y": False}
             draw = functools.partial(draw_validation_curves, curves, f"validation {label}", **options)
             alt = f"Validation {label} of {', '.join(curves)}"
             found[f"figure-08-{score}"] = Chart(f"Figure 8: validation {label} of one member", alt, draw)

@@ -194,9 +194,9 @@ def compute_scores(
         shave = compute_margin(scale)
         inputs = {} if static is None else {"static": make_coarse_and_fine(static[None], scale)[0]}
         ours = model(x, size=tuple(y.shape[2:]), **inputs)
-        for name, prediction in (("model", ours), ("bicubic", resize_bicubic(x, tuple(y.shape[2:])))):
+        for name, prediction in (("model", ours), ("bicubic", resize_bicubic(x, (y.shape[2], y.shape[3])))):
             for c in range(y.shape[1]):
-                inner = [t[:, c, shave:-shave, shave:-shave] for t in (prediction, y)]
-                result[f"{name}/psnr/x{scale:g}/{c}"] = psnr(*inner, float(value_range[c]))["psnr"]
-                result[f"{name}/detail/x{scale:g}/{c}"] = detail_ratio(*inner, scale)
+                inner, truth_inner = (t[:, c, shave:-shave, shave:-shave] for t in (prediction, y))
+                result[f"{name}/psnr/x{scale:g}/{c}"] = psnr(inner, truth_inner, float(value_range[c]))["psnr"]
+                result[f"{name}/detail/x{scale:g}/{c}"] = detail_ratio(inner, truth_inner, scale)
     return result

@@ -37,7 +37,7 @@ def check_inside(grid: Geometry, latitude: Tensor, longitude: Tensor) -> None:
     """
     ends = torch.cartesian_prod(latitude[[0, -1]], longitude[[0, -1]])
     try:
-        grid.points(*ends.T, outside="error")
+        grid.points(ends[:, 0], ends[:, 1], outside="error")
     except ValueError as error:
         limits = [
             f"{float(axis.min()):g} to {float(axis.max()):g}"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,7 +111,11 @@ def score_network(
         "spread_skill": metrics.spread_skill(draws, truth),
         "rank_histogram": metrics.rank_histogram(draws, truth),
     }
-    rows = {"no noise": noise_free, "one member": compute_scores(draws[0], truth, card.range), "ensemble mean": mean}
+    rows: dict[str, Any] = {
+        "no noise": noise_free,
+        "one member": compute_scores(draws[0], truth, card.range),
+        "ensemble mean": mean,
+    }
     return {f"{name}, {row}": values for row, values in rows.items()}
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import math
 import pathlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,7 +93,8 @@ class AdversarialModule(BaseLightningModule):
         return self.steps * self.config.data.batch_size
 
     def training_step(self, batch: dict, batch_index: int) -> None:
-        critic_optimiser, generator_optimiser = self.optimizers()
+        optimisers: Any = self.optimizers()
+        critic_optimiser, generator_optimiser = optimisers
         rate = self.compute_rate_factor()
         for optimiser in (critic_optimiser, generator_optimiser):
             for group in optimiser.param_groups:
@@ -222,7 +224,9 @@ class AdversarialModule(BaseLightningModule):
         o = self.config.optimiser
         rates = self.config.critic.learning_rate, self.config.learning_rate
         pairs = list(zip((self.critic_loss.critic, self.generator), rates, strict=True))
-        optimisers = [torch.optim.Adam(net.parameters(), lr=rate, betas=o.betas) for net, rate in pairs]
+        optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.Adam(net.parameters(), lr=rate, betas=o.betas) for net, rate in pairs
+        ]
         for optimiser, (_, rate) in zip(optimisers, pairs, strict=True):
             optimiser.param_groups[0]["initial_lr"] = rate
         return optimisers
@@ -260,7 +264,7 @@ class AdversarialModule(BaseLightningModule):
 class ExportGenerator(ExportBest):
     """Export of the weights with the lowest val_crps."""
 
-    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[Network, dict, float]:
+    def validate(self, trainer: L.Trainer, module: Any) -> tuple[Network, dict, float]:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
         score = "squared error without noise", values["val_mse_noise_free"], values["val_mse_bicubic"]
         comparison = compare_to_baseline("bicubic interpolation", *score)
@@ -316,5 +320,5 @@ def train(config: TrainingConfig) -> pathlib.Path:
     data.setup()
     # config.max_steps is enforced by the module, because the trainer would also count the steps of the critic.
     epochs = config.optimiser.epochs if config.max_steps is None else None
-    bounds = {"max_steps": -1, "max_epochs": -1 if epochs is None else epochs}
+    bounds: dict[str, Any] = {"max_steps": -1, "max_epochs": -1 if epochs is None else epochs}
     return run_training(config, module, data, ExportGenerator, **bounds)

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import xarray as xr
 
@@ -69,7 +69,9 @@ def find_channels(model: Network, dataset: xr.Dataset, given: Dynamics | None = 
         and not any(isinstance(v, str) for v in given_names.values())
     ):
         names = list(expected) if len(expected) == count else count * [""]
-        return [Channel(v, ends, name, None) for (v, ends), name in zip(given_names.items(), names, strict=True)]
+        return [
+            Channel(v, cast(Any, ends), name, None) for (v, ends), name in zip(given_names.items(), names, strict=True)
+        ]
     if len(expected) != count:
         raise ValueError(
             f"model {card.name} reads {count} variables in addition to the reflectivity, and its card does not name "
@@ -122,13 +124,13 @@ def list_missing(channels: Sequence[Channel], dataset: xr.Dataset) -> list[str]:
     return [channel.variable for channel in channels if channel.variable not in dataset.data_vars]
 
 
-def join_names(names: Sequence) -> str:
+def join_names(names: Collection) -> str:
     """Join names: "a", "a and b", "a, b and c"."""
     *others, last = map(str, names) if names else ["nothing"]
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _make_channel(card: ModelCard, entry: Mapping, given_names: object, dataset: xr.Dataset) -> Channel:
+def _make_channel(card: ModelCard, entry: Mapping, given_names: Any, dataset: xr.Dataset) -> Channel:
     """Return the channel for a variable of a model card.
 
     Args:
@@ -147,7 +149,7 @@ def _make_channel(card: ModelCard, entry: Mapping, given_names: object, dataset:
         variable = str(alike[0]) if len(alike) == 1 else name
     if not isinstance(given_names, str | None):
         return Channel(variable, given_names, name, None)
-    ends = entry.get("range")
+    ends: Any = entry.get("range")
     if not _is_pair(ends):
         raise ValueError(
             f"the card of model {card.name} has no range of {name}: give it with {spell_argument('dynamics')}, as "
@@ -175,7 +177,7 @@ def _check_dynamics(given: Dynamics | None) -> dict[str, str | Sequence[float]]:
     """Return the argument `dynamics` as a dict from variable to name or range. Raises ValueError for other values."""
     if given is None:
         return {}
-    given_names = _parse_text(given) if isinstance(given, str) else given
+    given_names: Any = _parse_text(given) if isinstance(given, str) else given
     good = (
         isinstance(given_names, Mapping)
         and len(given_names)
@@ -189,7 +191,7 @@ def _check_dynamics(given: Dynamics | None) -> dict[str, str | Sequence[float]]:
     return dict(given_names)
 
 
-def _is_pair(value: object) -> bool:
+def _is_pair(value: Any) -> bool:
     """Return whether a value is a sequence of two numbers."""
     pair = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
     return pair and all(isinstance(end, Real) and not isinstance(end, bool) for end in value)

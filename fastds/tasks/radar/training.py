@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,12 +86,12 @@ class RadarModule(SupervisedModule):
 class ExportWeights(ExportBest):
     """Export of the weights with the lowest val_mse_total."""
 
-    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[Network, dict, float]:
-        simple = {name: trainer.callback_metrics.get(f"val_mse_{name}") for name in ("trilinear", "advection")}
-        simple = {name: float(value) for name, value in simple.items() if value is not None}
+    def validate(self, trainer: L.Trainer, module: Any) -> tuple[Network, dict, float]:
+        found = {name: trainer.callback_metrics.get(f"val_mse_{name}") for name in ("trilinear", "advection")}
+        simple = {name: float(value) for name, value in found.items() if value is not None}
         error = float(trainer.callback_metrics["val_mse_total"])
         scores = {"mse_total": error} | {f"mse_total_{name}": value for name, value in simple.items()}
-        best = min(simple, key=simple.get)
+        best = min(simple, key=simple.__getitem__)
         comparison = compare_to_baseline(_BASELINE_NAMES[best], "squared error in dBZ^2", error, simple[best])
         return module.model, {**module.config.model.card.get("metrics", {}), "validation": scores, **comparison}, error
 

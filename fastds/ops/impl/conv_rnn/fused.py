@@ -9,7 +9,7 @@ pre-activations are not saved, and the backward pass computes them again.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -377,7 +377,10 @@ def select_engine(convolution: Convolution, others, algorithm: str) -> str | Non
     x, (outputs, inputs) = convolution.x, convolution.weight.shape[:2]
     if algorithm == "auto" and others[0].shape[1] % 4 and others[0].numel() > SMALL_MAP_ELEMENTS:
         return None
-    selector_options = {"joined": convolution.x2 is not None, "passes": int(convolution.residual is not None)}
+    selector_options: dict[str, Any] = {
+        "joined": convolution.x2 is not None,
+        "passes": int(convolution.residual is not None),
+    }
     found = select_algorithm(algorithm, x, inputs, outputs, x.dtype, False, gated=True, **selector_options)
     has_float64 = any(t.dtype == torch.float64 for t in others)
     if (

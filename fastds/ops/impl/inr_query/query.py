@@ -2,7 +2,7 @@
 """Arguments of the registered op inr_query by name, and their checks."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -136,7 +136,7 @@ class Query(NamedTuple):
     def make_skip_query(self) -> "Query":
         """Return a query that only interpolates the skip field, bilinearly for any `weighting`."""
         nothing = dict.fromkeys(("rho_w", "cell_w", "bias", "rho_bias", "phase", "cell", "skip"))
-        settings = {"feature": "affine", "ensemble": "early_area", "heads": 1, "dk": 0, "act": "none"}
+        settings: dict[str, Any] = {"feature": "affine", "ensemble": "early_area", "heads": 1, "dk": 0, "act": "none"}
         settings["weighting"] = "bilinear"
         return self._replace(maps=self.skip.to(self.compute_dtype), weights=[], biases=[], **nothing, **settings)
 
