@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,7 @@ def _replace_saved_tensors(recomputations: list[_Recompute]) -> Iterator[None]:
             yield
     finally:
         for recomputation in recomputations:
-            recomputation.like = None  # the graph holds the recomputations, which must not hold the tensors
+            recomputation.like = cast(Any, None)  # the graph holds the recomputations, which must not hold the tensors
 
 
 def checkpoint_activations(*maps: tuple) -> AbstractContextManager[None]:

@@ -15,7 +15,7 @@ from fastds.models.db_rnn.module import LAYERS
 from fastds.models.db_rnn.network import MSRNN
 
 # For each cell: a module of fastds, and the convolutions of the original code whose sum the module computes.
-_CELLS = {
+_CELLS: dict[str, dict[str, Any]] = {
     "convlstm": {"gates": ("_conv_x2h", "_conv_h2h")},
     "predrnn": {
         "gates": ("_conv_x2h", "_conv_h2h"),

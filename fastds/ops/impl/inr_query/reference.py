@@ -6,6 +6,7 @@ apply the trunk, add the skip field.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -143,12 +144,13 @@ class Corners:
         else:
             raw = [along[0][a][2] * along[1][b][2] for a, b in pairs]
         self.weights = [w.expand(batch, full) for w in raw]
-        self.mask = None
+        self.mask: Any = None
+        self.valid: Tensor
         if mask is not None:
             flat = mask.flatten(1)
             self.mask = [flat.gather(1, index) for index in self.index]
             known_weights = [torch.where(m, w, 0) for m, w in zip(self.mask, self.weights, strict=True)]
-            total = sum(known_weights)
+            total: Any = sum(known_weights)
             self.valid = total > 0
             self.weights = [w / torch.where(self.valid, total, 1) for w in known_weights]
 
