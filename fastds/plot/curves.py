@@ -127,7 +127,7 @@ def draw_by_lead(minutes: ArrayLike, curves: Mapping[str, ArrayLike], score: str
     return figure
 
 
-def draw_panels_by_lead(minutes: Sequence[float], panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+def draw_panels_by_lead(minutes: Sequence[float], panels: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
     """Draw several scores of the same methods by lead time in adjacent panels and return the Figure.
 
     Args:

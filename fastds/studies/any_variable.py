@@ -74,7 +74,7 @@ def parse_arguments(arguments: list[str]) -> StudyConfig:
 
 def study(config: StudyConfig) -> None:
     """Run `fastds study any-variable`: print the gains over bicubic interpolation and write config.leaderboard."""
-    network = models.load(config.model).eval()
+    network: Network = models.load(config.model).eval()
     if network.in_channels != 1:
         raise ValueError(f"model {config.model} reads {network.in_channels} variables, expected a network of one")
     gains = {}

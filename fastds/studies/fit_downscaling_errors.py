@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ BLOCKS = (
     Block("radar_dwd_yw_crop_20180516_5min.nc", (0, 132), 24),
     Block("radar_dwd_dx_sw_20080602_5min.nc", (0, 25), 5),
 )
-CARD = {
+CARD: dict[str, Any] = {
     "name": "downscaling-errors",
     "description": "Error model of fczsm-small at a pixel, given local features; ensemble members are drawn from it.",
     "licence": "Apache-2.0 as the package; fitted to open data of FMI, KNMI and DWD (CC BY 4.0).",
@@ -124,7 +124,7 @@ def _iter_fields(
             source, every=max(1, block.every // interval), interval=interval, floor=floor, mode=mode
         )
         if smoothed:
-            triples.store = _SmoothedStore(triples.store, _SMOOTH)
+            triples.store = cast(Any, _SmoothedStore)(triples.store, _SMOOTH)
         for sample in itertools.islice((triples[i] for i in range(len(triples))), _TRIPLES):
             x, truth, valid = sample["x"], sample["y"][:, 0] * span, sample["valid"].all(0)[0]
             flow = optical_flow(x[None])
@@ -173,7 +173,8 @@ def study(config: StudyConfig) -> str:
     with inference_context(None, resolve_execution(None, config.threads)):
         learned = make_pools(pathlib.Path(config.data.path), model, seed=config.seed)
     losses = fit_pools(error_model, learned, config.steps, config.seed, batch=600)
-    error_model.card = ModelCard(**CARD, valid_range=(model.card.floor_dbz, model.card.ceiling_dbz))
+    network: Network = model
+    error_model.card = ModelCard(**CARD, valid_range=(network.card.floor_dbz, network.card.ceiling_dbz))
     error_model.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)}
     models.save(error_model, config.output)
     return config.output

@@ -8,7 +8,7 @@ this model is scored and nothing is trained.
 import dataclasses
 import json
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -75,7 +75,9 @@ def study(config: StudyConfig) -> str | None:
         tables = score({"generator": models.load(config.model)}, training, config.members, config.seed)
     print("\n\n".join(format_table(table) for table in tables))
     if config.leaderboard is not None:
-        write_rows(config, models.load_card(config.model).name, make_leaderboard_rows(tables, config.training))
+        write_rows(
+            config, models.load_card(cast(str, config.model)).name, make_leaderboard_rows(tables, config.training)
+        )
     if config.json:
         pathlib.Path(config.json).write_text(json.dumps(tables, indent=1))
     return config.json

@@ -10,6 +10,7 @@ import os
 import pathlib
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -172,7 +173,7 @@ def read_test_block(
     triples = fd.EvaluationTriples(source, interval=interval, scale=scale, floor=floor, mode=mode)
     places = {tuple(index): number for number, index in enumerate(triples.index)}
     chosen = triples.store.triples(interval, every if interval == 1 else 1)
-    samples = [dict(triples[places[tuple(index)]]) for index in chosen]
+    samples: list[dict[str, Any]] = [dict(triples[places[tuple(index)]]) for index in chosen]
     for sample, index in zip(samples, chosen, strict=True):
         length = index[2] - index[0]
         found = (places.get(tuple(index + step)) for step in (-length, length))
@@ -235,6 +236,7 @@ def wrap_network(model: Network, floor: float, coarsened: str | None = None, smo
     low, high = model.card.floor_dbz, model.card.ceiling_dbz
 
     def method(sample: dict) -> Tensor:
+        given: Any
         x, (before, after) = sample["x"][:, 0], sample["neighbours"]
         if low > floor:
             return _normalise(_refine_pair(model, fd.restore(x, floor, CEILING_DBZ), coarsened, smooth), floor)
@@ -264,7 +266,7 @@ def _normalise(z: Tensor, floor: float) -> Tensor:
 
 def _refine_pair(model: Network, frames: Tensor, coarsened: str | None, smooth: bool) -> Tensor:
     """Make fine frames (1, 3, 1, H, W) in dBZ from two coarse ones (2, h, w) in dBZ, as `fastds downscale` does."""
-    whole = tuple(slice(0, size) for size in frames.shape[1:])
+    whole = slice(0, frames.shape[1]), slice(0, frames.shape[2])
     options = {"floor": model.card.floor_dbz, "ceiling": model.card.ceiling_dbz, "no_echo": NO_ECHO_DBZ}
     options["steady"] = not smooth
     refiner = FrameRefiner(_wrap_flow(model), scale=2, tiles=[Tile(whole, whole)], coarsened=coarsened, **options)
@@ -344,7 +346,7 @@ def publish(weights: str | os.PathLike, target: str | os.PathLike, data: str, ca
         card: fields of the model card that are replaced.
         floors: see StudyConfig.
     """
-    network = models.load(weights)
+    network: Network = models.load(weights)
     for key, value in card.items():
         setattr(network.card, key, value)
     network.card.metrics["test"] = summarize(print_errors(data, str(weights), floors))
@@ -407,7 +409,8 @@ def study(config: StudyConfig) -> None:
 
 def print_member_table(config: StudyConfig) -> Table:
     """Print the scores of the ensemble for every test block and coarsening operator, and return them as a table."""
-    model, found = models.load(config.model).eval(), {}
+    model: Network = models.load(config.model).eval()
+    found: dict[Any, Any] = {}
     heads = "block", "coarsened", "times", *SCORES
     made = make_score_table(f"{config.members} members, above {model.card.floor_dbz:g} dBZ where echo is near", heads)
 
@@ -432,7 +435,8 @@ def make_leaderboard_rows(results: dict) -> list[dict]:
     There is one row for each file. For each floor and coarsening operator, there is also the mean over the files with
     an interval by resampling files.
     """
-    rows, means = [], {}
+    rows: list[Any] = []
+    means: dict[Any, Any] = {}
     for (file, floor, mode), row in results.items():
         found = compute_ratio([row], "advection")
         score = f"squared error above {floor:g} dBZ over advection's, coarsened by {mode}"

@@ -3,7 +3,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,8 @@ class _Recompute:
     """
 
     def __init__(self, like: Tensor, function: Callable[..., Tensor], *sources):
-        self.like, self.key = like.detach(), _get_key(like)
+        self.like: Tensor | None = like.detach()
+        self.key = _get_key(like)
         self.function, self.sources = function, tuple(s.detach() if isinstance(s, Tensor) else s for s in sources)
         kind = like.device.type
         self.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
@@ -52,7 +52,7 @@ def _replace_saved_tensors(recomputations: list[_Recompute]) -> Iterator[None]:
             yield
     finally:
         for recomputation in recomputations:
-            recomputation.like = cast(Any, None)  # the graph holds the recomputations, which must not hold the tensors
+            recomputation.like = None  # the graph holds the recomputations, which must not hold the tensors
 
 
 def checkpoint_activations(*maps: tuple) -> AbstractContextManager[None]:

@@ -439,7 +439,11 @@ class INRDownscaler(DownscaleMixin, nn.Module):
             self.compute_target_size((height, width), scale or 1)
             pair = scale if isinstance(scale, tuple | list) else 2 * [self.max_scale if scale is None else scale]
             return self.query(x, points, expand_to_batch(pair, x, x.dtype), static)
-        target = self.compute_target_size((height, width), cast(float, scale)) if size is None else tuple(size)
+        if size is None:
+            assert scale is not None
+            target = self.compute_target_size((height, width), scale)
+        else:
+            target = tuple(size)
         grid = self.build_grid((height, width), target)
         pair = [axis.den / axis.step if axis.step else 1.0 for axis in (grid.rows, grid.columns)]
         if min(pair) < 1 and supersample == 1:

@@ -190,7 +190,7 @@ def iter_field_cases(network: Network, folder: pathlib.Path) -> Iterator[Case]:
                 if min(fine.shape[2:]) < 12 * scale:
                     continue
                 x, truth = make_coarse_and_fine(fine, scale)
-                size, edge = tuple(truth.shape[2:]), compute_margin(scale) - 2
+                size, edge = (truth.shape[2], truth.shape[3]), compute_margin(scale) - 2
                 inner = (..., slice(edge, -edge), slice(edge, -edge))
                 made = (network(x, size=size), resize_bicubic(x, size))
                 ours, bicubic = ((y - truth)[inner].square().mean((0, 2, 3)) for y in made)

@@ -47,7 +47,7 @@ def study(config: StudyConfig) -> str:
     """Run `fastds study input-ranges`: print the ranges and return config.output."""
     if config.samples < 2:
         raise OptionError("samples", f"must be at least 2, got {config.samples}")
-    model = models.load(config.model)
+    model: Network = models.load(config.model)
     card, training = model.card, load_training(model, config.training or model.card.name, config.data.path)
     set_card_fields(card, {key: value for key, value in training.model.card.items() if not getattr(card, key, True)})
     card.input_ranges = make_training_data(model, training).compute_input_ranges(config.samples)

@@ -67,6 +67,7 @@ class Convolution(NamedTuple):
 
     def nhwc(self) -> "Convolution":
         """Return the same convolution with x, x2 and residual in a layout whose channel stride is 1."""
+        x: Any
         x, x2, residual = (None if t is None else as_nhwc(t) for t in (self.x, self.x2, self.residual))
         return Convolution(x, x2, self.weight, self.bias, residual)
 
@@ -296,7 +297,7 @@ class ConvPointwiseOps:
         needs_pointwise = self._inputs(any(needs_grad[:5]), needs_grad[5:])
         inputs = self._inputs(pre, call.others)
         parts = iter(self.ops.backward.call_unchecked(*grads, *inputs, *call.options, list(needs_pointwise)))
-        pointwise_grads = [next(parts) if needed else None for needed in needs_pointwise]
+        pointwise_grads: list[Any] = [next(parts) if needed else None for needed in needs_pointwise]
         grad_pre = pointwise_grads.pop(self.position)
         needs_weight = needs_weight and not shared_weight_grad.defer_to_shared_node(c.weight, grad_pre, c.x, c.x2)
         requested = [needs_x, needs_weight, needs_bias, needs_x2, False]
