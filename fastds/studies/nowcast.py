@@ -264,8 +264,8 @@ def _print_difference(ours, theirs, data: str, file: str, **options) -> None:
     mse, csi = (
         [scores.means(name, score) for scores, name in zip(tables, names, strict=True)] for score in ("mse", "csi")
     )
-    ours, theirs = (scores.counts[name] for scores, name in zip(tables, names, strict=True))
-    gain = compute_csi_difference(ours, theirs)
+    first, second = (scores.counts[name] for scores, name in zip(tables, names, strict=True))
+    gain = compute_csi_difference(first, second)
     print(f"{file}: {format_count(tables[0].starts, 'start')}, mse {mse[0]:.2f} and {mse[1]:.2f}")
     for k, rate in enumerate(RAIN_THRESHOLDS):
         values = (csi[0][k], csi[1][k], *gain[:, k])

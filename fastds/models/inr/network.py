@@ -439,6 +439,7 @@ class INRDownscaler(DownscaleMixin, nn.Module):
             self.compute_target_size((height, width), scale or 1)
             pair = scale if isinstance(scale, tuple | list) else 2 * [self.max_scale if scale is None else scale]
             return self.query(x, points, expand_to_batch(pair, x, x.dtype), static)
+        target: Sequence[int]
         if size is None:
             assert scale is not None
             target = self.compute_target_size((height, width), scale)

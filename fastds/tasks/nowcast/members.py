@@ -101,10 +101,8 @@ class Ensemble:
 
     def __init__(self, method: Method, execution: ExecutionConfig, seed: int, z_r: tuple[float, float]):
         self.method, self.execution, self.seed, self.z_r = method, execution, seed, z_r
-        self.floor, self.ceiling = (
-            float(cast(float, method.card.floor_dbz)),
-            float(cast(float, method.card.ceiling_dbz)),
-        )
+        self.floor = float(cast(float, method.card.floor_dbz))
+        self.ceiling = float(cast(float, method.card.ceiling_dbz))
         self.error_model = _load_error_model()
 
     def draw(self, z: np.ndarray, paths: Tensor, steps: int, start: object, members: int) -> Iterator[np.ndarray]:

@@ -199,9 +199,8 @@ class FrameRefiner:
         if self.members is None:
             return self._select_middle(y)
         x = self._scale_frames(first, second, self.floor)
-        return self.members.draw_between(
-            make_details(y, x, cast(torch.Tensor, flow), self.members.card, self._make_bands), time
-        )
+        details = make_details(y, x, cast(torch.Tensor, flow), self.members.card, self._make_bands)
+        return self.members.draw_between(details, time)
 
     def _select_middle(self, y: torch.Tensor) -> torch.Tensor:
         """Return the middle frame of the network output, adjusted to the others if requested."""

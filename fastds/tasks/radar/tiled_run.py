@@ -230,9 +230,8 @@ class TiledInference:
         self.refiner.observe = None
         height, width = x.shape[-2:]
         tile = max(self.tiles, key=lambda t: x[:, t.core[0], t.core[1]].sum().item())
-        wide_tile = plan_tiles(height, width, cast(int, self.tile), round_up(self.receptive_field))[
-            self.tiles.index(tile)
-        ]
+        wide_tiles = plan_tiles(height, width, cast(int, self.tile), round_up(self.receptive_field))
+        wide_tile = wide_tiles[self.tiles.index(tile)]
         given, channel_list = (self._run_network, [x], [flow]), None if channels is None else [channels]
         small, large = (
             run_tiles(*given, [t], self.scale, static=self.static, channels=channel_list)[0] for t in (tile, wide_tile)
