@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentError
 
@@ -56,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             options = build_parser().parse_args([normalise_option(word) for word in argv])
         except ArgumentError as error:
-            command = f"fastds {argv[0]}" if names else "fastds"
-            print(f"{command}: {convert_parser_error(error)} (see {command} --help)", file=sys.stderr)
+            program = f"fastds {argv[0]}" if names else "fastds"
+            print(f"{program}: {convert_parser_error(error)} (see {program} --help)", file=sys.stderr)
             return _FAILED
         _import_ops()
         _set_memory_retention()
@@ -149,6 +150,7 @@ def _run_nowcast(options) -> None:
 
     _check_files(options, "truth")
     report = _collect_report_options(options, options.input, options.output, options.truth, options.picture)
+    names: tuple[str, ...]
     names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity")
     names += ("members", "seed")
     names += ("threads", "precision", "device", "graph", "picture", "truth", "dtype", "stop")
@@ -181,7 +183,7 @@ def _compute_archive(task: str, options, chosen: dict) -> None:
     execution = {name: chosen.pop(name) for name in ("dtype", "threads") if name in chosen}
     # for nowcasts, start is the initialization time
     names = ("missing", "units", "stop") if task == "nowcast" else _READ_OPTIONS
-    reading = {name: chosen.pop(name) for name in names if name in chosen}
+    reading: Any = {name: chosen.pop(name) for name in names if name in chosen}
     form = {"model": options.model, "progress": True} | execution | _collect_options(options, _ARCHIVE_OPTIONS)
     summary = compute_archive(task, options.input, options.output, options=chosen, reading=reading, **form)
     print(summary.summary())
@@ -207,7 +209,9 @@ def _run_evaluate(options) -> None:
     report = _collect_report_options(options, *files, options.input, options.csv)
     chosen = _collect_options(options, ("input", "workers", "scheduler")) | _collect_read_options(options) | report
     if "workers" in chosen or "scheduler" in chosen:
-        from fastds.archive.evaluation import evaluate_archive as evaluate
+        from fastds.archive.evaluation import evaluate_archive
+
+        evaluate: Any = evaluate_archive
     else:
         from fastds.tasks.api import evaluate
     table = evaluate(*files, progress=True, **chosen)
@@ -409,6 +413,7 @@ def _list_input_files(options) -> list[str]:
 
 def _escape_unprintable() -> None:
     """Print characters that the terminal or log cannot encode as escape sequences."""
+    stream: Any
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) == "strict":
             stream.reconfigure(errors="backslashreplace")

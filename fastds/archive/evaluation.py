@@ -174,7 +174,8 @@ def _score_items(request: _Request, task: str, numbers: Iterable[int]) -> list[S
 @functools.lru_cache(maxsize=1)
 def _open_scoring(request: _Request, task: str) -> EvaluationItems:
     """Open the files of a request once in every process and return the task's EvaluationItems."""
-    prediction, *others = request.files
+    files: Sequence[Any] = request.files
+    prediction, *others = files
     var = request.options.get("var")
     datasets = open_input(prediction), *(open_input(data, var, **request.reading) for data in others)
     p, t, source = (dataset.__enter__() for dataset in datasets)

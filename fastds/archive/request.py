@@ -68,7 +68,7 @@ def create_pipeline(request: Request) -> Pipeline:
 @functools.lru_cache(maxsize=1)
 def open_request_dataset(request: Request) -> xr.Dataset:
     """Open the dataset of a request's files once and keep it open."""
-    files = request.files[0] if len(request.files) == 1 else list(request.files)
+    files: Any = request.files[0] if len(request.files) == 1 else list(request.files)
     return open_input(files, request.options.get("var"), **request.reading).__enter__()
 
 

@@ -98,8 +98,7 @@ def compute_archive(
     options = dict(options or {})
     if scheduler is None and "device" in options:  # a continued run has to use the same device
         options["device"] = resolve_device(options["device"])
-    form = {"dtype": dtype, "threads": threads}
-    request = Request(task, files, model, options, dict(reading or {}), **form)
+    request = Request(task, files, model, options, dict(reading or {}), dtype=dtype, threads=threads)
     if append and target.exists():  # checked before many files are opened
         _check_continues(Manifest(target), target, ManifestKey.from_request(request))
     pipeline = create_pipeline(request)

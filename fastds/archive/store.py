@@ -45,17 +45,17 @@ class Store:
             dtype: "input", or "float32" to store no integers.
         """
         outline = self._make_template()
-        encoding = {}
+        encoding: dict[Any, dict[str, Any]] = {}
         for name, (dims, shape) in self.pipeline.variables.items():
             chunks = [1] * (len(dims) - 2) + [min(size, _MAX_CHUNK_SIDE) for size in shape[-2:]]
             encoding[name] = {"chunks": chunks, "dtype": "float32", "_FillValue": np.float32("nan")}
             how = make_packing_encoding(outline[name], source[name]) if dtype == "input" and name in source else None
             encoding[name] |= how or {}
             encoding[name]["fill_value"] = encoding[name]["_FillValue"]
-        for name, variable in outline.variables.items():
+        for key, variable in outline.variables.items():
             if _is_dates(variable):
                 # Times that are appended later may need a finer unit than these.
-                encoding[name] = _TIME_ENCODING | {"calendar": _get_calendar(variable)}
+                encoding[key] = _TIME_ENCODING | {"calendar": _get_calendar(variable)}
         with _suppress_warnings():
             outline.drop_encoding().to_zarr(self.path, mode="w", compute=False, encoding=encoding)
 

@@ -76,6 +76,7 @@ def _watch(client: Client, expected: int, over: threading.Event, lost: threading
         except (CancelledError, OSError, RuntimeError):
             continue  # the scheduler is lost; dask then cancels all pending calls itself
         if count < expected:
+            assert client.cluster is not None
             client.cluster.scale(expected)  # dask does not restart a worker that is missing 15 s after it was killed
         if count:
             seen = time.monotonic()

@@ -14,10 +14,10 @@ import pickle
 import resource
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -107,7 +107,7 @@ def choose_threads(threads: int | None, workers: int | None, scheduler: str | No
 
 def compute_chunks(
     pipeline: Pipeline, store: Path, chunks: Sequence[Chunk], workers: int = 1, scheduler: str | None = None
-) -> Iterator[ChunkResult]:
+) -> Generator[ChunkResult]:
     """Compute chunks of a pipeline and write them to the store, in any order.
 
     Args:
@@ -182,7 +182,7 @@ def open_cluster(workers: int, scheduler: str | None) -> Iterator[tuple[Client, 
                 yield client, max(count, 1), f"{count} workers of {scheduler}"
         return
     limit = MEMORY_LIMIT // workers
-    form = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": limit}
+    form: dict[str, Any] = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": limit}
     # No dashboard, and any free port for the scheduler's HTTP server, so that two archives can run at the same time.
     form |= {"dashboard_address": None, "scheduler_kwargs": {"dashboard_address": "127.0.0.1:0"}}
     form |= {"silence_logs": logging.CRITICAL}

@@ -4,7 +4,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import TypedDict, overload
 
 import xarray as xr
 
@@ -36,7 +36,31 @@ def is_path_like(data: object) -> bool:
     return all(isinstance(path, str | os.PathLike) for path in paths)
 
 
-@contextlib.contextmanager
+@overload
+def open_input(
+    data: InputData,
+    var: str | None = None,
+    *,
+    missing: float | None = None,
+    units: str | None = None,
+    start: str | None = None,
+    stop: str | None = None,
+) -> contextlib.AbstractContextManager[xr.Dataset]: ...
+
+
+@overload
+def open_input(
+    data: InputData | None,
+    var: str | None = None,
+    *,
+    missing: float | None = None,
+    units: str | None = None,
+    start: str | None = None,
+    stop: str | None = None,
+) -> contextlib.AbstractContextManager[xr.Dataset | None]: ...
+
+
+@contextlib.contextmanager  # type: ignore[misc]  # None only for None, as the overloads state
 def open_input(
     data: InputData | None,
     var: str | None = None,

@@ -26,6 +26,7 @@ from fastds.data.io.mlcast import ArchiveMetadata, check_mlcast, save_mlcast
 from fastds.data.io.packing import check_stored_dtype, pack_like
 from fastds.data.reading import ReadOptions
 from fastds.models import ModelCard, load
+from fastds.models.card import Network
 
 # Larger arrays are memory-mapped to a temporary file while a command runs.
 MAPPED_BYTES = 256 << 20
@@ -126,12 +127,12 @@ def check_static(card: ModelCard, needed: int, static: xr.Dataset | list[str] | 
         )
 
 
-def load_model(model: nn.Module | str | os.PathLike) -> nn.Module:
+def load_model(model: nn.Module | str | os.PathLike) -> Network:
     """Return the model itself, or load it from a shipped name or a weights file as fastds.load does."""
     return model if isinstance(model, nn.Module) else load(model)
 
 
-def describe_model(model: nn.Module, given: nn.Module | str | os.PathLike) -> str:
+def describe_model(model: Network, given: nn.Module | str | os.PathLike) -> str:
     """Return the name of a model for messages, with the file if it was given as a file."""
     name = f"model {model.card.name or 'without a name'}"
     return name if isinstance(given, nn.Module) or str(given) == model.card.name else f"{name} ({given})"
@@ -229,7 +230,7 @@ def allocate_output(shape: tuple[int, ...], folder: str | os.PathLike | None) ->
     """Allocate a float32 array, memory-mapped to an unnamed file in `folder` if it is large and a folder is given."""
     if folder is None or 4 * math.prod(shape) <= MAPPED_BYTES:
         return np.empty(shape, np.float32)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=os.fspath(folder)) as file:
         _reserve(file.fileno(), 4 * math.prod(shape), folder)
         return np.memmap(file, np.float32, "w+", shape=shape)
 
@@ -244,10 +245,10 @@ def _reserve(file: int, size: int, folder: str | os.PathLike) -> None:
         if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
             return
         needed = f"{size / 1e9:.1f} GB are needed in {folder} while the fields are computed"
-        raise OSError(f"{needed}: {os.strerror(error.errno)}") from error
+        raise OSError(f"{needed}: {os.strerror(error.errno or 0)}") from error
 
 
 def compute_mean_spacing(source: ReflectivityInput) -> float | None:
     """Return the geometric mean of the grid spacings along y and x in metres, or None if it is unknown."""
     spacing = grid_spacing_m(source.raw)
-    return None if spacing is None or None in spacing else math.sqrt(spacing[0] * spacing[1])
+    return None if spacing is None or spacing[0] is None or spacing[1] is None else math.sqrt(spacing[0] * spacing[1])

@@ -88,8 +88,8 @@ def _describe_file(dataset: xr.Dataset, field: xr.DataArray) -> dict[str, str]:
     found |= {key: str(dataset.attrs[key]) for key in _FILE_ATTRIBUTES if key in dataset.attrs}
     found["variable"] = f"{field.name} ({field.attrs.get('units', 'no units')})"
     found["fields"] = " x ".join(map(str, field.shape))
-    if spacing is not None and None not in spacing:
-        found["fields"] += f", {np.mean(spacing) / 1e3:.3g} km"
+    if spacing is not None and spacing[0] is not None and spacing[1] is not None:
+        found["fields"] += f", {np.mean([spacing[0], spacing[1]]) / 1e3:.3g} km"
     times = [values for d in field.dims if d in field.coords and (values := field[d].values).dtype.kind in "MO"]
     if times:
         found["times"] = f"{format_utc(times[0][0])} to {format_utc(times[0][-1])}"

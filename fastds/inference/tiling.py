@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -42,10 +43,11 @@ class Tile:
 
     def core_in_window(self, scale: int = 1) -> tuple[slice, slice]:
         """Return the slices of the core within the window, on a grid that is `scale` times finer."""
-        return tuple(
+        rows, columns = (
             slice((c.start - w.start) * scale, (c.stop - w.start) * scale)
             for c, w in zip(self.core, self.window, strict=True)
         )
+        return rows, columns
 
 
 def check_multiple(name: str, value: int, minimum: int) -> int:
@@ -130,16 +132,16 @@ def run_tiles(
         x = torch.stack([sequences[k][_index_window(tile.window)] for k, tile in windows])[:, :, None]
         if channels is not None:
             x = torch.cat([x, torch.stack([channels[k][_index_window(tile.window)] for k, tile in windows])], 2)
-        inputs = [x]
+        inputs: list[torch.Tensor | None] = [x]
         inputs += [
             None if flows is None else torch.stack([flows[k][_index_window(tile.window)] for k, tile in windows])
         ]
         inputs += [] if static is None else [torch.stack([static[_index_window(tile.window)] for _, tile in windows])]
         for (k, tile), y in zip(windows, network(*inputs)[:, :, 0].float(), strict=True):
-            core = tuple(slice(c.start * scale, c.stop * scale) for c in tile.core)
-            out[k][_index_window(core)] = y[_index_window(tile.core_in_window(scale))]
+            rows, columns = (slice(c.start * scale, c.stop * scale) for c in tile.core)
+            out[k][_index_window((rows, columns))] = y[_index_window(tile.core_in_window(scale))]
 
-    waiting = collections.defaultdict(list)
+    waiting: dict[Any, list[tuple[int, Tile]]] = collections.defaultdict(list)
     for k, tile in itertools.product(range(len(sequences)), tiles):
         part = sequences[k][_index_window(tile.window)]
         if part.any():
@@ -211,7 +213,7 @@ def _measure_response(
     moved = torch.nonzero((inner > RESPONSE_TOLERANCE_DBZ).flatten(0, -2).any(0)).flatten() + margin
     if not len(moved):
         return 0
-    first, last = moved[0].item() // scale, moved[-1].item() // scale
+    first, last = int(moved[0]) // scale, int(moved[-1]) // scale
     return max(start - first, last - (start + _PROBE_WIDTH - 1), 0)
 
 

@@ -101,7 +101,7 @@ def radar_errors(
     }
 
 
-def error_sums(prediction: Tensor, truth: Tensor, valid: Tensor, edges: Sequence[float]) -> np.ndarray:
+def error_sums(prediction: Tensor, truth: Tensor, valid: Tensor, edges: Sequence[float] | np.ndarray) -> np.ndarray:
     """Sum errors by intensity class of the truth. Both fields are first clipped to 0 ... 70 dBZ.
 
     Args:

@@ -5,10 +5,12 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from types import UnionType
-from typing import get_args, get_origin, get_type_hints
+from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
+# A torch.nn.Module with its model card in `card` and its configuration in `config`; torch declares neither attribute.
+Network: TypeAlias = Any
 ANY = "any"  # name of an input variable that may have any meaning and any units
 
 
@@ -104,8 +106,9 @@ class ModelCard:
         The name is "" if the weights outperformed the baseline or if the card has no such comparison.
         """
         found = self.metrics.get("simple_method")
-        lost = isinstance(found, dict) and found.get("better") is False
-        return str(found.get("name", "a simple method")) if lost else ""
+        if not isinstance(found, dict) or found.get("better") is not False:
+            return ""
+        return str(found.get("name", "a simple method"))
 
     def denormalise(self, y: Tensor) -> Tensor:
         """Convert a network output to the units of the variables and clip it to `valid_range`.
@@ -113,6 +116,7 @@ class ModelCard:
         Args:
             y: normalised output of any shape. The card must have `offset` and `range`.
         """
+        assert self.range is not None and self.offset is not None
         values = y * self.range + self.offset
         return values if self.valid_range is None else values.clamp(*self.valid_range)
 
@@ -152,13 +156,13 @@ class ModelCard:
         return cls(**values)
 
 
-def _is_range(value: object) -> bool:
+def _is_range(value: Any) -> bool:
     """Return True if a value read from JSON is a list of two finite, increasing numbers."""
     pair = isinstance(value, list) and len(value) == 2 and all(_has_type(end, float) for end in value)
     return pair and -math.inf < value[0] < value[1] < math.inf
 
 
-def _has_type(value: object, kind: object) -> bool:
+def _has_type(value: object, kind: Any) -> bool:
     """Return True if a value read from JSON matches the type annotation of a card field."""
     arguments = get_args(kind)
     if get_origin(kind) is UnionType:

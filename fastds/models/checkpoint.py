@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,7 +22,7 @@ from fastds._options import spell_name
 from fastds._outputs import atomic_write
 from fastds._suggestions import resolve_name, suggest
 from fastds._version import __version__
-from fastds.models.card import ModelCard
+from fastds.models.card import ModelCard, Network
 from fastds.models.registry import ARCHITECTURES, PRESETS, TASKS, build, find_architecture, find_task
 from fastds.ops.core.arguments import check_choice
 
@@ -64,12 +64,13 @@ def save(model: nn.Module, path: str | os.PathLike) -> None:
     if architecture is None:
         raise TypeError(f"model must be one of {sorted(ARCHITECTURES)}, got {type(model).__name__}")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    model.card.fastds_version = __version__
+    network: Network = model
+    network.card.fastds_version = __version__
     metadata = {
         "format": FORMAT,
         "architecture": architecture,
         "config": json.dumps(model.config, sort_keys=True),
-        "card": model.card.to_json(),
+        "card": network.card.to_json(),
         "sha256": _compute_digest(state),
     }
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
@@ -249,5 +250,5 @@ def _compute_digest(state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}\n".encode())
-        digest.update(state[name].reshape(-1).view(torch.uint8).numpy())
+        digest.update(cast(Any, state[name].reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()

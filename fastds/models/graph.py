@@ -155,7 +155,8 @@ def resolve_arguments(model: nn.Module, inputs: tuple, options: dict[str, Any]) 
     Returns:
         Positional and keyword arguments of `forward`.
     """
-    return (model.prepare_inputs(*inputs, **options), {}) if hasattr(model, "prepare_inputs") else (inputs, options)
+    prepare = getattr(model, "prepare_inputs", None)
+    return (inputs, options) if prepare is None else (prepare(*inputs, **options), {})
 
 
 class Arguments:

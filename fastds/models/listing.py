@@ -7,6 +7,7 @@ import dataclasses
 import textwrap
 
 from fastds._suggestions import resolve_name, suggest
+from fastds.models.card import Network
 from fastds.models.checkpoint import WEIGHTS, available, load, load_card
 from fastds.models.leaderboard import LEADERBOARD, read, table
 from fastds.models.registry import PRESETS
@@ -21,7 +22,8 @@ def format_shipped() -> str:
     """Return a table of the shipped weights: name, task, number of parameters, size, licence and description."""
     lines = []
     for name in available(pretrained=True):
-        model, size = load(name), (WEIGHTS / f"{name}.safetensors").stat().st_size
+        size = (WEIGHTS / f"{name}.safetensors").stat().st_size
+        model: Network = load(name)
         parameters = sum(p.numel() for p in model.parameters())
         licence = model.card.licence.partition(" ")[0]
         lines.append(f"{name:18} {model.card.task:9} {parameters:9,} parameters {size / 1e3:6.0f} kB  {licence}")

@@ -11,6 +11,7 @@ from fastds._suggestions import resolve_name
 from fastds.models import db_rnn, mlcast
 from fastds.models.baselines.super_resolution import SRCNN, SRResNet
 from fastds.models.baselines.unet import UNet, UNet3D
+from fastds.models.card import Network
 from fastds.models.db_rnn.sim_vp import SimVP
 from fastds.models.ensembles import ErrorModel
 from fastds.models.fczsm import FCZSM
@@ -139,7 +140,7 @@ def create(name: str, **overrides: Any) -> nn.Module:
     check_types({"name": str}, {"name": name})
     name = resolve_preset(name)
     architecture, config, description = PRESETS[name]
-    model = build(architecture, {**config, **overrides})
+    model: Network = build(architecture, {**config, **overrides})
     model.card.name, model.card.description = name, description
     return model
 

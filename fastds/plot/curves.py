@@ -6,12 +6,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cycler import cycler
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -65,7 +67,7 @@ def training_curves(
     return figure
 
 
-def spectra(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], unit: str = "km") -> Figure:
+def spectra(curves: Mapping[str, tuple[Any, Any]], unit: str = "km") -> Figure:
     """Draw radially averaged power spectra against wavelength and return the Figure.
 
     Both axes are logarithmic, and long waves are on the left.
@@ -111,7 +113,7 @@ def draw_daily_series(days: Sequence, curves: Mapping[str, Sequence[float]], sco
     return figure
 
 
-def draw_by_lead(minutes: Sequence[float], curves: Mapping[str, Sequence[float]], score: str) -> Figure:
+def draw_by_lead(minutes: ArrayLike, curves: Mapping[str, ArrayLike], score: str) -> Figure:
     """Draw a score of several methods by lead time and return the Figure.
 
     Args:
@@ -125,7 +127,7 @@ def draw_by_lead(minutes: Sequence[float], curves: Mapping[str, Sequence[float]]
     return figure
 
 
-def draw_panels_by_lead(minutes: Sequence[float], panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+def draw_panels_by_lead(minutes: Sequence[float], panels: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:
     """Draw several scores of the same methods by lead time in adjacent panels and return the Figure.
 
     Args:
@@ -161,7 +163,7 @@ def draw_by_factor(factors: Sequence[str], curves: Mapping[str, Mapping[str, flo
 
 
 def draw_errors_by_intensity(
-    intensity: Sequence[float], bias: Mapping[str, Sequence[float]], rmse: Mapping[str, Sequence[float]]
+    intensity: ArrayLike, bias: Mapping[str, ArrayLike], rmse: Mapping[str, ArrayLike]
 ) -> Figure:
     """Draw mean error and root mean square error by intensity of the truth, in two panels, and return the Figure.
 
@@ -180,7 +182,7 @@ def draw_errors_by_intensity(
     return figure
 
 
-def _lines(axes: Axes, x: Sequence[float], curves: Mapping[str, Sequence[float]], x_label: str, y_label: str) -> None:
+def _lines(axes: Axes, x: Any, curves: Mapping[str, Any], x_label: str, y_label: str) -> None:
     for label, values in curves.items():
         axes.plot(x, values, label=label, linewidth=1.2, marker=".", markersize=4)
     axes.set_xlabel(x_label)

@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.colors import BoundaryNorm, Colormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from fastds.plot.style import difference_style, reflectivity_style
 
 
-def _edges(centres: np.ndarray | None, size: int) -> np.ndarray:
+def _edges(centres: ArrayLike | None, size: int) -> np.ndarray:
     """Return the cell edges of equally spaced centres, or pixel numbers if there are no centres."""
     if centres is None:
         return np.arange(size + 1, dtype=float)
@@ -31,7 +32,7 @@ def _image(
     values: ArrayLike,
     x: ArrayLike | None,
     y: ArrayLike | None,
-    style: tuple[ListedColormap, BoundaryNorm, Sequence[float]],
+    style: tuple[Colormap, BoundaryNorm, Sequence[float]],
 ) -> QuadMesh:
     values = np.ma.masked_invalid(np.asarray(values, dtype=float))
     if values.ndim != 2:
@@ -125,9 +126,9 @@ def field_panel(
     size = (side * count * blocks + 0.7, (side * finest[0] / finest[1] + 0.28) * len(fields) + 1.5)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(fields), count * blocks, squeeze=False, sharex=True, sharey=True)
-    drawn = {}
+    drawn: dict[Callable, QuadMesh] = {}
     for row, (name, maps) in enumerate(fields.items()):
-        cells = [(values, draw_field, scale, name) for values in maps]
+        cells: list[tuple[Any, Any, Any, str]] = [(values, draw_field, scale, name) for values in maps]
         if name in differences:
             cells += [(values, draw_difference, limit, f"{name} minus truth") for values in differences[name]]
         elif row == 0 and inputs is not None:
@@ -239,7 +240,10 @@ def forecast_strip(
         None if o is None or f is None else np.maximum(f, _FLOOR_DBZ) - np.maximum(o, _FLOOR_DBZ)
         for o, f in zip(observed, forecast, strict=True)
     ]
-    rows = [("observed", observed, draw_field), ("forecast", forecast, draw_field)]
+    rows: list[tuple[str, Sequence, Callable]] = [
+        ("observed", observed, draw_field),
+        ("forecast", forecast, draw_field),
+    ]
     names = ["forecast" if o is None else "observed" for o in observed]
     if any(d is not None for d in differences):
         rows.append(("forecast minus observed", differences, draw_difference))
@@ -250,7 +254,7 @@ def forecast_strip(
     size = (side * len(times) + 0.7, (side * height / width + 0.28) * len(rows) + 1.6)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(rows), len(times), squeeze=False, sharex=True, sharey=True)
-    drawn = {}
+    drawn: dict[Callable, QuadMesh] = {}
     for row, (name, maps, draw) in enumerate(rows):
         first = next((column for column, values in enumerate(maps) if values is not None), None)
         for column, values in enumerate(maps):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -37,8 +38,9 @@ class Chart:
             theme: "light" or "dark".
         """
         ink = _INKS[theme]
+        colours: dict[Any, str]
         colours = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ink)
-        grounds = dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor"), "none")
+        grounds: dict[Any, str] = dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor"), "none")
         with matplotlib.rc_context(colours | grounds | {"grid.color": "#808895", "legend.edgecolor": "#808895"}):
             figure = self.draw()
             figure.set_size_inches(_SIZE)

@@ -82,6 +82,7 @@ class _Axis:
 
     @property
     def edges(self) -> tuple[float, float]:
+        assert self.values is not None
         half = abs(self.values[1] - self.values[0]) / 2
         return float(self.values.min() - half), float(self.values.max() + half)
 
@@ -102,7 +103,7 @@ def _is_flipped(field: xr.DataArray, y: _Axis, x: _Axis) -> tuple[bool, bool]:
     The result depends on the 1-D coordinates, or on 2-D latitudes and longitudes if a 1-D coordinate is missing.
     """
     lat, lon = find_latitude_longitude(field)
-    if (y.values is None or x.values is None) and lat is not None and lat.ndim == 2:
+    if (y.values is None or x.values is None) and lat is not None and lon is not None and lat.ndim == 2:
         north, east = np.diff(lat.values, axis=0), np.diff(np.unwrap(lon.values, period=360.0))
         return bool(np.nanmean(north) > 0), bool(np.nanmean(east) < 0)
     rows = y.values is not None and y.values[0] < y.values[-1]
@@ -110,5 +111,5 @@ def _is_flipped(field: xr.DataArray, y: _Axis, x: _Axis) -> tuple[bool, bool]:
 
 
 def _make_ticks(low: float, high: float) -> np.ndarray:
-    ticks = MaxNLocator(_TICKS, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    ticks = np.asarray(MaxNLocator(_TICKS, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
     return ticks[(ticks >= low) & (ticks <= high)]

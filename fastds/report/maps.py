@@ -11,6 +11,7 @@ import dataclasses
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -63,6 +64,7 @@ def radar_style(z_r: tuple[float, float] | None = None) -> MapStyle:
     Args:
         z_r: (a, b) of the Z-R relation, with which the edges are also labelled in mm/h; None: no such labels.
     """
+    colour_map: Any
     colour_map, _, edges = reflectivity_style()
     colours = (to_hex(colour_map.get_under()), *map(to_hex, colour_map.colors))
     rates = () if z_r is None else tuple(_format_rate(float(reflectivity_to_rate(edge, z_r))) for edge in edges)
@@ -88,7 +90,7 @@ def field_style(label: str, low: float, high: float) -> MapStyle:
         low: smallest value.
         high: largest value.
     """
-    edges = MaxNLocator(12).tick_values(low, high if high > low else low + 1)[1:-1]
+    edges = np.asarray(MaxNLocator(12).tick_values(low, high if high > low else low + 1))[1:-1]
     colours = tuple(map(to_hex, matplotlib.colormaps["viridis"](np.linspace(0, 1, len(edges) + 1))))
     return MapStyle(label, tuple(edges.tolist()), colours, tuple(f"{edge:g}" for edge in edges), _describe_range)
 

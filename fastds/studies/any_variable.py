@@ -10,12 +10,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastds import data as fd
 from fastds import models
 from fastds.inference.execution import inference_context, resolve_execution
 from fastds.models.baselines.interpolation import compute_interpolation_weights
+from fastds.models.card import Network
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.tables import format_markdown
@@ -73,7 +74,7 @@ def parse_arguments(arguments: list[str]) -> StudyConfig:
 
 def study(config: StudyConfig) -> None:
     """Run `fastds study any-variable`: print the gains over bicubic interpolation and write leaderboard rows."""
-    network = models.load(config.model).eval()
+    network: Network = models.load(config.model).eval()
     if network.in_channels != 1:
         raise ValueError(f"model {config.model} reads {network.in_channels} variables, expected a network of one")
     gains = {}
@@ -125,7 +126,7 @@ def read_sources(folder: pathlib.Path) -> Iterator[tuple[tuple[str, str], Tensor
 
 
 def compute_gain(
-    network: nn.Module, fields: Tensor, scale: float, known_coarsening: bool = False
+    network: Network, fields: Tensor, scale: float, known_coarsening: bool = False
 ) -> tuple[Estimate, float] | None:
     """Compute the gain in PSNR of a network over interpolation when area means are downscaled.
 

@@ -8,12 +8,12 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastds import data as fd
 from fastds import models
@@ -22,6 +22,7 @@ from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.tables import track_progress
 from fastds.models import ModelCard
 from fastds.models.baselines import optical_flow
+from fastds.models.card import Network
 from fastds.models.ensembles import ErrorModel
 from fastds.models.ensembles.downscaling_features import ERROR_INDEX, FEATURES, WET_SHARE_INDEX
 from fastds.studies.command import Files
@@ -61,7 +62,7 @@ BLOCKS = (
     Block("radar_dwd_yw_crop_20180516_5min.nc", (0, 132), 24),
     Block("radar_dwd_dx_sw_20080602_5min.nc", (0, 25), 5),
 )
-CARD = {
+CARD: dict[str, Any] = {
     "name": "downscaling-errors",
     "description": "Error model of fczsm-small at a pixel, given local features; ensemble members are drawn from it.",
     "licence": "Apache-2.0 as the package; fitted to open data of FMI, KNMI and DWD (CC BY 4.0).",
@@ -88,7 +89,7 @@ class _SmoothedStore:
         return np.where(np.isnan(z), np.nan, smooth).astype(z.dtype)
 
 
-def make_pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[Pool]:
+def make_pools(folder: pathlib.Path, model: Network, blocks: Sequence[Block] = BLOCKS, seed: int = 0) -> list[Pool]:
     """Make a pool of pixels near echo for each block, and another for the smoothed copy of the block if it has one.
 
     The pixels are those of network outputs at input times and at interpolated times. Inputs coarsened by linear Z and
@@ -113,7 +114,7 @@ def make_pools(folder: pathlib.Path, model: nn.Module, blocks: Sequence[Block] =
 
 
 def _iter_fields(
-    folder: pathlib.Path, block: Block, smoothed: bool, model: nn.Module, generator: torch.Generator
+    folder: pathlib.Path, block: Block, smoothed: bool, model: Network, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield features (F, n) and truth (n,), in dB above the floor, of random pixels of each network output."""
     floor, span = model.card.floor_dbz, model.card.ceiling_dbz - model.card.floor_dbz
@@ -123,7 +124,7 @@ def _iter_fields(
             source, every=max(1, block.every // interval), interval=interval, floor=floor, mode=mode
         )
         if smoothed:
-            triples.store = _SmoothedStore(triples.store, _SMOOTH)
+            triples.store = cast(Any, _SmoothedStore)(triples.store, _SMOOTH)
         for sample in itertools.islice((triples[i] for i in range(len(triples))), _TRIPLES):
             x, truth, valid = sample["x"], sample["y"][:, 0] * span, sample["valid"].all(0)[0]
             flow = optical_flow(x[None])
@@ -172,7 +173,8 @@ def study(config: StudyConfig) -> str:
     with inference_context(None, resolve_execution(None, config.threads)):
         learned = make_pools(pathlib.Path(config.data.path), model, seed=config.seed)
     losses = fit_pools(error_model, learned, config.steps, config.seed, batch=600)
-    error_model.card = ModelCard(**CARD, valid_range=(model.card.floor_dbz, model.card.ceiling_dbz))
+    network: Network = model
+    error_model.card = ModelCard(**CARD, valid_range=(network.card.floor_dbz, network.card.ceiling_dbz))
     error_model.card.metrics = {"loss": round(float(np.mean(losses[-100:])), 4)}
     models.save(error_model, config.output)
     return config.output

@@ -4,7 +4,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ BLOCKS = (
     Block("radar_fmi_20160928_5min.nc", frames=(14, 30), every=3),
 )
 
-CARD = {
+CARD: dict[str, Any] = {
     "name": "nowcast-errors",
     "description": "Error model of a nowcast at a pixel, given local features; ensemble members are drawn from it.",
     "licence": "Apache-2.0 as the package; fitted to open data of DWD, KNMI and FMI (CC BY 4.0).",

@@ -8,11 +8,13 @@ this model is scored and nothing is trained.
 import dataclasses
 import json
 import pathlib
+from typing import Any, cast
 
 import torch
 
 from fastds import models
 from fastds._options import OptionError, spell_argument
+from fastds.models.card import Network
 from fastds.studies.command import Files
 from fastds.studies.report import write_rows
 from fastds.studies.wgan_gp.methods import make_variants
@@ -73,7 +75,9 @@ def study(config: StudyConfig) -> str | None:
         tables = score({"generator": models.load(config.model)}, training, config.members, config.seed)
     print("\n\n".join(format_table(table) for table in tables))
     if config.leaderboard is not None:
-        write_rows(config, models.load_card(config.model).name, make_leaderboard_rows(tables, config.training))
+        write_rows(
+            config, models.load_card(cast(str, config.model)).name, make_leaderboard_rows(tables, config.training)
+        )
     if config.json:
         pathlib.Path(config.json).write_text(json.dumps(tables, indent=1))
     return config.json
@@ -111,13 +115,13 @@ def compare(config: TrainingConfig, epochs: int, members: int = 10, seed: int = 
     for name, variant in make_variants(config).items():
         optimiser = dataclasses.replace(variant.optimiser, epochs=epochs)
         folder = str(pathlib.Path(config.output) / name.lower())
-        bounds = {"optimiser": optimiser, "max_steps": None, "max_minutes": None}
+        bounds: dict[str, Any] = {"optimiser": optimiser, "max_steps": None, "max_minutes": None}
         networks[name] = models.load(train(dataclasses.replace(variant, output=folder, **bounds)))
     return score(networks, config, members, seed)
 
 
 def score(
-    networks: dict[str, torch.nn.Module], config: TrainingConfig, members: int = 10, seed: int = 0
+    networks: dict[str, Network], config: TrainingConfig, members: int = 10, seed: int = 0
 ) -> list[dict[str, dict]]:
     """Score networks with evaluate_region on every test region of config.data that has at least four times.
 

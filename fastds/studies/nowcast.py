@@ -5,15 +5,16 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
-from torch import nn
 
 from fastds import models
 from fastds._options import OptionError, spell_name, spell_value
 from fastds.data import RAIN_THRESHOLDS, open_dataset
 from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.tables import format_count
+from fastds.models.card import Network
 from fastds.report import check_report
 from fastds.studies.command import Files
 from fastds.studies.report import write_rows, write_study
@@ -34,7 +35,7 @@ REFERENCES = ("extrapolation", "blurred-persistence", "persistence")
 
 
 def score_file(
-    model: nn.Module,
+    model: Network,
     folder: str | os.PathLike,
     file: str,
     steps: int = 12,
@@ -62,7 +63,7 @@ def score_file(
     if starts is not None:
         last = min(last, known + (starts - 1) * every)
     minutes = every * float((dataset.time[1] - dataset.time[0]) / np.timedelta64(1, "m"))
-    options = {"steps": steps, "every": f"{minutes:g}min", "smooth": smooth}
+    options: dict[str, Any] = {"steps": steps, "every": f"{minutes:g}min", "smooth": smooth}
     return evaluate(nowcast(model, dataset.isel(time=slice(0, last)), **options), dataset, baselines=baselines)
 
 
@@ -83,7 +84,8 @@ def summarize(table: NowcastTable) -> dict[str, float]:
 
     The means are those of the model and of the baselines in REFERENCES.
     """
-    out, name = {"starts": table.starts}, list(table.rows)[-1]
+    out: dict[str, float] = {"starts": table.starts}
+    name = list(table.rows)[-1]
     for method in (name, *REFERENCES):
         suffix = "" if method == name else f" of {method}"
         out[f"mse{suffix}"] = round(float(table.means(method, "mse")), 2)
@@ -178,7 +180,7 @@ def make_leaderboard_rows(results: dict[str, dict]) -> list[dict]:
 
 
 def _compare_ensembles(config: StudyConfig) -> str:
-    if config.members < 2 or config.window < 64:
+    if cast(int, config.members) < 2 or config.window < 64:
         raise OptionError("members", f"must be at least 2 and window 64, got {config.members} and {config.window}")
     left_out = {"against": config.against is not None, "leaderboard": config.leaderboard is not None}
     for name, given in (left_out | {"smooth": config.smooth}).items():
@@ -188,8 +190,8 @@ def _compare_ensembles(config: StudyConfig) -> str:
 
     output = config.output or "study-nowcast"
     with inference_context(None, resolve_execution(None, config.threads)):
-        options = config.members, config.starts, config.window, config.mlcast
-        tables = compare(config.data.path, config.model, output, *options)
+        sizes = cast(int, config.members), config.starts, config.window
+        tables = compare(config.data.path, config.model, output, *sizes, config.mlcast)
     for table in tables:
         print(f"\n{table.to_markdown()}")
     if config.report is not None:
@@ -231,7 +233,8 @@ def print_scores(
     Returns:
         {file: summary}; empty with `against`.
     """
-    network, results = models.load(model), {}
+    network: Network = models.load(model)
+    results: dict[str, dict[str, float]] = {}
     other = None if against is None else models.load(against)
     for file in TEST_STARTS:
         if other is not None:
@@ -261,7 +264,8 @@ def _print_difference(ours, theirs, data: str, file: str, **options) -> None:
     mse, csi = (
         [scores.means(name, score) for scores, name in zip(tables, names, strict=True)] for score in ("mse", "csi")
     )
-    gain = compute_csi_difference(*(scores.counts[name] for scores, name in zip(tables, names, strict=True)))
+    first, second = (scores.counts[name] for scores, name in zip(tables, names, strict=True))
+    gain = compute_csi_difference(first, second)
     print(f"{file}: {format_count(tables[0].starts, 'start')}, mse {mse[0]:.2f} and {mse[1]:.2f}")
     for k, rate in enumerate(RAIN_THRESHOLDS):
         values = (csi[0][k], csi[1][k], *gain[:, k])

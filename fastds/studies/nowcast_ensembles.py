@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import nn
 from fastds.data import open_dataset, reflectivity_to_rate, to_reflectivity
 from fastds.data.packages import require
 from fastds.models import load
+from fastds.models.card import Network
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.runs import StudyFolder
 from fastds.studies.common.tables import ResultTable
@@ -111,9 +113,7 @@ def compare(
             start = _make_start(dataset, model, frame, radar.steps)
             for name, make in methods.items():
                 place = f"scores/{file.removesuffix('.nc')}-{frame}-{name.replace(' ', '-')}"
-                found[name].append(
-                    (file, folder.load_or_compute(place, lambda make=make, start=start: _score(make, start)))
-                )
+                found[name].append((file, folder.load_or_compute(place, functools.partial(_score, make, start))))
         print(f"{file}: {len([one for one, _ in found[OURS] if one == file])} starts", flush=True)
     tables = [*_tabulate_by_lead(found), _tabulate_by_radar(found)]
     for number, table in enumerate(tables):
@@ -162,7 +162,7 @@ def _make_methods(model: str, members: int, mlcast: str | None) -> dict[str, Cal
         return lambda start: _run_pysteps(nowcasts.get_method(name), start, linear, **options)
 
     threshold = 10 * np.log10(WET_RATE)
-    mlcast_network = None if mlcast is None else load(mlcast)
+    mlcast_network: Network = None if mlcast is None else load(mlcast)
 
     def forecast_mlcast(start: Start) -> np.ndarray:
         mlcast_network.card.input_steps = min(
@@ -249,11 +249,14 @@ def _sum_scores(starts: list[dict], minutes: float) -> EnsembleRows | None:
 
 def _tabulate_by_lead(found: Mapping[str, list[tuple[str, dict]]]) -> list[ResultTable]:
     """Tabulate CRPS, calibration, skill at 2 mm/h and CPU time over all starts of all radars."""
-    crps, calibration, skill = [], [], []
+    crps: list[Sequence] = []
+    calibration, skill = [], []
     names = tuple(found)
     others = names[1:2] + names[3:]
     for minutes in MINUTES:
-        rows = {name: _sum_scores([one for _, one in starts], minutes) for name, starts in found.items()}
+        rows: dict[str, Any] = {
+            name: _sum_scores([one for _, one in starts], minutes) for name, starts in found.items()
+        }
         if rows[OURS] is None:
             continue
         ours, steps = (_list_crps(found[name], minutes) for name in ENSEMBLES)

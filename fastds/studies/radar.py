@@ -10,11 +10,12 @@ import os
 import pathlib
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastds import data as fd
 from fastds import metrics, models
@@ -25,6 +26,7 @@ from fastds.inference.tables import format_number, make_score_table
 from fastds.inference.tiling import Tile
 from fastds.metrics import EnsembleScores, spectral_ratio
 from fastds.metrics.errors import CEILING_DBZ
+from fastds.models.card import Network
 from fastds.models.ensembles.downscaling_features import WET_SHARE_INDEX
 from fastds.report import check_report
 from fastds.studies.command import Files
@@ -43,7 +45,7 @@ _BAND = (2.0, 4.0)
 _TIMES = {"at input times": (0, 2), "between": (1,)}
 
 
-def score_members(samples: Sequence[dict[str, Tensor]], model: nn.Module, count: int) -> dict[str, list[float]]:
+def score_members(samples: Sequence[dict[str, Tensor]], model: Network, count: int) -> dict[str, list[float]]:
     """Score an ensemble at input times and at interpolated times on pixels near echo.
 
     Args:
@@ -171,7 +173,7 @@ def read_test_block(
     triples = fd.EvaluationTriples(source, interval=interval, scale=scale, floor=floor, mode=mode)
     places = {tuple(index): number for number, index in enumerate(triples.index)}
     chosen = triples.store.triples(interval, every if interval == 1 else 1)
-    samples = [dict(triples[places[tuple(index)]]) for index in chosen]
+    samples: list[dict[str, Any]] = [dict(triples[places[tuple(index)]]) for index in chosen]
     for sample, index in zip(samples, chosen, strict=True):
         length = index[2] - index[0]
         found = (places.get(tuple(index + step)) for step in (-length, length))
@@ -217,7 +219,7 @@ def wrap_baseline(method: Callable) -> Callable:
     return lambda sample: method(sample["x"][None])
 
 
-def wrap_network(model: torch.nn.Module, floor: float, coarsened: str | None = None, smooth: bool = True) -> Callable:
+def wrap_network(model: Network, floor: float, coarsened: str | None = None, smooth: bool = True) -> Callable:
     """Wrap a network as a method for compute_errors.
 
     The flow is averaged with the flows of the neighbouring pairs, as in `fastds downscale`. If the network was trained
@@ -234,6 +236,7 @@ def wrap_network(model: torch.nn.Module, floor: float, coarsened: str | None = N
     low, high = model.card.floor_dbz, model.card.ceiling_dbz
 
     def method(sample: dict) -> Tensor:
+        given: Any
         x, (before, after) = sample["x"][:, 0], sample["neighbours"]
         if low > floor:
             return _normalise(_refine_pair(model, fd.restore(x, floor, CEILING_DBZ), coarsened, smooth), floor)
@@ -252,7 +255,7 @@ def wrap_network(model: torch.nn.Module, floor: float, coarsened: str | None = N
     return method
 
 
-def _wrap_flow(model: torch.nn.Module) -> Callable:
+def _wrap_flow(model: Network) -> Callable:
     """Return a function of (x, flow) that calls the network, with the flow only if the network takes one."""
     return lambda x, flow: model(x, flow=flow) if needs_flow(model) else model(x)
 
@@ -261,9 +264,9 @@ def _normalise(z: Tensor, floor: float) -> Tensor:
     return (z.clamp(floor, CEILING_DBZ) - floor) / (CEILING_DBZ - floor)
 
 
-def _refine_pair(model: torch.nn.Module, frames: Tensor, coarsened: str | None, smooth: bool) -> Tensor:
+def _refine_pair(model: Network, frames: Tensor, coarsened: str | None, smooth: bool) -> Tensor:
     """Make fine frames (1, 3, 1, H, W) in dBZ from two coarse ones (2, h, w) in dBZ, as `fastds downscale` does."""
-    whole = tuple(slice(0, size) for size in frames.shape[1:])
+    whole = slice(0, frames.shape[1]), slice(0, frames.shape[2])
     options = {"floor": model.card.floor_dbz, "ceiling": model.card.ceiling_dbz, "no_echo": NO_ECHO_DBZ}
     options["steady"] = not smooth
     refiner = FrameRefiner(_wrap_flow(model), scale=2, tiles=[Tile(whole, whole)], coarsened=coarsened, **options)
@@ -343,7 +346,7 @@ def publish(weights: str | os.PathLike, target: str | os.PathLike, data: str, ca
         card: fields of the model card that are replaced.
         floors: see StudyConfig.
     """
-    network = models.load(weights)
+    network: Network = models.load(weights)
     for key, value in card.items():
         setattr(network.card, key, value)
     network.card.metrics["test"] = summarize(print_errors(data, str(weights), floors))
@@ -406,7 +409,8 @@ def study(config: StudyConfig) -> None:
 
 def print_member_table(config: StudyConfig) -> Table:
     """Print the scores of the ensemble for every test block and coarsening operator, and return them as a table."""
-    model, found = models.load(config.model).eval(), {}
+    model: Network = models.load(config.model).eval()
+    found: dict[Any, Any] = {}
     heads = "block", "coarsened", "times", *SCORES
     made = make_score_table(f"{config.members} members, above {model.card.floor_dbz:g} dBZ where echo is near", heads)
 
@@ -431,7 +435,8 @@ def make_leaderboard_rows(results: dict) -> list[dict]:
     There is one row for each file. For each floor and coarsening operator, there is also the mean over the files with
     an interval by resampling files.
     """
-    rows, means = [], {}
+    rows: list[Any] = []
+    means: dict[Any, Any] = {}
     for (file, floor, mode), row in results.items():
         found = compute_ratio([row], "advection")
         score = f"squared error above {floor:g} dBZ over advection's, coarsened by {mode}"

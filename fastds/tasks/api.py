@@ -50,7 +50,7 @@ class UnknownOptionError(OptionError, TypeError):
         self.name, self.task, self.known = name, task, known
 
     @property
-    def message(self) -> str:
+    def message(self) -> str:  # type: ignore[override]  # computed when the names of the user are known
         word, names = get_argument_word(), ", ".join(map(spell_name, sorted(self.known)))
         return f"is no {word} for {self.task}, which takes {'' if word == 'option' else 'the arguments '}{names}"
 
@@ -344,7 +344,7 @@ def predict(
         )
     _check_model_and_data(model, data)
     if isinstance(model, str) and model in BASELINES:
-        verb = nowcast
+        verb: Callable = nowcast
     else:
         card = _find_card(model)
         verb = nowcast if card is not None and card.task == "nowcast" else downscale
@@ -558,6 +558,7 @@ def select_downscaling_task(model: Model, options: Mapping) -> str:
     card = _find_card(model)
     task = "" if card is None else card.task
     if task == "nowcast":
+        assert card is not None  # it has the task
         raise ValueError(f"model {card.name} forecasts and does not downscale; use nowcast")
     return task or ("fields" if any(options.get(name) is not None for name in _FIELD_OPTIONS) else "radar")
 
@@ -578,7 +579,7 @@ def _list_weightless_methods() -> set[str]:
 
 
 def check_options(
-    run: Callable, task: str, options: Mapping, further: set[str] = frozenset(), without: set[str] = frozenset()
+    run: Callable, task: str, options: Mapping, further: Set[str] = frozenset(), without: Set[str] = frozenset()
 ) -> None:
     """Check the keyword arguments for a task.
 

@@ -7,6 +7,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
@@ -63,7 +64,7 @@ def check(path: InputPaths, var: str | None = None, weights: Sequence[str] = (),
     """
     print(path)
     try:
-        with warnings.catch_warnings(record=True) as caught, open_input(path, var, **reading) as dataset:
+        with warnings.catch_warnings(record=True) as caught, open_input(cast(Any, path), var, **reading) as dataset:
             warnings.simplefilter("always", UserWarning)
             for name, text in _list_facts(dataset):
                 print(f"  {name:10} {text}")
@@ -173,7 +174,7 @@ def _describe_grid(dataset: xr.Dataset, field: xr.DataArray) -> str:
     mappings = find_grid_mappings(dataset, field)
     kind = str(dataset[mappings[0]].attrs.get("grid_mapping_name", "its own projection")) if mappings else ""
     lat, lon = find_latitude_longitude(field)
-    if lat is not None:
+    if lat is not None and lon is not None:
         kind += f"{' ' * bool(kind)}{float(lat.min()):.2f} to {float(lat.max()):.2f} N"
         west, east = _find_longitude_ends(lon.values)
         kind += f", {west:.2f} to {east:.2f} E"
@@ -203,7 +204,7 @@ def _list_commands(
         if task in DOWNSCALING and task not in ("radar", "fields"):
             yield (
                 f"downscale --model {name}",
-                lambda task=task, name=name: _plan_without_warnings(task, name, dataset, var),
+                functools.partial(_plan_without_warnings, task, name, dataset, var),
             )
     for name in weights:
         yield _make_weights_command(name, dataset, var, radar)

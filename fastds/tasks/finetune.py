@@ -8,15 +8,15 @@ import os
 import pathlib
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import yaml
-from torch import nn
 
 from fastds._options import OptionError, spell_argument
 from fastds.data.formats.opening import list_files
 from fastds.data.reading import ReadOptions, open_input
 from fastds.models import ModelCard, load, load_card, save
+from fastds.models.card import Network
 from fastds.training.command import build_config, find_configurations, import_training
 from fastds.training.config import RunConfig
 from fastds.training.rewriting import rewrite_with_metadata
@@ -113,7 +113,7 @@ def _prepare_files(data, folder: pathlib.Path, card: ModelCard, var: str | None,
     return rewrite_with_metadata(data, folder, var, named, **reading)
 
 
-def _check_static(network: nn.Module, static: Sequence[str] | None) -> list[str]:
+def _check_static(network: Network, static: Sequence[str] | None) -> list[str]:
     """Return the static maps as a list. Raises OptionError if their number is not that of the network's channels."""
     maps, count = list(static or []), network.config.get("static_channels", 0)
     if len(maps) != count:
@@ -124,7 +124,7 @@ def _check_static(network: nn.Module, static: Sequence[str] | None) -> list[str]
 
 
 def _find_dynamics(
-    network: nn.Module, files: str | os.PathLike, var: str | None, given: Mapping[str, Any] | str | None
+    network: Network, files: str | os.PathLike, var: str | None, given: Mapping[str, Any] | str | None
 ) -> dict[str, list[float]]:
     """Return the additional input variables of a radar network, as DataConfig.dynamics has them.
 
@@ -163,7 +163,8 @@ def _compare_on_synthetic_events(model: str | os.PathLike, best: pathlib.Path, d
     with warnings.catch_warnings():
         # load warns of weights that are worse than a baseline; the command prints that itself
         warnings.simplefilter("ignore", UserWarning)
-        start, tuned = load(model), load(best)
+        start: Network = load(model)
+        tuned: Network = load(best)
     before, after = (score_synthetic_events(network, device) for network in (start, tuned))
     if before is None or after is None:
         return
@@ -226,7 +227,7 @@ def make_config(
         if "card" in config["model"] and config["data"].get("variables") in (None, variables)
     ]
     file = shipped[max(names, key=len)] if names else None
-    values = dict(_RESET_VALUES[card.task])
+    values = dict(cast(dict, _RESET_VALUES[card.task]))
     values |= {
         f"data.{k}": value for k, name in _CARD_FIELDS[card.task].items() if (value := getattr(card, name)) is not None
     }

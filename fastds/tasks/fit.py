@@ -73,9 +73,10 @@ def fit(
         ImportError: Lightning is not installed.
     """
     known = [name for name in models.available() if find_task(name)]
-    model, requested = resolve_name(model, known), model
-    if model is None:
-        raise OptionError("model", f"must be one of {', '.join(known)}, got {requested!r}")
+    found = resolve_name(model, known)
+    if found is None:
+        raise OptionError("model", f"must be one of {', '.join(known)}, got {model!r}")
+    model = found
     arguments = {
         "model.name": model, "data.path": data, "output": output, "max_steps": max_steps, "max_minutes": max_minutes,
         "learning_rate": learning_rate, "ema_decay": ema_decay, "seed": seed, "resume": resume, "threads": threads,

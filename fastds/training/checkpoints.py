@@ -6,6 +6,7 @@ from __future__ import annotations
 import pathlib
 import signal
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ class TrainingInterrupted(BaseException):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint writer that replaces the previous file only when the new file is complete."""
 
-    def save_checkpoint(self, checkpoint: dict, path: str, storage_options: None = None) -> None:
+    def save_checkpoint(self, checkpoint: dict, path: str | pathlib.Path, storage_options: None = None) -> None:
         """Write a checkpoint atomically, and create its folder if needed.
 
         Args:
@@ -56,9 +57,10 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
 
     def __init__(self, output: pathlib.Path):
         super().__init__(str(output / "checkpoints"), filename="last", save_top_k=1, enable_version_counter=False)
-        self.started, self._number, self._before = False, 0, {}
+        self.started, self._number = False, 0
+        self._before: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         super().on_train_start(trainer, module)
         self.started = True
         self._before = set_signal_handlers(
@@ -70,14 +72,14 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
                 flush=True,
             )
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *step) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *step) -> None:
         super().on_train_batch_end(trainer, module, *step)
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or module.is_finished()
         if not last and self._is_interrupted(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
             raise TrainingInterrupted(self._number, module.steps_done())
 
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
         super().on_train_epoch_end(trainer, module)
         if not module.is_finished() and self._is_interrupted(trainer):
             raise TrainingInterrupted(self._number, module.steps_done())
@@ -97,14 +99,14 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
         self._number = number
 
 
-def format_finished(module: L.LightningModule) -> str:
+def format_finished(module: Any) -> str:
     """Return the message for a resumed run that had already reached its last step or time limit."""
     done = f"{module.steps_done()} steps in {module.training_seconds() / 60:.3g} minutes"
     limits = f"{spell_name('max_steps')} or {spell_name('max_minutes')}"
     return f"nothing is left to train: {done} were trained before; a larger {limits} goes on"
 
 
-def check_checkpoint(path: pathlib.Path, module: L.LightningModule) -> None:
+def check_checkpoint(path: pathlib.Path, module: Any) -> None:
     """Raise ValueError if a file is not a checkpoint of this network. No code in the file is executed."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]

@@ -30,7 +30,7 @@ from fastds._options import OptionError, format_option, use_option_names
 from fastds._outputs import Interrupted
 from fastds._suggestions import resolve_name, suggest, suggest_and_list
 
-Config = typing.TypeVar("Config")
+Config = typing.TypeVar("Config", bound=Any)
 _MAX_VALUES = 100_000  # maximum number of values in a configuration
 _TASKS_FOLDER = pathlib.Path(__file__).parents[1] / "tasks"
 # Task -> description. fastds.tasks.TASK.config has parse_arguments(arguments), .training has train(config).
@@ -86,7 +86,7 @@ def format_overview() -> str:
         "",
     ]
     texts = {task: f"{about}; NAME: {', '.join(find_configurations(task))}" for task, about in TASKS.items()}
-    further = {"width": 118, "subsequent_indent": " " * 11, "break_on_hyphens": False}
+    further: dict[str, Any] = {"width": 118, "subsequent_indent": " " * 11, "break_on_hyphens": False}
     lines += [textwrap.fill(text, initial_indent=f"  {task:8} ", **further) for task, text in texts.items()]
     return "\n".join(lines)
 
@@ -314,7 +314,7 @@ def build_config(
         ValueError: an unknown field, or a value of the wrong type.
     """
     parser = _build_config_parser(config_class, command, "")
-    content = {}
+    content: dict[str, Any] = {}
     if config is not None:
         content = yaml.safe_load(config.read_text()) or {}
     sections, known = _list_sections(config_class), list_option_names(config_class)

@@ -2,7 +2,7 @@
 """Options of every training: network, limits, output folder."""
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastds._options import OptionError, spell_name
 from fastds.inference.execution import GRAPHS
@@ -72,6 +72,10 @@ class RunConfig:
     devices: int = 1
     graph: str = "auto"
     report: str | None = None
+
+    if TYPE_CHECKING:  # subclasses define further options
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __post_init__(self):
         bounds = (self.max_steps is None or self.max_steps >= 1, self.max_minutes is None or self.max_minutes > 0)

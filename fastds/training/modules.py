@@ -8,6 +8,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fastds._options import spell_name
 from fastds.inference.ood.score import compute_ranges
+from fastds.models.card import Network
 from fastds.models.graph_cache import GraphCache, use_graphs
 from fastds.training.config import RunConfig, SupervisedConfig
 from fastds.training.lightning_extra import L
@@ -76,9 +78,11 @@ class BaseDataModule(L.LightningDataModule):
     def __init__(self, config, seed: int, devices: int = 1, start: Callable[[], int] | None = None):
         super().__init__()
         self.config, self.seed, self.devices = config, seed, devices
+        self.trainer: L.Trainer
         self.start = start or (lambda: self.trainer.global_step * config.batch_size)
         self.validation_batch = config.batch_size
-        self.training = self.validation = None
+        self.training: Any = None
+        self.validation: Any = None
         self.files: list[str] = []
 
     def compute_statistics(self, sample: dict) -> dict[str, float]:
@@ -96,9 +100,10 @@ class BaseDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         size = self.config.batch_size
-        sampler = OffsetSampler(len(self.training) // size * size, self.start)
+        indices = OffsetSampler(len(self.training) // size * size, self.start)
+        sampler: Sampler = indices
         if self.devices > 1:
-            sampler = DistributedBatchSampler(sampler, size // self.devices, self.devices, self.trainer.global_rank)
+            sampler = DistributedBatchSampler(indices, size // self.devices, self.devices, self.trainer.global_rank)
         n = getattr(self.config, "workers", 0)
         processes = {"num_workers": n, "persistent_workers": n > 0}
         return self.make_loader(self.training, batch_size=size // self.devices, sampler=sampler, **processes)
@@ -118,15 +123,16 @@ class BaseLightningModule(L.LightningModule):
     define `exported`, the network that is validated and saved with its card.
     """
 
-    exported: torch.nn.Module
+    exported: Network
 
     def __init__(self, config: RunConfig):
         super().__init__()
         self.config = config
-        self.elapsed, self._since = 0.0, None
+        self.elapsed = 0.0
+        self._since: float | None = None
         self.graphs: GraphCache | None = None
         self._shown_failures: set[str] = set()
-        self._random_state = None
+        self._random_state: Tensor | None = None
 
     def training_seconds(self) -> float:
         """Return the training time in seconds, including the time before a resume."""
@@ -189,7 +195,7 @@ class BaseLightningModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.elapsed, self._random_state = float(checkpoint["elapsed"]), checkpoint["random_state"]
         # raises an exception for a damaged state before the training begins
-        torch.Generator().set_state(self._random_state)
+        torch.Generator().set_state(checkpoint["random_state"])
         now = self.exported.card.training_data
         self.exported.card.training_data = list(checkpoint.get("training_data", ()))
         add_training_data(self.exported.card, now)
@@ -229,13 +235,17 @@ class SupervisedModule(BaseLightningModule):
     batch) and validation_step.
     """
 
-    def __init__(self, model: torch.nn.Module, config: SupervisedConfig):
+    def __init__(self, model: Network, config: SupervisedConfig):
         super().__init__(config)
         self.model = model
         self._bad_steps, self._finite_loss = 0, True
 
+    if TYPE_CHECKING:
+
+        def loss(self, prediction: Any, batch: dict) -> Tensor: ...
+
     @property
-    def exported(self) -> torch.nn.Module:
+    def exported(self) -> Network:
         return self.model
 
     def training_step(self, batch: dict, batch_index: int) -> Tensor | None:
@@ -250,7 +260,7 @@ class SupervisedModule(BaseLightningModule):
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> Any:
         c = self.config
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[c.optimizer]
         optimiser = kind(self.model.parameters(), lr=c.learning_rate, weight_decay=c.weight_decay, betas=tuple(c.betas))

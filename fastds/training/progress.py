@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 from rich.console import Console
 
@@ -25,7 +26,7 @@ class TrainingProgress(callbacks.Callback):
     def __init__(self, export):
         self.export, self._line, self._printed = export, None, 0.0
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         console = Console(stderr=True)
         self._printed = time.monotonic()
         if trainer.is_global_zero and not module.is_finished() and not module.config.end_given:
@@ -35,7 +36,7 @@ class TrainingProgress(callbacks.Callback):
             self._line = console.status("training")
             self._line.start()
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, outputs, *_) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs, *_) -> None:
         """Print or update the progress, if the last output is old enough.
 
         Args:
@@ -54,7 +55,7 @@ class TrainingProgress(callbacks.Callback):
         else:
             self._line.update(text)
 
-    def _parts(self, module: L.LightningModule, outputs) -> list[str]:
+    def _parts(self, module: Any, outputs) -> list[str]:
         config, taken, steps = module.config, module.training_seconds(), module.steps_done()
         last = module.last_step()
         by_steps = steps / (last or float("inf"))
@@ -70,12 +71,12 @@ class TrainingProgress(callbacks.Callback):
         return [*parts, f"about {format_duration(taken / done - taken)} left"] if 0 < done < 1 else parts
 
     @staticmethod
-    def _end(module: L.LightningModule) -> str:
+    def _end(module: Any) -> str:
         last, minutes = module.last_step(), module.config.max_minutes
         bounds = [f"after {last} steps"] if last else []
         return " or ".join(bounds + ([f"after {minutes:g} minutes"] if minutes else []))
 
-    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         """Stop the line in the terminal.
 
         Args:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from fastds import data as fd
 from fastds._options import OptionError, spell_name
@@ -159,8 +160,9 @@ def make_time_blocks(config, least: int = 3, side: int = 1) -> tuple[list, list]
                 "--data.path=FOLDER` and `fastds train nowcast` take every *.nc of a folder"
             )
         check_overlap(file.name, part)
-        train.append(fd.TimeBlock(str(file), *part["train"], var=config.var))
-        validation.append(fd.TimeBlock(str(file), *part["validation"], var=config.var))
+        (a, b), (c, d) = part["train"], part["validation"]
+        train.append(fd.TimeBlock(str(file), a, b, var=config.var))
+        validation.append(fd.TimeBlock(str(file), c, d, var=config.var))
     return train, validation
 
 
@@ -210,7 +212,7 @@ def check_overlap(name: str, part: dict) -> None:
         )
 
 
-def _check_side(file: pathlib.Path, grid: tuple[int, int], side: int) -> None:
+def _check_side(file: pathlib.Path, grid: Sequence[int], side: int) -> None:
     if min(grid) < side:
         raise ValueError(f"the grid of {file.name} is {tuple(grid)}, a sample needs {side} pixels a side")
 
@@ -228,7 +230,7 @@ def _hold_out_last_fifth(file: pathlib.Path, least: int, var: str | None, side: 
     return {"train": [0, split - _GAP], "validation": [split, frames]}
 
 
-def are_different(a: np.ndarray, b: np.ndarray) -> bool:
+def are_different(a: ArrayLike, b: ArrayLike) -> bool:
     """Return whether two coordinates of equal length differ by more than a tenth of a cell."""
     a, b = (np.asarray(values, float) for values in (a, b))
     return len(a) > 1 and bool(np.abs(a - b).max() > 0.1 * abs(a[1] - a[0]))

@@ -76,7 +76,9 @@ def _draw_curve(column: str, logs: Mapping[str, Path], wide: bool) -> Figure:
     for line in axes.lines:
         line.set_marker(".")
     if len(logs) == 1:
-        axes.get_legend().remove()
+        legend = axes.get_legend()
+        assert legend is not None
+        legend.remove()
     return figure
 
 

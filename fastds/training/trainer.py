@@ -8,8 +8,8 @@ import dataclasses
 import importlib.util
 import math
 import pathlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -20,6 +20,7 @@ from fastds._options import spell_name
 from fastds._outputs import Interrupted
 from fastds.inference.execution import check_execution
 from fastds.inference.tables import write_csv
+from fastds.models.card import Network
 from fastds.training.checkpoints import (
     AtomicCheckpointIO,
     LastCheckpoint,
@@ -31,6 +32,7 @@ from fastds.training.checkpoints import (
 from fastds.training.config import RunConfig
 from fastds.training.lightning_extra import DDPStrategy, L, callbacks, loggers
 from fastds.training.model_card import add_file_names
+from fastds.training.modules import BaseDataModule
 from fastds.training.progress import TrainingProgress
 
 _SAMPLE_TOLERANCE = 1e-6  # relative tolerance; optical flow differs by less between numbers of threads
@@ -73,11 +75,11 @@ def _to_lists(value):
 
 def run_training(
     config: RunConfig,
-    module: L.LightningModule,
-    data: L.LightningDataModule,
+    module: Any,
+    data: BaseDataModule,
     export: type[ExportBest],
     *,
-    further: list[callbacks.Callback] = (),
+    further: Sequence[callbacks.Callback] = (),
     **options,
 ) -> pathlib.Path:
     """Train in the folder config.output, from the last checkpoint if there is one and config.resume is set.
@@ -140,15 +142,13 @@ def make_averaging_callbacks(config: RunConfig) -> list[callbacks.Callback]:
 
 
 def _make_loggers(output: pathlib.Path) -> list:
-    kinds = {"csv": loggers.CSVLogger}
+    kinds: dict[str, Any] = {"csv": loggers.CSVLogger}
     if importlib.util.find_spec("tensorboard"):
         kinds["tensorboard"] = loggers.TensorBoardLogger
     return [kind(str(output), name=name, version="") for name, kind in kinds.items()]
 
 
-def run_trainer(
-    trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, config: RunConfig
-) -> pathlib.Path:
+def run_trainer(trainer: L.Trainer, module: Any, data: L.LightningDataModule, config: RunConfig) -> pathlib.Path:
     """Run the trainer, from the last checkpoint if there is one and config.resume is set. See run_training.
 
     Args:
@@ -168,6 +168,7 @@ def run_trainer(
     output = pathlib.Path(config.output)
     last, best = output / "checkpoints" / "last.ckpt", output / "best.safetensors"
     resume = config.resume and last.exists()
+    checkpoint: Any = trainer.checkpoint_callback
     if resume:
         check_checkpoint(last, module)
     if config.validate_start and not resume:
@@ -175,7 +176,7 @@ def run_trainer(
         module.train()  # the weights were loaded in evaluation mode
     try:
         trainer.fit(module, datamodule=data, ckpt_path=str(last) if resume else None, weights_only=True)
-        if resume and not trainer.checkpoint_callback.started and trainer.is_global_zero:
+        if resume and not checkpoint.started and trainer.is_global_zero:
             print(format_finished(module), flush=True)
     except TrainingInterrupted as stop:
         go_on = "the same command goes on from there" + ("" if config.resume else f" with {spell_name('resume')}=true")
@@ -186,7 +187,7 @@ def run_trainer(
             raise
         raise KeyboardInterrupt from None
     except Exception as error:
-        if resume and not trainer.checkpoint_callback.started:
+        if resume and not checkpoint.started:
             # a foreign checkpoint can raise any type of error in loops and optimizers
             raise make_resume_error(last, type(error).__name__) from error
         raise
@@ -223,8 +224,12 @@ class ExportBest(callbacks.Callback):
         self.samples: float | None = None
         self._sum = 0.0
 
+    if TYPE_CHECKING:
+
+        def validate(self, trainer: L.Trainer, module: Any) -> tuple[Network, dict, float]: ...
+
     def on_validation_batch_start(
-        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_index: int, dataloader_index: int = 0
+        self, trainer: L.Trainer, module: Any, batch: Any, batch_index: int, dataloader_index: int = 0
     ) -> None:
         """Add the batch to the sum that identifies the validation samples.
 
@@ -239,9 +244,10 @@ class ExportBest(callbacks.Callback):
         of_batch = sum(float(value.nan_to_num().double().abs().sum()) for value in numbers)
         self._sum = of_batch + (self._sum if batch_index else 0.0)
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
+        network: Network
         network, network.card.metrics, error = self.validate(trainer, module)
         network.card.input_ranges, network.card.seeds = self.input_ranges, [module.config.seed]
         if trainer.state.fn == "validate":  # validation before the first step

@@ -111,7 +111,10 @@ def project(text: str, longitude: float, latitude: float) -> tuple[float, float]
 
 
 def check_corners(
-    corners: Mapping[str, tuple[float, float]], text: str, edges: Mapping[str, tuple[float, float]], cell: Coordinates
+    corners: Mapping[str, tuple[float, float]],
+    text: str,
+    edges: Mapping[str, tuple[float, float]],
+    cell: tuple[float, float],
 ) -> None:
     """Compare the corners that a file declares with those of its grid.
 
@@ -177,7 +180,7 @@ def make_geographic_dataset(fields: Fields, times: Any, coordinates: Coordinates
     axes, units = {}, {"latitude": "degrees_north", "longitude": "degrees_east"}
     for name, values in zip(units, coordinates, strict=True):
         axes[name] = (name, np.asarray(values, np.float64), {"standard_name": name, "units": units[name]})
-    return _make_dataset(fields, times, tuple(units), axes, attributes)
+    return _make_dataset(fields, times, ("latitude", "longitude"), axes, attributes)
 
 
 def _make_dataset(fields: Fields, times: Any, plane: tuple[str, str], axes: dict, attributes: dict) -> xr.Dataset:

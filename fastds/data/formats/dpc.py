@@ -38,11 +38,11 @@ def read(probe: FileProbe) -> xr.Dataset:
     if values.shape != _SHAPE:
         raise ValueError(f"{probe.path} has {values.shape} pixels; only the national grid of {_SHAPE} is known")
     values = np.where(values == _BELOW_CODE, NO_ECHO_DBZ, np.where(values == _OUTSIDE_CODE, np.nan, values))
-    axes = tuple(start + step * np.arange(n) for (start, step), n in zip((_LATITUDE, _LONGITUDE), _SHAPE, strict=True))
+    y, x = (start + step * np.arange(n) for (start, step), n in zip((_LATITUDE, _LONGITUDE), _SHAPE, strict=True))
     fields = cf_builder.make_reflectivity_field(values, NO_ECHO_DBZ)
     fields["reflectivity"][1]["comment"] = f"vertical maximum; echoes from {_THRESHOLD:g} dBZ"
     attributes = {"title": "Radar-DPC VMI", "institution": "Dipartimento della Protezione Civile"}
-    return cf_builder.make_geographic_dataset(fields, [np.datetime64(int(match[1]), "ms")], axes, **attributes)
+    return cf_builder.make_geographic_dataset(fields, [np.datetime64(int(match[1]), "ms")], (y, x), **attributes)
 
 
 FORMAT = Format(

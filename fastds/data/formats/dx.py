@@ -45,7 +45,9 @@ def read(probe: FileProbe) -> xr.Dataset:
     Source: DWD, Raddoc DX format.
     """
     data = probe.read()
-    day, hour, minute, site, month, year = _HEADER.match(data[:40].decode("latin-1")).groups()
+    match = _HEADER.match(data[:40].decode("latin-1"))
+    assert match is not None  # the format was recognized by its header
+    day, hour, minute, site, month, year = match.groups()
     if site not in _SITES:
         raise ValueError(f"{probe.path} is of the radar {site}, whose position is not known: {', '.join(_SITES)} are")
     polar = _decode_beams(data[data.index(_END) + 1 :], probe)

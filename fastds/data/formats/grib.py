@@ -8,6 +8,8 @@ import pathlib
 import re
 import tempfile
 import warnings
+from collections.abc import Hashable
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -218,11 +220,12 @@ def _merge_hypercubes(path) -> xr.Dataset:
         options = {"indexpath": f"{folder}/{{short_hash}}.idx", "time_dims": ["valid_time"], "read_keys": _READ_KEYS}
         options["errors"] = "raise"
         parts = cfgrib.open_datasets(path, backend_kwargs=options)
-    count = {}
+    count: dict[Hashable, int] = {}
     for part in parts:
         for name in part.data_vars:
             count[name] = count.get(name, 0) + 1
-    merged, sizes = {}, {}  # sizes: type of level -> number of levels
+    merged: dict[Hashable, Any] = {}
+    sizes: dict[Any, Any] = {}  # type of level -> number of levels
     for part in parts:
         for name, variable in part.data_vars.items():
             kind = variable.attrs.get("GRIB_typeOfLevel", "level")
@@ -258,8 +261,8 @@ def _convert_mrms(dataset: xr.Dataset, probe: FileProbe) -> xr.Dataset:
             "MRMS_PrecipRate_00.00_20250601-005800.grib2.gz"
         )
     attributes = {"title": f"MRMS {product}", "institution": str(dataset.attrs.get("institution", "NOAA"))}
-    axes = tuple(np.round(dataset[axis].values, 5) for axis in ("latitude", "longitude"))
-    return cf_builder.make_geographic_dataset(fields, [dataset["time"].values], axes, **attributes)
+    y, x = (np.round(dataset[axis].values, 5) for axis in ("latitude", "longitude"))
+    return cf_builder.make_geographic_dataset(fields, [dataset["time"].values], (y, x), **attributes)
 
 
 FORMAT = Format(

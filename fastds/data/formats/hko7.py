@@ -69,7 +69,9 @@ def open_hko7(
 
 
 def _parse_time(path: pathlib.Path) -> np.datetime64:
-    return pandas.Timestamp("20" + _NAME.match(path.name)[1]).to_datetime64()
+    match = _NAME.match(path.name)
+    assert match is not None  # the format was recognized by the name
+    return pandas.Timestamp("20" + match[1]).to_datetime64()
 
 
 def _parse_date(text: str | None, name: str, default: str) -> np.datetime64:

@@ -3,6 +3,7 @@
 
 import datetime
 import re
+from typing import Any
 
 import h5py
 import numpy as np
@@ -86,8 +87,8 @@ def _parse_time(text: str, probe: FileProbe) -> datetime.datetime:
     match = re.match(r"(\d+)-([A-Z]{3})-(\d{4});(\d+):(\d+):(\d+)", text.upper())
     if match is None or match[2] not in _MONTHS:
         raise ValueError(f"{probe.path} has the time {text!r}; expected one such as 26-AUG-2010;00:30:00")
-    day, year, *clock = (int(match[k]) for k in (1, 3, 4, 5, 6))
-    return datetime.datetime(year, _MONTHS.index(match[2]) + 1, day, *clock)
+    day, year, hour, minute, second = (int(match[k]) for k in (1, 3, 4, 5, 6))
+    return datetime.datetime(year, _MONTHS.index(match[2]) + 1, day, hour, minute, second)
 
 
 def _compute_grid(geographic: h5py.Group, shape: tuple[int, ...]) -> tuple[str, np.ndarray, np.ndarray]:
@@ -128,7 +129,7 @@ def _compute_grid(geographic: h5py.Group, shape: tuple[int, ...]) -> tuple[str, 
     top = -top if dy < 0 else top
     corners = np.ravel(attrs.get("geo_product_corners", ()))
     if corners.size >= 8:
-        positions = dict(zip(_CORNERS, corners[:8].reshape(4, 2).tolist(), strict=True))
+        positions: dict[str, Any] = dict(zip(_CORNERS, corners[:8].reshape(4, 2).tolist(), strict=True))
         x, y = cf_builder.project(proj4, *positions["UL"])
         top, left = _snap_edge(top, dy, y), _snap_edge(left, dx, x)
         right, bottom = left + dx * columns, top + dy * rows

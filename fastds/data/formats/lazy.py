@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -94,6 +95,6 @@ def guard_values(dataset: xr.Dataset, path: str | os.PathLike) -> xr.Dataset:
     return dataset.assign_coords(at_coords).assign({n: v for n, v in guarded.items() if n not in at_coords})
 
 
-def wrap_in_cache(lazy: indexing.ExplicitlyIndexed) -> indexing.ExplicitlyIndexed:
+def wrap_in_cache(lazy: Any) -> Any:
     """Wrap a lazy array so that it stays in memory once it was read completely, as xarray.open_dataset does."""
     return indexing.MemoryCachedArray(indexing.CopyOnWriteArray(lazy))

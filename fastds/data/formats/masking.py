@@ -4,7 +4,7 @@
 import functools
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -152,6 +152,8 @@ def _pop_valid_limits(name: Any, variable: xr.Variable) -> tuple[float, float] |
         message = f"{limits} of variable {name} are of packed values, which it does not hold any more: ignored"
         warnings.warn(message, UserWarning, stacklevel=2)
         return None
+    low: Any
+    high: Any
     low, high = (declared.get(key) for key in ("valid_min", "valid_max"))
     both = declared.get("valid_range")
     if both is not None and both.size == 2:
@@ -195,7 +197,7 @@ def _mask_invalid(variable: xr.Variable, low: float, high: float) -> xr.Variable
 
 def _mask_invalid_positions(dataset: xr.Dataset) -> xr.Dataset:
     """Return the dataset with 2-D latitudes and longitudes missing where one of them is impossible, such as -9999."""
-    chosen = {}
+    chosen: dict[str, Hashable] = {}
     for kind, test, names in (("lat", is_latitude, ("lat", "latitude")), ("lon", is_longitude, ("lon", "longitude"))):
         for name, variable in dataset.variables.items():
             named = "standard_name" not in variable.attrs and str(name).lower() in names
@@ -207,8 +209,8 @@ def _mask_invalid_positions(dataset: xr.Dataset) -> xr.Dataset:
     wrong = find_invalid_positions(lat.values, lon.values)
     if not wrong.any():
         return dataset
-    names = f"{chosen['lat']} and {chosen['lon']}"
-    message = f"{int(wrong.sum())} points of {names} are impossible positions and are taken as missing"
+    both = f"{chosen['lat']} and {chosen['lon']}"
+    message = f"{int(wrong.sum())} points of {both} are impossible positions and are taken as missing"
     warnings.warn(message, UserWarning, stacklevel=2)
     masked = {
         chosen[k]: v.copy(deep=False, data=np.where(wrong, np.nan, v.values)) for k, v in (("lat", lat), ("lon", lon))

@@ -44,7 +44,9 @@ def read(probe: FileProbe) -> xr.Dataset:
         kind = parse_text(file["what"].attrs.get("object", ""))
         if kind not in _MAP_OBJECTS:
             raise ValueError(f"{probe.path} holds polar data (ODIM {kind}); grid them first, with xradar and wradlib")
-        fields, interval, others = {}, None, []
+        fields: dict[str, Any] = {}
+        interval: Any = None
+        others: list[Any] = []
         for quantity, dataset, data in _iterate_quantities(file):
             field = _make_field(quantity, data, dataset)
             if field and not set(field) & set(fields):
@@ -59,9 +61,9 @@ def read(probe: FileProbe) -> xr.Dataset:
         lead = _compute_lead(nominal, interval)
         attributes = {"title": f"ODIM composite {', '.join(sorted(set(fields) - {'quality'}))}"}
         attributes["institution"] = parse_text(file["what"].attrs.get("source", ""))
-        found = _make_dataset(file, fields, nominal + lead, attributes)
+        composite = _make_dataset(file, fields, nominal + lead, attributes)
         _warn_of_others(probe, nominal, others)
-    return found.assign_coords(lead=((), np.timedelta64(int(lead.total_seconds()), "s")))
+    return composite.assign_coords(lead=((), np.timedelta64(int(lead.total_seconds()), "s")))
 
 
 def _warn_of_others(probe: FileProbe, nominal: datetime.datetime, others: list[tuple]) -> None:

@@ -10,6 +10,7 @@ import pathlib
 import struct
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -71,13 +72,14 @@ def open_dataset(path: InputPaths, *, start: str | None = None, stop: str | None
     unknown = [probe for probe, form in zip(probes, forms, strict=True) if form is None]
     if unknown:
         raise ValueError(describe_unsupported(unknown[0]))
-    names = sorted({form.name for form in forms})
+    known = [form for form in forms if form is not None]
+    names = sorted({form.name for form in known})
     if len(names) > 1:
         raise ValueError(
             f"{path} holds files of the formats {', '.join(names)}; a pattern or a list takes files of one kind"
         )
-    dataset = _merge_dask_graphs(select_time_range(_read(forms[0], probes), start, stop))
-    dataset.encoding.update(format=forms[0].name, files=len(probes), path=_describe_path(path, files))
+    dataset = _merge_dask_graphs(select_time_range(_read(known[0], probes), start, stop))
+    dataset.encoding.update(format=known[0].name, files=len(probes), path=_describe_path(path, files))
     dataset.set_close(functools.partial(_close_all, [held for probe in probes for held in probe.open_datasets]))
     return dataset
 
@@ -129,7 +131,9 @@ def _is_folder(path: InputPaths) -> bool:
     return isinstance(path, (str, os.PathLike)) and os.path.isdir(path) and not FileProbe(path).is_zarr
 
 
-def _drop_unknown_formats(probes: list[FileProbe], forms: list[Format | None]) -> tuple[list[FileProbe], list[Format]]:
+def _drop_unknown_formats(
+    probes: list[FileProbe], forms: list[Format | None]
+) -> tuple[list[FileProbe], list[Format | None]]:
     """Drop the files of a folder whose format is unknown, with a warning that names them.
 
     If no file has a known format, all files are returned, so that the caller raises an error.
@@ -140,8 +144,7 @@ def _drop_unknown_formats(probes: list[FileProbe], forms: list[Format | None]) -
         return probes, forms
     if others:
         warnings.warn(f"no fields are in {', '.join(others[:5])}{' ...' * (len(others) > 5)}", UserWarning, 3)
-    probes, forms = zip(*known, strict=True)
-    return list(probes), list(forms)
+    return [probe for probe, _ in known], [form for _, form in known]
 
 
 def _read(form: Format, probes: Sequence[FileProbe]) -> xr.Dataset:
@@ -241,7 +244,7 @@ def _expand_varying_scalars(parts: list[xr.Dataset]) -> list[xr.Dataset]:
     names = {name for part in parts for name, c in part.coords.items() if c.ndim == 0}
     for name in sorted(names, key=str):
         if not all(name in part.coords and part[name].ndim == 0 for part in parts):
-            parts = [part.drop_vars(name, errors="ignore") for part in parts]
+            parts = [part.drop_vars([name], errors="ignore") for part in parts]
         elif len({str(part[name].values) for part in parts}) > 1:
             parts = [part.assign_coords({name: part[name].expand_dims(time=part["time"])}) for part in parts]
     return parts
@@ -290,7 +293,7 @@ def _merge_dask_graphs(dataset: xr.Dataset) -> xr.Dataset:
 def _read_fields(form: Format, path: pathlib.Path) -> dict[str, np.ndarray]:
     """Read the values of a file's fields by name."""
     with _translate_errors(form, path):
-        return {name: variable.values for name, variable in form.read(FileProbe(path)).data_vars.items()}
+        return {str(name): variable.values for name, variable in form.read(FileProbe(path)).data_vars.items()}
 
 
 def _expand_time(dataset: xr.Dataset, path: pathlib.Path) -> xr.Dataset:
@@ -361,7 +364,7 @@ def check_compatible(first: pathlib.Path, expected: xr.Dataset, path: pathlib.Pa
         axis, other = expected.coords[name], part.coords.get(name)
         width = abs(float(axis[1] - axis[0])) if axis.ndim == 1 and axis.size > 1 and axis.dtype.kind == "f" else 0.0
         same = other is not None and other.shape == axis.shape
-        if same and axis.dtype.kind == "f":
+        if same and other is not None and axis.dtype.kind == "f":
             same = bool(
                 np.allclose(axis.values, other.values, rtol=0, atol=_SAME_GRID * (width or 1.0), equal_nan=True)
             )
@@ -374,7 +377,8 @@ def _check_meaning(first: pathlib.Path, expected: xr.DataArray, path: pathlib.Pa
     if expected.ndim < 2:
         return
     for name in ("units", "no_echo_value"):
-        one, other = expected.attrs.get(name), field.attrs.get(name)
+        one: Any = expected.attrs.get(name)
+        other: Any = field.attrs.get(name)
         same = is_same_unit(one, other) if name == "units" else np.array_equal(one, other)
         if not same:
             difference = f"{name} of {expected.name}: {one} in {first}, {other} in {path}"

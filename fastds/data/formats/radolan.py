@@ -10,7 +10,7 @@ import tarfile
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import xarray as xr
@@ -140,7 +140,7 @@ def _iterate_members(path: pathlib.Path, most: int = -1) -> Iterator[tuple[str, 
             with tarfile.open(path) as archive:
                 for member in archive:
                     if member.isfile():
-                        yield f"{path.name}/{member.name}", archive.extractfile(member).read(most)
+                        yield f"{path.name}/{member.name}", cast(IO[bytes], archive.extractfile(member)).read(most)
             return
         with FileProbe(path).open() as stream:
             yield path.name, stream.read(most)
@@ -224,6 +224,7 @@ def _make_dataset(header: dict[str, Any], times: np.ndarray, values: np.ndarray)
         "false_easting": 0.0,
         "false_northing": 0.0,
     }
+    attrs: dict[str, str | float]
     if header["product"] in _ONE_BYTE_PRODUCTS:
         name, attrs = "reflectivity", {"standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}
         attrs["no_echo_value"] = -32.5

@@ -2,6 +2,7 @@
 """Horizontal grids: refined and coarsened coordinates, cell bounds, and grid spacing in metres."""
 
 from collections.abc import Hashable
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -82,12 +83,13 @@ def grid_spacing_m(field: xr.DataArray) -> tuple[float | None, float | None] | N
     """
     y, x = field.dims[-2:]
     lat, lon = find_latitude_longitude(field)
-    if lat is not None and lat.ndim == 2:
+    if lat is not None and lon is not None and lat.ndim == 2:
         points = _compute_unit_vectors(lat.values, lon.values)
-        return tuple(
+        dy, dx = (
             float(np.nanmedian(_compute_distances(points, axis))) if points.shape[axis + 1] > 1 else None
             for axis in (0, 1)
         )
+        return dy, dx
     spacing = []
     for dim in (y, x):
         if dim not in field.coords or field.sizes[dim] < 2:
@@ -96,12 +98,12 @@ def grid_spacing_m(field: xr.DataArray) -> tuple[float | None, float | None] | N
         metres = get_metres_per_unit(field[dim].attrs.get("units", ""))
         if metres is not None:
             spacing.append(step * metres)
-        elif lat is not None and dim in (lat.dims[0], lon.dims[0]):
+        elif lat is not None and lon is not None and dim in (lat.dims[0], lon.dims[0]):
             across = np.cos(np.deg2rad(float(np.mean(lat.values)))) if dim == lon.dims[0] else 1.0
             spacing.append(np.deg2rad(step) * EARTH_RADIUS_M * across)
         else:
             return None
-    return tuple(spacing)
+    return spacing[0], spacing[1]
 
 
 def find_grid_mappings(dataset: xr.Dataset, field: xr.DataArray) -> list[str]:
@@ -184,7 +186,7 @@ def _compute_coordinate(
         return None
     coordinate = coordinate.transpose(*field.dims[-2:])
     lat, lon = find_latitude_longitude(field)
-    if lat is None or lat.ndim != 2 or coordinate.name not in (lat.name, lon.name):
+    if lat is None or lon is None or lat.ndim != 2 or coordinate.name not in (lat.name, lon.name):
         return _resample(coordinate.values.astype(np.float64), offsets, offsets, factor)
     points = _resample(_compute_unit_vectors(lat.values, lon.values), offsets, offsets, factor)
     new_lat, new_lon = _compute_angles(points, lon.values)
@@ -256,7 +258,14 @@ def _compute_bounds(
             new = np.stack([edges[:, :-1], edges[:, 1:]], axis=-1).reshape(-1, 2)
         return xr.Variable((coordinate.dims[0], old.dims[-1]), new, old.attrs)
     lat, lon = find_latitude_longitude(field)
-    if coordinate.ndim == 2 and lat is not None and lat.ndim == 2 and old.ndim == 3 and old.shape[-1] == 4:
+    if (
+        coordinate.ndim == 2
+        and lat is not None
+        and lon is not None
+        and lat.ndim == 2
+        and old.ndim == 3
+        and old.shape[-1] == 4
+    ):
         corners = _compute_corners(lat, lon, offsets, factor)
         return xr.Variable(
             (*field.dims[-2:], old.dims[-1]), corners[0 if coordinate.name == lat.name else 1], old.attrs
@@ -280,7 +289,8 @@ def _compute_corners(
     if outward < 0:
         corners = corners[::-1]
     angles = [_compute_angles(corner, lon.values) for corner in corners]
-    return tuple(np.stack([angle[part] for angle in angles], axis=-1) for part in (0, 1))
+    lat_corners, lon_corners = (np.stack([angle[part] for angle in angles], axis=-1) for part in (0, 1))
+    return lat_corners, lon_corners
 
 
 def _resample(
@@ -302,6 +312,7 @@ def _resample(
         steps = np.diff(moved, axis=-1) if moved.shape[-1] > 1 else np.zeros_like(moved)
         before, after = np.concatenate([steps[..., :1], steps], -1), np.concatenate([steps, steps[..., -1:]], -1)
         before, after = before[..., : moved.shape[-1]], after[..., : moved.shape[-1]]
+        assert offsets is not None
         parts = [moved + offset * (after if offset >= 0 else before) for offset in offsets]
         values = np.moveaxis(np.stack(parts, axis=-1).reshape(*moved.shape[:-1], -1), -1, axis)
     return values
@@ -315,7 +326,7 @@ def find_latitude_longitude(field: xr.DataArray) -> tuple[xr.DataArray, xr.DataA
     Raises:
         ValueError: A coordinate is in radians.
     """
-    found = {}
+    found: dict[Any, Any] = {}
     for name, coordinate in field.coords.items():
         named = "standard_name" not in coordinate.attrs
         if is_latitude(coordinate.attrs) or (named and str(name).lower() in ("lat", "latitude")):
@@ -355,7 +366,7 @@ def interpolate_latitude_longitude(
         Name -> Variable (H, W) of latitude and longitude; {} if the field has no 2-D latitude and longitude.
     """
     lat, lon = find_latitude_longitude(field)
-    if lat is None or lat.ndim != 2:
+    if lat is None or lon is None or lat.ndim != 2:
         return {}
     from scipy.interpolate import RegularGridInterpolator  # slow import that only curvilinear grids need
 

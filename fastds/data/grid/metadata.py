@@ -96,9 +96,9 @@ def get_coordinate_with_bounds(dataset: xr.Dataset, coordinate: xr.DataArray) ->
     pairs = dataset[bounds]
     if not coordinate.equals(dataset[name]):
         pairs = pairs.sel({name: coordinate.values})
-    pairs = pairs.variable.compute()
-    if pairs.dtype.kind in "MO":
-        dates = np.concatenate([variable.values.reshape(-1), pairs.values.reshape(-1)])
-        variable.encoding = pairs.encoding = time_encoding(dates, variable.encoding)
+    computed = pairs.variable.compute()
+    if computed.dtype.kind in "MO":
+        dates = np.concatenate([variable.values.reshape(-1), computed.values.reshape(-1)])
+        variable.encoding = computed.encoding = time_encoding(dates, variable.encoding)
     variable.attrs[_find_bounds_attribute(dataset, name)[0]] = bounds
-    return {name: variable, bounds: pairs}
+    return {name: variable, bounds: computed}

@@ -215,7 +215,7 @@ def sort_times(field: xr.DataArray, least: int = 2) -> tuple[xr.DataArray, list[
     if np.any(order != np.arange(len(order))):
         notes.append("times were not in order and have been sorted")
         field, values = field.isel({time: order}), values[order]
-    unique = []
+    unique: list[int] = []
     for index, value in enumerate(values):
         if not unique or value != values[unique[-1]]:
             unique.append(index)
@@ -402,7 +402,9 @@ def find_interval_bounds(dataset: xr.Dataset, field: xr.DataArray) -> np.ndarray
     if np.any(np.diff(starts) < lengths[0] * (1.0 - _TOLERANCE)):
         raise ValueError(f"the time bounds of {name} overlap")
     _check_length(name, lengths[0], estimate_time_step(starts))
-    if parse_rain_units(field.attrs.get("units"))[1] is None and _is_running_total(field):
+    rain = parse_rain_units(field.attrs.get("units"))
+    assert rain is not None  # the field is an amount or a rate of rain
+    if rain[1] is None and _is_running_total(field):
         raise ValueError(f"variable {name} never falls from one time to the next, so it runs on; {_TAKE_DIFFERENCES}")
     return bounds
 
@@ -439,10 +441,10 @@ def _derive_bounds(field: xr.DataArray) -> np.ndarray:
         raise ValueError(
             f"variable {name} is an amount at one time, whose interval nothing tells: join files of more times"
         )
-    cadence = stated if len(times) == 1 else estimate_time_step(compute_seconds_since_first(times))
+    cadence: Any = stated if len(times) == 1 else estimate_time_step(compute_seconds_since_first(times))
     if stated is not None:
         _check_length(name, stated, cadence)
-    step = datetime.timedelta(seconds=cadence)
+    step: Any = datetime.timedelta(seconds=cadence)
     if times.dtype.kind == "M":
         step = np.timedelta64(round(cadence * 1e6), "us")
     return np.stack([times - step, times], axis=1)

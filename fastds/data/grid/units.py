@@ -54,7 +54,7 @@ def parse_unit(text: str) -> Any:
 def _create_registry() -> Any:
     import pint  # slow import that most files do not need
 
-    registry = pint.UnitRegistry(on_redefinition="ignore")
+    registry: Any = pint.UnitRegistry(on_redefinition="ignore")
     for definition in _DEFINITIONS:
         registry.define(definition)
     return registry

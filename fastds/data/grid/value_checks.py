@@ -59,13 +59,17 @@ def find_plausible_range(standard_name: object, units: object) -> Limits | None:
 
 def compute_plausible_rain_range(units: object) -> Limits:
     """Return (smallest, largest) plausible value of rain in `units`, which `parse_rain_units` must understand."""
-    millimetres, seconds = parse_rain_units(units)
+    rain = parse_rain_units(units)
+    assert rain is not None
+    millimetres, seconds = rain
     one = millimetres if seconds is None else millimetres * 3600.0 / seconds
-    low, high = (
+    plausible = (
         find_plausible_range("rainfall_amount", "mm")
         if seconds is None
         else find_plausible_range("rainfall_rate", "mm h-1")
     )
+    assert plausible is not None  # the table has both
+    low, high = plausible
     return low / one, high / one
 
 
@@ -165,6 +169,7 @@ def check_plausible(
         warnings.warn(all_missing, UserWarning, stacklevel + 1)
     if not count:
         return
+    assert limits is not None  # nothing is counted without limits
     found = f"{min(ends):g}" if min(ends) == max(ends) else f"{min(ends):g} to {max(ends):g}"
     finding = (
         f"{count} of {total} values of variable {name} are {found} {units}, outside the plausible "
@@ -199,7 +204,12 @@ def load_plausible_values(
     units = field.attrs.get("units")
     limits = None if units is None else find_plausible_range(field.attrs.get("standard_name"), units)
     values = mask_fill_values(field.values, field.attrs)
-    form = {"codes": is_stored_as_codes(field), "refuse": True, "remedy": remedy, "stacklevel": stacklevel + 1}
+    form: dict[str, Any] = {
+        "codes": is_stored_as_codes(field),
+        "refuse": True,
+        "remedy": remedy,
+        "stacklevel": stacklevel + 1,
+    }
     check_plausible(f"{field.name}{where}", [values], limits, units, **form)
     return values
 

@@ -4,6 +4,7 @@
 import itertools
 import re
 from collections.abc import Hashable, Iterable
+from typing import cast
 
 import xarray as xr
 
@@ -62,8 +63,7 @@ def parse_rain_units(units: object) -> tuple[float, float | None] | None:
     """
     units, count = _split_count(units)
     powers = _parse_powers(units)
-    known = powers is not None and all(name in _TIME_S or name in _LENGTH_MM or name == "kg" for name in powers)
-    if not known:
+    if powers is None or not all(name in _TIME_S or name in _LENGTH_MM or name == "kg" for name in powers):
         others = powers is not None and not _NO_RAIN.isdisjoint(powers)
         return None if others else _parse_rain_with_pint(str(units))
     times = [name for name in powers if name in _TIME_S]
@@ -95,7 +95,7 @@ def _parse_rain_with_pint(text: str) -> tuple[float, float | None] | None:
 def _split_count(units: object) -> tuple[object, float]:
     """Split a rate over several units of time, "mm/5min" or "mm (5 min)-1", into "mm/min" and the number 5."""
     match = _COUNTED.search(units.strip().lower()) if isinstance(units, str) else None
-    if match is None or bool(match[1]) == bool(match[4]):
+    if not isinstance(units, str) or match is None or bool(match[1]) == bool(match[4]):
         return units, 1.0
     return f"{units.strip().lower()[: match.start()]}/{match[3]}", float(match[2])
 
@@ -227,7 +227,7 @@ def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool =
         right = [name for name in matches if is_dbz(dataset[name].attrs.get("units"))]
         if len(right) == 1:
             return (
-                right[0],
+                cast(str, right[0]),
                 "reflectivity",
                 [f"variable {right[0]} was chosen: the only one whose {reason} and units (dBZ) say reflectivity"],
             )
@@ -240,7 +240,8 @@ def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool =
     rain = [name for name in fields if classify_rain(dataset[name])]
     others = [name for name in fields if name not in rain and not _is_unitless(dataset[name])]
     if len(rain) == 1 and (convert or not others):
-        return rain[0], classify_rain(dataset[rain[0]]), [f"variable {rain[0]} was chosen: the only one of rain"]
+        kind = cast(str, classify_rain(dataset[rain[0]]))
+        return cast(str, rain[0]), kind, [f"variable {rain[0]} was chosen: the only one of rain"]
     raise ValueError(f"no variable of reflectivity was found; {_describe_candidates(dataset)}")
 
 
@@ -253,7 +254,7 @@ def is_named_reflectivity(variable: xr.DataArray) -> bool:
 def find_only_rain_field(dataset: xr.Dataset) -> str | None:
     """Return the name of the only field of rain, or None if there are none or several."""
     rain = [name for name in list_fields(dataset) if classify_rain(dataset[name])]
-    return rain[0] if len(rain) == 1 else None
+    return cast(str, rain[0]) if len(rain) == 1 else None
 
 
 def _is_unitless(variable: xr.DataArray) -> bool:

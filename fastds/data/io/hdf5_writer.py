@@ -7,7 +7,7 @@ On a full disk HDF5 prints an error at every close and may end the process.
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 
 class DeferredErrorFile:
@@ -18,7 +18,8 @@ class DeferredErrorFile:
     """
 
     def __init__(self, file: BinaryIO):
-        self._file, self.error = file, None
+        self._file = file
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         return self._attempt(self._file.write, data, otherwise=len(data))
@@ -30,7 +31,7 @@ class DeferredErrorFile:
         self._attempt(self._file.flush)
 
     def readinto(self, buffer: memoryview) -> int:
-        return self._attempt(self._file.readinto, buffer, otherwise=0)
+        return self._attempt(cast(Any, self._file).readinto, buffer, otherwise=0)
 
     def read(self, size: int = -1) -> bytes:  # h5py requires this method of a file object
         return self._file.read(size)

@@ -8,6 +8,7 @@ import pathlib
 import re
 import warnings
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -84,7 +85,7 @@ def save_mlcast(
     path: str | os.PathLike,
     metadata: ArchiveMetadata,
     var: str | None = None,
-    watch: Callable[[Iterable[range]], Iterable[range]] = iter,
+    watch: Callable[[list[range]], Iterable[range]] = iter,
 ) -> pathlib.Path:
     """Write the radar field of a dataset as an archive that MLCast and its validator accept.
 
@@ -170,10 +171,10 @@ def _make_static_part(source: ReflectivityInput, mapping: str, units: list[str])
     )
     to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
     lon, lat = to_degrees.transform(*np.meshgrid(x, y))
-    mapping = make_cf_attributes(crs, x, y) | {"spatial_ref": crs.to_wkt()}
-    _warn_of_projection(crs, mapping, x, y)
+    attributes = make_cf_attributes(crs, x, y) | {"spatial_ref": crs.to_wkt()}
+    _warn_of_projection(crs, attributes, x, y)
     axis = {"standard_name": "projection_{}_coordinate", "units": "m"}
-    coords = {
+    coords: dict[str, Any] = {
         name: (name, values, {k: v.format(name) for k, v in axis.items()} | {"axis": name.upper()})
         for name, values in (("y", y), ("x", x))
     }
@@ -183,7 +184,7 @@ def _make_static_part(source: ReflectivityInput, mapping: str, units: list[str])
     if missing.size:
         coords["missing_times"] = ("missing_times", missing, {"long_name": "times without fields"})
         attrs["consistent_timestep_start"] = format_time(source.raw[source.dims[0]].values[0])
-    return xr.Dataset({"crs": ((), np.int32(0), mapping)}, coords, attrs)
+    return xr.Dataset({"crs": ((), np.int32(0), attributes)}, coords, attrs)
 
 
 def _warn_of_projection(crs, mapping: dict, x: np.ndarray, y: np.ndarray) -> None:
@@ -244,11 +245,14 @@ def _make_encoding(part: xr.Dataset, source: ReflectivityInput) -> dict:
 def _make_block(source: ReflectivityInput, block: range) -> xr.Dataset:
     """Make the dataset of some consecutive times in the form of the archive."""
     frames = slice(block.start, block.stop)
-    values, kind, attrs = source.values(frames), source.kind, {}
+    values, kind = source.values(frames), source.kind
+    attrs: dict[str, Any] = {}
     if kind == "reflectivity":
         attrs["no_echo_value"] = source.no_echo
     else:
-        millimetres, seconds = parse_rain_units(source.units)
+        rain = parse_rain_units(source.units)
+        assert rain is not None
+        millimetres, seconds = rain
         kind = "amount" if seconds is None else "rate"
         values = values * np.float32(millimetres * (1.0 if seconds is None else 3600.0 / seconds))
     name, standard, text, units = _KINDS[kind]

@@ -107,7 +107,9 @@ def compute_fine_values(
     if source.kind == "amount":
         _fill_amounts(source, z, factor, time_factor, out)
         return out
-    millimetres, seconds = parse_rain_units(source.units)
+    rain = parse_rain_units(source.units)
+    assert rain is not None and rain[1] is not None  # a rate
+    millimetres, seconds = rain[0], rain[1]
     for number, frame in enumerate(z):
         out[number] = source.to_rate(frame) * np.float32(seconds / (millimetres * 3600.0))
     return out
@@ -227,7 +229,9 @@ def coarsen_with_weak_echo(z: np.ndarray, factor: int, *, mode: str, floor: floa
 
 def _fill_amounts(source: ReflectivityInput, z: np.ndarray, factor: int, time_factor: int, out: np.ndarray) -> None:
     """Distribute the amounts of `source` by the reflectivity `z` over the cells and intervals of `out`, in place."""
-    (millimetres, seconds), start = parse_rain_units(source.units), 0
+    rain, start = parse_rain_units(source.units), 0
+    assert rain is not None
+    millimetres, seconds = rain
     for segment in source.segments:
         frames = time_factor * (segment.stop - segment.start - 1) + 1
         for number in range(segment.start, segment.stop):
@@ -244,6 +248,7 @@ def _compute_times(source: ReflectivityInput, time_factor: int) -> tuple[np.ndar
     """Return the fine times and, for amounts, the bounds of the short intervals."""
     if source.kind != "amount":
         return np.concatenate([refine_time(source.times[segment], time_factor) for segment in source.segments]), None
+    assert source.bounds is not None  # an amount has bounds
     bounds = split_intervals(source.bounds, time_factor)
     labels = source.raw[source.dims[0]].values
     position = (labels[0] - source.bounds[0, 0]) / (source.bounds[0, 1] - source.bounds[0, 0])
@@ -265,7 +270,7 @@ def _add_time(
     name = source.dims[0]
     old = source.raw[name]
     attrs = get_preserved_attributes(old)
-    bounds_name = attrs.pop("bounds", None) or old.encoding.get("bounds")
+    bounds_name: Any = attrs.pop("bounds", None) or old.encoding.get("bounds")
     if bounds is None and bounds_name in source.dataset.variables:
         bounds = _compute_instant_bounds(source, bounds_name, times, time_factor)
     elif bounds is not None:
@@ -295,7 +300,7 @@ def _compute_instant_bounds(
 
 
 def _make_attributes(source: ReflectivityInput, time_factor: int) -> dict[str, Any]:
-    attrs = get_field_attributes(source.dataset, source.raw)
+    attrs: dict[Any, Any] = get_field_attributes(source.dataset, source.raw)
     if source.kind == "reflectivity":
         attrs["no_echo_value"] = source.no_echo
     if source.kind == "amount" and "interval:" in str(attrs.get("cell_methods", "")):

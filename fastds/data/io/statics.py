@@ -139,11 +139,12 @@ def _order_maps(found: list[_FoundMap], requested: Sequence[dict[str, Any]]) -> 
     if len(found) != len(requested):
         given = ", ".join(f"{v.name}{where}" for v, _, where in found)
         raise ValueError(f"the model reads {len(requested)} static maps, {needed}; {len(found)} were given: {given}")
-    rest, chosen = list(found), [None] * len(requested)
+    rest = list(found)
+    placed: list[tuple[xr.DataArray, xr.Dataset, str] | None] = [None] * len(requested)
     for i, channel in enumerate(requested):
         at = next((k for k, (variable, *_) in enumerate(rest) if _is_same_map(variable, channel)), None)
-        chosen[i] = None if at is None else rest.pop(at)
-    chosen = [rest.pop(0) if c is None else c for c in chosen]
+        placed[i] = None if at is None else rest.pop(at)
+    chosen = [rest.pop(0) if c is None else c for c in placed]
     for channel, (variable, _, where) in zip(requested, chosen, strict=True):
         units = variable.attrs.get("units", "")
         if "units" in channel and not is_same_unit(units, channel["units"]):
@@ -201,7 +202,8 @@ def _read_on_same_grid(variable: xr.DataArray, field: xr.DataArray) -> np.ndarra
         coordinates = [array[dim].values for array in (variable, field) if dim in array.coords]
         same = variable.sizes[dim] == field.sizes[dim] and len(coordinates) != 1
         if not same or (
-            coordinates and not np.allclose(*coordinates, rtol=0, atol=1e-3 * _compute_step(coordinates[1]))
+            coordinates
+            and not np.allclose(coordinates[0], coordinates[1], rtol=0, atol=1e-3 * _compute_step(coordinates[1]))
         ):
             return None
     positions = [find_latitude_longitude(array) for array in (variable, field)]
@@ -241,7 +243,7 @@ def _regrid(label: str, variable: xr.DataArray, of: xr.Dataset, field: xr.DataAr
 def _find_axes(label: str, variable: xr.DataArray) -> tuple[Hashable, ...]:
     """Return the dimensions (y, x) of a map; both need coordinates."""
     lat, lon = find_latitude_longitude(variable)
-    axes = (lat.dims[0], lon.dims[0]) if lat is not None and lat.ndim == 1 else variable.dims
+    axes = (lat.dims[0], lon.dims[0]) if lat is not None and lon is not None and lat.ndim == 1 else variable.dims
     for dim in axes:
         if dim not in variable.coords:
             raise ValueError(f"{label} has no coordinate along {dim} and is not on the grid of the field")
@@ -256,9 +258,11 @@ def _choose_subsampling(variable: xr.DataArray, field: xr.DataArray) -> int:
     of the two axes is used. The result is 1 if a spacing is unknown.
     """
     ours, theirs = grid_spacing_m(field), grid_spacing_m(variable)
-    if ours is None or theirs is None or None in (*ours, *theirs):
+    if ours is None or theirs is None:
         return 1
-    return int(min(_MAX_POINTS, max(1, *(round(a / b) for a, b in zip(ours, theirs, strict=True)))))
+    if ours[0] is None or ours[1] is None or theirs[0] is None or theirs[1] is None:
+        return 1
+    return int(min(_MAX_POINTS, max(1, round(ours[0] / theirs[0]), round(ours[1] / theirs[1]))))
 
 
 def _find_positions(
@@ -288,7 +292,7 @@ def _find_positions(
     lat, lon = find_latitude_longitude(
         xr.DataArray(np.zeros((fine.sizes[y], fine.sizes[x]), np.int8), fine.coords, (y, x))
     )
-    if lat is None:
+    if lat is None or lon is None:
         lat, lon = _compute_latitude_longitude(label, field, dataset, fine)
     return lat, lon
 
@@ -317,8 +321,9 @@ def _check_projection(
     for ours, theirs in zip(field.dims, axes, strict=True):
         if ours not in field.coords or field[ours].attrs.get("units") != variable[theirs].attrs.get("units"):
             raise ValueError(
-                f"{label} lies on projected coordinates ({', '.join(axes)}), which the field ({', '.join(field.dims)}) "
-                "does not have in the same units; give it on latitudes and longitudes"
+                f"{label} lies on projected coordinates ({', '.join(map(str, axes))}), which the field "
+                f"({', '.join(map(str, field.dims))}) does not have in the same units; give it on latitudes and "
+                "longitudes"
             )
     mine, other = (
         [of_[n].attrs for n in find_grid_mappings(of_, v)[:1]] for of_, v in ((dataset, field), (of, variable))

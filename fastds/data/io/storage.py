@@ -172,6 +172,7 @@ def make_attributes_storable(dataset: xr.Dataset) -> xr.Dataset:
         ValueError: An attribute has another type. The message names it.
     """
     dataset = dataset.copy(deep=False)
+    holder: Any
     for holder, owner in [
         (dataset, "global attribute"),
         *((v, f"attribute of {n},") for n, v in dataset.variables.items()),

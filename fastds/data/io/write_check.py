@@ -42,7 +42,7 @@ class Statistics:
         return dataclasses.asdict(self) | {"packing": self.packing}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)
+        self.__init__(**state)  # type: ignore[misc]  # no class derives from this one
 
     def add(self, values: np.ndarray) -> np.ndarray:
         """Add the values and return them unchanged, as dask's map_blocks requires."""

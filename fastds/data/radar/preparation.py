@@ -72,9 +72,8 @@ def clip_reflectivity(z: Array, floor: float = FLOOR_DBZ, ceiling: float | None 
         floor: dBZ.
         ceiling: dBZ; None: no upper limit.
     """
-    if _is_torch(z):
-        return z.clamp(min=floor, max=ceiling)
-    return np.clip(z, floor, ceiling)
+    array: Any = z
+    return array.clamp(min=floor, max=ceiling) if _is_torch(z) else np.clip(array, floor, ceiling)
 
 
 def coarsen(z: Array, factor: int = 2, mode: str = "dbz", floor: float | None = None) -> Array:
@@ -118,7 +117,7 @@ def check_modes(modes: Sequence[str], name: str = "mode") -> None:
         modes: Names of coarsening modes.
         name: Name of the argument, for the message.
     """
-    for mode in modes or [None]:
+    for mode in modes or (None,):
         if mode not in COARSENING_MODES:
             raise OptionError(name, f"must be one of {', '.join(COARSENING_MODES)}, got {mode!r}")
 
@@ -161,9 +160,10 @@ def refine_mask(valid: Array, factor: int = 2) -> Array:
         (..., factor h, factor w).
     """
     check_factor(factor)
+    mask: Any = valid
     if _is_torch(valid):
-        return valid.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-    return valid.repeat(factor, -2).repeat(factor, -1)
+        return mask.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+    return mask.repeat(factor, -2).repeat(factor, -1)
 
 
 def cut_to_multiple(z: Array, factor: int) -> Array:

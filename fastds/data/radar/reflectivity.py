@@ -213,6 +213,7 @@ class ReflectivityInput:
         values = self.values(index)
         if self.kind == "reflectivity":
             return values
+        assert self.z_r is not None  # only reflectivity is without a Z-R relation
         return rate_to_reflectivity(values * self._compute_mm_per_hour(index), self.z_r, self.no_echo)
 
     def values(self, index: Index) -> np.ndarray:
@@ -221,6 +222,7 @@ class ReflectivityInput:
 
     def to_rate(self, z: np.ndarray | float) -> np.ndarray:
         """Convert reflectivity in dBZ to rain rate in mm/h by the Z-R relation of this input."""
+        assert self.z_r is not None
         return reflectivity_to_rate(z, self.z_r, self.no_echo)
 
     def amounts(self, index: Index) -> np.ndarray:
@@ -230,6 +232,7 @@ class ReflectivityInput:
 
     def interval_seconds(self, index: Index) -> np.ndarray | np.float32:
         """Return the interval lengths of some frames of an "amount" input in seconds, with a shape that broadcasts."""
+        assert self.bounds is not None  # an amount has bounds
         length = np.array([to_seconds(second - first) for first, second in self.bounds])[index]
         return length[..., None, None].astype(np.float32) if np.ndim(length) else np.float32(length)
 
@@ -298,7 +301,9 @@ class ReflectivityInput:
     def _limits(self) -> tuple[float, float]:
         """The plausible range in the units of the file."""
         if self.kind == "reflectivity":
-            return find_plausible_range("equivalent_reflectivity_factor", "dBZ")
+            plausible = find_plausible_range("equivalent_reflectivity_factor", "dBZ")
+            assert plausible is not None  # the table has it
+            return plausible
         return compute_plausible_rain_range(self.units)
 
     @property
@@ -307,9 +312,10 @@ class ReflectivityInput:
 
     def _compute_mm_per_hour(self, index: Index) -> Any:
         """Return the factor that converts values of the file to mm/h."""
-        millimetres, seconds = parse_rain_units(self.units)
-        seconds = self.interval_seconds(index) if seconds is None else seconds
-        return millimetres * 3600.0 / seconds
+        rain = parse_rain_units(self.units)
+        assert rain is not None
+        millimetres, seconds = rain
+        return millimetres * 3600.0 / (self.interval_seconds(index) if seconds is None else seconds)
 
 
 def to_reflectivity(
@@ -390,6 +396,7 @@ def find_z_r(
     Raises:
         ValueError: a and b are not two positive numbers.
     """
+    z_r: Any
     z_r, origin = MARSHALL_PALMER, "the default"
     attrs = {**dataset.attrs, **variable.attrs}
     if given is not None:

@@ -2,6 +2,7 @@
 """Synthetic rain events from a seed: cells in stratiform rain, advected by a wind, as in a radar composite."""
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 import scipy  # its subpackages are imported lazily
@@ -85,7 +86,7 @@ def synthetic_event(
         first = np.datetime64(start, "ns")
     except ValueError:
         raise OptionError("start", f"must be a date and time such as 2024-06-01T12:00, got {start!r}") from None
-    seed, frames, shape = int(seed), int(frames), tuple(map(int, shape))
+    seed, frames, shape = int(seed), int(frames), cast(tuple[int, int], tuple(map(int, shape)))
     rng = np.random.default_rng(seed)
     step_s = cadence_minutes * 60.0
     distance = (1.0 + rotation + 3.0 * gusts) * speed * step_s / spacing_m * (frames // 2 + 1)

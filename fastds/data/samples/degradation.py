@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -153,7 +154,7 @@ class Degradation(torch.nn.Module):
             return round_mantissa(x, 6 + _draw_choice(g, (1 / 7,) * 7))
         bits = self.config.bits[0][_draw_choice(g, self.config.bits[1])]
         use_sample_range = self.value_range is None or _draw_uniform(g) < 0.5
-        limits = torch.stack([x.amin((1, 2)), x.amax((1, 2))], 1) if use_sample_range else self.value_range
+        limits: Any = torch.stack([x.amin((1, 2)), x.amax((1, 2))], 1) if use_sample_range else self.value_range
         low = torch.minimum(limits[:, 0].to(x), x.amin((1, 2)))
         return torch.stack([pack(v, bits, a, b) for v, a, b in zip(x, low, limits[:, 1].to(x), strict=True)])
 

@@ -46,12 +46,12 @@ class DynamicFields:
         with open_dataset(path) as dataset:
             raw = to_reflectivity(dataset, var).raw
             found = [_find_aligned_variable(dataset, name, raw, path)[frames] for name in ranges]
-            self.codes = np.stack([_encode(v, _check_range(v.name, ranges[v.name])) for v in found])
+            self.codes = np.stack([_encode(v, _check_range(str(v.name), ranges[str(v.name)])) for v in found])
         self.variables = [
             {
                 "name": str(v.name),
                 **{key: v.attrs[key] for key in ("standard_name", "units") if key in v.attrs},
-                "range": [float(end) for end in ranges[v.name]],
+                "range": [float(end) for end in ranges[str(v.name)]],
             }
             for v in found
         ]
@@ -139,7 +139,7 @@ def _find_aligned_variable(dataset: xr.Dataset, name: str, raw: xr.DataArray, pa
         raise ValueError(f"there is no variable {name!r} in {path}, which has {held}")
     time, field = raw.dims[0], dataset[name]
     if raw.sizes[time] == 1 and time not in field.dims:  # see expand_scalar_time
-        field = field.drop_vars(time, errors="ignore").expand_dims({time: raw[time].values})
+        field = field.drop_vars([time], errors="ignore").expand_dims({time: raw[time].values})
     field, _ = sort_times(find_axes(field)[0], least=1)
     if field.dims != raw.dims or field.shape != raw.shape or not np.array_equal(field[time].values, raw[time].values):
         raise ValueError(f"{name} of {path} has not the times and the grid of {raw.name}: {field.shape}, {raw.shape}")

@@ -4,6 +4,7 @@
 import math
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def choose_field(dataset: xr.Dataset, variable: str | None = None, level: float 
             dimension, a coordinate is unsorted or unevenly spaced, or times are repeated.
     """
     if variable is None:
-        variable = _find_only_field(dataset)
+        variable = cast(str, _find_only_field(dataset))
     elif variable not in dataset.data_vars:
         raise ValueError(f"there is no variable {variable!r} in the file; there are: {_format_names(dataset)}")
     field = dataset[variable]
@@ -381,7 +382,8 @@ class FieldCrops(Dataset):
         factors = low + (high - low) * drawn
         if in_whole and high >= 2:
             factors = factors.round().clamp(max(2, math.ceil(low)), math.floor(high))
-        return tuple(int(round((self.crop + 2 * self.halo) * s)) for s in factors.tolist())
+        small, large = (int(round((self.crop + 2 * self.halo) * s)) for s in factors.tolist())
+        return small, large
 
     def _draw_positions(self, g: torch.Generator, m: int, whole: int) -> tuple[Tensor, Tensor]:
         """Draw fine pixels inside the crop.

@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -215,13 +215,13 @@ class RadarTriples(torch.utils.data.Dataset):
             for store in self.stores
         ]
         self.intervals = [[interval for interval in intervals if interval in found] for found in self.triples]
-        for store, fitting, found in zip(self.stores, self.scales, self.triples, strict=True):
+        for store, fitting, of_interval in zip(self.stores, self.scales, self.triples, strict=True):
             if not fitting:
                 raise ValueError(
                     f"{store.name}: a coarse crop of {crop} needs {2 * min(scales) * crop} fine pixels a side, "
                     f"the grid is {store.shape[1:]}"
                 )
-            if not found:
+            if not of_interval:
                 raise ValueError(f"{store.name}: no three frames at equal intervals among {store.shape[0]} frames")
         share = np.ones(len(self.stores)) if weights is None else np.asarray(weights, dtype=np.float64)
         if share.shape != (len(self.stores),) or not np.all(share >= 0) or not share.sum() > 0:
@@ -229,7 +229,7 @@ class RadarTriples(torch.utils.data.Dataset):
                 "weights", f"must be {len(self.stores)} non-negative numbers, one per source, got {weights!r}"
             )
         self.share = share / share.sum()
-        self._flows = {}
+        self._flows: dict[tuple, np.ndarray] = {}
 
     def __len__(self) -> int:
         return self.samples
@@ -273,10 +273,12 @@ class RadarTriples(torch.utils.data.Dataset):
     def window(self, draw: Draw) -> tuple[slice, slice]:
         """Return rows and columns of a draw on the grid of its source."""
         block = 2 * draw.scale
-        return tuple(slice(block * first, block * (first + self.crop)) for first in (draw.row, draw.column))
+        rows, columns = (slice(block * first, block * (first + self.crop)) for first in (draw.row, draw.column))
+        return rows, columns
 
     def _get_fixed_draw(self, index: int) -> Draw:
         """Return the fixed draw of a sample index."""
+        assert self.fixed is not None
         epoch, position = divmod(index, len(self.fixed))
         return self.fixed[np.random.default_rng((self.seed, 1, epoch)).permutation(len(self.fixed))[position]]
 
@@ -325,7 +327,8 @@ class RadarTriples(torch.utils.data.Dataset):
             triple: Indices of three frames.
             attempts: Largest number of positions.
         """
-        block, best = 2 * scale, None
+        block = 2 * scale
+        best: tuple[float, tuple[np.ndarray, int, int]] | None = None
         side = block * self.crop
         for _ in range(attempts):
             row, column = (int(rng.integers(0, (size - side) // block + 1)) for size in store.shape[1:])
@@ -336,6 +339,7 @@ class RadarTriples(torch.utils.data.Dataset):
                 best = echo, (z, row, column)
             if echo >= self.minimum_echo:
                 break
+        assert best is not None
         return best[1]
 
     def echo(self, z: np.ndarray) -> float:
@@ -349,6 +353,7 @@ class RadarTriples(torch.utils.data.Dataset):
         if key not in self._flows:
             z = preparation.cut_to_multiple(self.stores[number].dbz(triple[::2]), 2 * scale)
             x = preparation.prepare(preparation.coarsen(z, 2 * scale, floor=self.floor), self.floor, self.ceiling)
+            assert self.flow is not None
             self._flows[key] = np.asarray(self.flow(x)).astype(np.float16)
         return self._flows[key]
 
@@ -373,7 +378,8 @@ def draw_sets(samples: RadarTriples, counts: Sequence[int], seed: int = 0) -> li
     Source: Chen, Qin and Dai 2022, "we randomly selected 7,000 sets of data, including 6,000 groups as the training
     dataset and 1,000 groups as the test dataset".
     """
-    rng, found, required = np.random.default_rng((seed, 2)), {}, sum(counts)
+    rng, required = np.random.default_rng((seed, 2)), sum(counts)
+    found: dict[Any, Any] = {}
     for _ in range(_MAX_DRAWS_PER_SAMPLE * max(1, required)):
         if len(found) == required:
             break
@@ -498,7 +504,7 @@ def make_sample(
     """
     truth = preparation.coarsen(z, scale, mode, floor)
     coarse = preparation.coarsen(truth[::2], 2, mode, floor)
-    blocks = preparation.refine_mask(preparation.valid_mask(coarse).all(axis=0), 2)
+    blocks = preparation.refine_mask(np.asarray(preparation.valid_mask(coarse).all(axis=0)), 2)
     valid = preparation.valid_mask(truth) & blocks
     x, y = (preparation.prepare(part, floor, ceiling)[:, None] for part in (coarse, truth))
     return {"x": x, "y": y, "valid": valid[:, None]}
@@ -533,7 +539,7 @@ def augment(
     return arrays if flow is None else {**arrays, "flow": flow}
 
 
-def _read_source(source: Source) -> tuple[xr.DataArray, str]:
+def _read_source(source: Any) -> tuple[xr.DataArray, str]:
     if isinstance(source, (str, os.PathLike)):
         source = TimeBlock(os.fspath(source))
     if not isinstance(source, TimeBlock):

@@ -115,7 +115,7 @@ def assess_inputs(
         values = [one[what] for one in inputs if what in one]
         if values:
             value = float(np.median(values))
-            found.append(Deviation(what, value, *limits, "", _compute_deviation(what, value, *limits)))
+            found.append(Deviation(what, value, limits[0], limits[1], "", _compute_deviation(what, value, *limits)))
     return OODReport(
         card.name, tuple(d._replace(size=min(d.size, _MAX_DEVIATION)) for d in found), tuple(_compare_ranges(warn_only))
     )

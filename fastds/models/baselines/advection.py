@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Advection: frames between two input frames are interpolated along dense optical flow."""
 
+from typing import Any, cast
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -47,7 +49,8 @@ def optical_flow(x: Tensor, fine: bool = False) -> Tensor:
         out = np.empty((b, n - 1, 2, 2, h, w), np.float32)
         import cv2
 
-        search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        create = cast(Any, cv2).DISOpticalFlow_create  # the stubs of OpenCV lack it
+        search = create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         if fine:
             search.setFinestScale(0)
             search.setVariationalRefinementIterations(2 * search.getVariationalRefinementIterations())

@@ -19,7 +19,8 @@ class StaticResidual:
     """
 
     def __init__(self, scale: int, align: str = "center"):
-        self.scale, self.align, self.residual = scale, align, None
+        self.scale, self.align = scale, align
+        self.residual: Tensor | None = None
 
     def fit(self, coarse: Tensor, fine: Tensor) -> "StaticResidual":
         """Compute the mean error of training fields and return self.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published super-resolution networks, SRCNN and SRGAN, applied to each field independently."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,7 +61,9 @@ def apply_conv_norm(conv: Conv3x3, norm: nn.BatchNorm2d, x: Tensor, residual: Te
         y = norm(conv(x))
         return y if residual is None else residual + y
     weight, bias = get_parameters(conv)
+    assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    assert bias is not None
     shift = (bias - norm.running_mean) * scale + norm.bias
     return convolve(x, weight * scale[:, None, None, None], shift, residual=residual)
 
@@ -82,7 +86,7 @@ class _UpsamplingConv(Conv3x3):
     def __init__(self, width: int):
         super().__init__(width, 4 * width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # the options are fixed
         return super().forward(x, upscale_factor=2)
 
 
@@ -112,7 +116,7 @@ class SRResNet(nn.Module):
         self.card = ModelCard(name="srgan", space_factor=scale, time_factor=1)
         self.first = nn.Sequential(Conv2d(channels, width, 9, padding="same"), nn.PReLU())
         self.blocks = nn.Sequential(*(_ResidualBlock(width) for _ in range(blocks)))
-        self.middle = nn.Sequential(Conv3x3(width, width), nn.BatchNorm2d(width))
+        self.middle: Any = nn.Sequential(Conv3x3(width, width), nn.BatchNorm2d(width))
         stages = []
         for _ in range(
             scale.bit_length() - 1
@@ -123,7 +127,8 @@ class SRResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = self.first(x.flatten(0, -4))
-        y = self.last(self.up(apply_conv_norm(*self.middle, self.blocks(flat), residual=flat)))
+        conv, norm = self.middle
+        y = self.last(self.up(apply_conv_norm(conv, norm, self.blocks(flat), residual=flat)))
         return y.view(*x.shape[:-2], *y.shape[-2:])
 
 

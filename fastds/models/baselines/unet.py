@@ -27,6 +27,8 @@ class _RefinementNetwork(DownscaleMixin, nn.Module):
     """
 
     levels: int
+    interpolate_input: Callable[[Tensor], Tensor]
+    refine: Callable[[Tensor], Tensor]
 
     bits_depend_on_threads = True  # those of torch's transposed and three-dimensional convolutions
 
@@ -198,8 +200,8 @@ def _run_u_shape(y: Tensor, down: nn.ModuleList, decode_level: Callable[[int, Te
     """
     pooled = F.max_pool2d if y.ndim == 4 else F.max_pool3d
     maps = [down[0](y)]
-    for level in down[1:]:
-        maps.append(level(pooled(maps[-1], pool)))
+    for block in down[1:]:
+        maps.append(block(pooled(maps[-1], pool)))
     z = maps.pop()
     for level in reversed(range(len(maps))):
         z = decode_level(level, z, maps[level])

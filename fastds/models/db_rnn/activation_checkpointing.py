@@ -25,7 +25,8 @@ class _Recompute:
     """
 
     def __init__(self, like: Tensor, function: Callable[..., Tensor], *sources):
-        self.like, self.key = like.detach(), _get_key(like)
+        self.like: Tensor | None = like.detach()
+        self.key = _get_key(like)
         self.function, self.sources = function, tuple(s.detach() if isinstance(s, Tensor) else s for s in sources)
         kind = like.device.type
         self.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)

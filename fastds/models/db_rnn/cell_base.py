@@ -109,6 +109,7 @@ def fold_embedding(conv: MultiInputConv3x3, embed: Conv1x1) -> Tensor:
         The weight for the inputs (frame, 1) and the other inputs.
     """
     first = conv.in_channels[0]
+    assert embed.bias is not None
     columns = torch.cat([embed.weight[:, 0, 0], embed.bias[:, None]], 1)  # (C, 2)
     folded = torch.einsum("ocyx,ck->okyx", conv.weight[:, :first], columns)
     return torch.cat([folded, conv.weight[:, first:]], 1)

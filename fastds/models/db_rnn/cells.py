@@ -373,7 +373,7 @@ class PredRNNPP(Cell):
     def __init__(self, channels: int, layer: int, layers: int, all_highways: bool = False):
         super().__init__(channels, layer, layers)
         n = channels
-        self.highway = GradientHighway(n) if layer == 1 or all_highways else None
+        self.highway: Any = GradientHighway(n) if layer == 1 or all_highways else None
         self.temporal = Conv3x3(3 * n, 3 * n)
         self.spatial = Conv3x3(3 * n, 3 * n)
         self.forget = Conv1x1(n, n)
@@ -388,7 +388,8 @@ class PredRNNPP(Cell):
         # The contributions of x to all three convolutions are computed as one convolution.
         n, convs = self.channels, (self.temporal, self.spatial, self.output)
         weight = torch.cat([conv.weight[:, :n] for conv in convs])
-        shares = convolve(x, weight, torch.cat([conv.bias for conv in convs])).split([3 * n, 3 * n, n], 1)
+        biases: list[Any] = [conv.bias for conv in convs]
+        shares = convolve(x, weight, torch.cat(biases)).split([3 * n, 3 * n, n], 1)
         c = memory_gates(self._convolve_rest(self.temporal, h, c, shares[0]), c)
         forget = self.forget(m.to(x.dtype))
         m = memory_gates(
@@ -539,7 +540,7 @@ class MemoryInMemory(nn.Module):
             T and the new memories n' and s', each (B, C, H, W).
         """
 
-        def weights(module: nn.Module) -> tuple[Tensor, Tensor]:
+        def weights(module: Any) -> tuple[Tensor, Tensor]:
             return module.weight, module.sum_biases()
 
         n = conv_memory_gates(d, n.to(d.dtype), n, *weights(self.changing))
@@ -573,7 +574,7 @@ class MIM(Cell):
             raise ValueError(f"difference must be 'hidden' or 'input', got {difference!r}")
         self.difference = difference if layer else None
         self.gates = MultiInputConv3x3((channels, channels), (3 if layer else 4) * channels)
-        self.cascade = MemoryInMemory(channels) if layer or keep_dead else None
+        self.cascade: Any = MemoryInMemory(channels) if layer or keep_dead else None
         self.spatial = SpatialMemory(channels)
 
     def forward(self, x: Tensor, state: Any, m: Tensor | None, previous: Tensor | None) -> Step:
@@ -643,12 +644,13 @@ class MotionGRU(nn.Module):
             blank = torch.zeros(e.shape[0], 2 * MOTION_LINKS, *e.shape[2:], dtype=e.dtype, device=e.device)
             state = (blank, blank)
         flow, trend = (t.to(memory_format=torch.channels_last) for t in state)
-        u, reset = gru_reset(*self.gates(e, flow).chunk(2, 1), flow)
+        u, reset = gru_reset(*self.gates(e, flow).chunk(2, 1), flow)  # type: ignore[call-arg]  # two chunks
         transient = gru_update(u, self.candidate(e, reset), flow, keep="1-z")
         trend = torch.lerp(trend, flow, TREND_PACE)
         flow = transient + trend
         weight = self.gather.weight.view(e.shape[1], e.shape[1], MOTION_LINKS)
         mask = torch.sigmoid(self.mask(e))
+        assert self.gather.bias is not None
         moved = sample_links(e, flow, weight, self.gather.bias, mask, self.warp_align_corners)
         moved = self.decode(moved)
         return torch.lerp(moved, h, torch.sigmoid(self.blend(moved, h))), (flow, trend)

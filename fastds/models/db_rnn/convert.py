@@ -5,6 +5,8 @@ The keys of that code are embed.conv_embed, fc.conv_fc and rnns.lstm.<0 to 5>.<l
 "module." from data-parallel training. Its other cells have a different layer structure and are not supported.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from fastds.models.db_rnn.module import LAYERS
 from fastds.models.db_rnn.network import MSRNN
 
 # For each cell: a module of fastds, and the convolutions of the original code whose sum the module computes.
-_CELLS = {
+_CELLS: dict[str, dict[str, Any]] = {
     "convlstm": {"gates": ("_conv_x2h", "_conv_h2h")},
     "predrnn": {
         "gates": ("_conv_x2h", "_conv_h2h"),
@@ -51,7 +53,7 @@ def from_published(
     state = {name.removeprefix("module."): value for name, value in state.items()}
     first = (name for name in state if name.startswith("rnns.lstm.0.") and name.count(".") == 4)
     cell = _identify_cell({name.split(".")[3] for name in first})
-    renamed = {}
+    renamed: dict[Any, Any] = {}
     try:
         for ours, theirs in (("embed", "embed.conv_embed"), ("output", "fc.conv_fc")):
             renamed |= {f"{ours}.{part}": state.pop(f"{theirs}.{part}") for part in ("weight", "bias")}

@@ -168,6 +168,7 @@ class LagrangianRNN(NowcastModel):
             frames.dtype
         )
         if matched:
+            assert self.match_above is not None
             lagrangian = match_intensities(lagrangian, frames[:, -1], valid, self.match_above)
         return torch.stack([warp(lagrangian[:, k], paths[:, k]) for k in range(steps)], 1), paths[:, :steps]
 

@@ -5,6 +5,7 @@ Pixel losses are sums over pixels and means over samples and frames, because the
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,8 @@ def gradient_difference_loss(y: Tensor, target: Tensor) -> Tensor:
         return (z[..., 1:, :-1] - corner).abs(), (z[..., :-1, 1:] - corner).abs()
 
     pairs = zip(gradients(target), gradients(y), strict=True)
-    return sum((a - b).abs().sum((2, 3, 4)) for a, b in pairs).mean()
+    total: Any = sum((a - b).abs().sum((2, 3, 4)) for a, b in pairs)
+    return total.mean()
 
 
 def adversarial_loss(discriminator: Discriminator, y: Tensor) -> Tensor:

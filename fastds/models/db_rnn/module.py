@@ -94,7 +94,7 @@ class MSModule(nn.Module):
         super().__init__()
         self.residual = residual
         self.embed = Conv1x1(1, hidden)
-        self.cells = nn.ModuleList(build_cell(cell, hidden, layer, LAYERS, **options) for layer in range(LAYERS))
+        self.cells: Any = nn.ModuleList(build_cell(cell, hidden, layer, LAYERS, **options) for layer in range(LAYERS))
         self.output = Conv1x1(hidden, 1)
         self.shared = CELLS[cell].shared(hidden)
 
@@ -124,7 +124,7 @@ class MSModule(nn.Module):
         for layer in range(LAYERS):
             all_skips = [hidden[SKIP[layer]]] if layer in SKIP else []
             all_skips += [] if skips is None else [skips[layer]]
-            options = {} if self.shared is None else {"shared": self.shared}
+            options: dict[str, Any] = {} if self.shared is None else {"shared": self.shared}
             if layer == 0 and folded is not None:
                 options["folded"] = folded
             h = self._run_layer(layer, h, all_skips, state, options)

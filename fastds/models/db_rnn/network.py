@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MS-RNN, DB-RNN and the staged pair: recurrent networks that extrapolate a sequence of radar frames."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -39,6 +41,9 @@ def check_frames(frames: Tensor, steps: int, model: nn.Module) -> None:
 class NowcastModel(NowcastMixin, nn.Module):
     """Base class of networks with forecast(frames, steps) and a model card."""
 
+    card: ModelCard
+    config: dict[str, Any]
+
 
 class _FrameBuffer:
     """Collects the output frames of all time steps in one tensor.
@@ -50,7 +55,9 @@ class _FrameBuffer:
     """
 
     def __init__(self, steps: int):
-        self.steps, self.maps, self.whole = steps, [], None
+        self.steps = steps
+        self.maps: list[Tensor] = []
+        self.whole: Tensor | None = None
 
     def append(self, y: Tensor) -> None:
         if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
@@ -131,12 +138,14 @@ class _Nowcaster(NowcastModel):
         frames = pad_to_multiple(frames, self.multiple)
         truth = None if truth is None else pad_to_multiple(truth, self.multiple)
         total = known + steps - 1
-        state, series, frame = self.init_state(), None, None
+        state, series = self.init_state(), None
+        frame: Any = None
         with reuse_memory(CELLS[self.config["cell"]].uniform_sizes):
             for t in range(total):
                 if t < known:
                     frame = frames[:, t]
                 elif truth is not None:
+                    assert use_truth is not None  # it comes with `truth`
                     frame = torch.where(use_truth[t - known], truth[:, t - known].to(frame.dtype), frame)
                 with recompute_gates(self.recompute):
                     results = self.step(frame, state)
@@ -144,6 +153,7 @@ class _Nowcaster(NowcastModel):
                 for one, y in zip(series, results, strict=True):
                     one.append(y)
                 frame = results[-1]
+        assert series is not None  # total is at least 1
         return tuple(one.stack()[..., : size[0], : size[1]] for one in series)
 
     def forecast(self, frames: Tensor, steps: int, block: int | None = None) -> Tensor:

@@ -126,7 +126,7 @@ class SimVP(NowcastModel):
         self.last = ConvNormAct(Conv3x3(2 * spatial, spatial), spatial)
         self.output = Conv1x1(spatial, 1)
         # The memory format of the feature maps. Otherwise oneDNN reorders the large weights in every pass.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch does not declare it
 
     def run_pass(self, frames: Tensor) -> Tensor:
         """Forecast the next m frames: (B, m, 1, H, W) -> (B, m, 1, H, W), with H and W multiples of 4."""

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parametric error model of a reflectivity field: the distribution at a pixel, given local features."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -42,8 +44,9 @@ class ErrorModel(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(features, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 4)
         )  # fmt: skip
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        last: Any = self.layers[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
         a, b, c, d = self.layers(features.flatten(1).t()).t().reshape(4, *features.shape[1:])

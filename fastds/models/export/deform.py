@@ -75,4 +75,5 @@ def _sample_bilinear(rows: Tensor, y: Tensor, x: Tensor, height: int, width: int
             index = index.expand(-1, -1, rows.shape[2], -1, -1, -1)
             part = rows.gather(3, index.flatten(3)).reshape(index.shape) * share.unsqueeze(2)
             total = part if total is None else total + part
+    assert total is not None
     return total

@@ -4,6 +4,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,9 +47,10 @@ def write(program: ExportedProgram, given: Signature, notes: dict[str, str], pat
 
     with convert_export_errors("it cannot be written in operators of ONNX"):
         exported = torch.onnx.export(
-            program, dynamo=True, custom_translation_table=_TRANSLATIONS, opset_version=OPSET, verbose=False,
+            program, dynamo=True, custom_translation_table=cast(Any, _TRANSLATIONS), opset_version=OPSET, verbose=False,
             input_names=list(given.inputs), output_names=["y"],
         )  # fmt: skip
+    assert exported is not None  # with dynamo=True
     model = exported.model_proto
     _name_sizes(model.graph, given)
     for node in model.graph.node:
@@ -87,8 +89,8 @@ def _deform_conv(input, offset, weight, bias=None, stride=(1, 1), padding=(0, 0)
     least = [max(d, 1) for d in dilation]
     extra = [more - d for more, d in zip(least, dilation, strict=True)]
     if any(extra):
-        surplus = [(i * extra[0], j * extra[1]) for i in range(rows) for j in range(columns)]
-        surplus = np.array(groups * surplus, np.float32).reshape(1, -1, 1, 1)
+        taps = [(i * extra[0], j * extra[1]) for i in range(rows) for j in range(columns)]
+        surplus = np.array(groups * taps, np.float32).reshape(1, -1, 1, 1)
         offset = opset20.Sub(offset, opset20.Constant(value=onnx_ir.tensor(surplus)))
     ends = [p + (n - 1) * more for p, n, more in zip(padding, (rows, columns), extra, strict=True)]
     return opset20.DeformConv(
@@ -110,7 +112,7 @@ _TRANSLATIONS = {DEFORM: _deform_conv, torch.ops.aten.remainder.Scalar: _remaind
 def _name_sizes(graph, given: Signature) -> None:
     """Replace PyTorch's symbols of dynamic sizes by the names in the signature."""
     shapes = [[d for d in value.type.tensor_type.shape.dim] for value in graph.input]
-    names = {}
+    names: dict[Any, Any] = {}
     for dims, expected in zip(shapes, given.inputs.values(), strict=True):
         names |= {d.dim_param: n for d, n in zip(dims, expected.shape, strict=True) if isinstance(n, str)}
     for value in (*graph.input, *graph.output, *graph.value_info):

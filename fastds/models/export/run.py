@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastds._outputs import atomic_write
 from fastds._version import __version__
+from fastds.models.card import Network
 from fastds.models.export import onnx_file, package
 from fastds.models.export.program import OTHERS, TRACED, raise_to_least_size, trace
 from fastds.models.export.signatures import Signature, build_signature
@@ -70,7 +71,8 @@ def export(
     given = build_signature(copy.deepcopy(model).cpu().float().eval().requires_grad_(False), frames=frames, steps=steps)
     say("1 of 3: the network as a graph")
     program = trace(given, keep_deform=form is onnx_file)
-    notes = {"fastds.card": model.card.to_json(), "fastds.version": __version__}
+    network: Network = model
+    notes = {"fastds.card": network.card.to_json(), "fastds.version": __version__}
     with atomic_write(path) as temporary:
         say(f"2 of 3: the graph as {path.suffix}{form.SLOW}")
         form.write(program, given, notes, temporary)

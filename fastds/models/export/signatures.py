@@ -18,6 +18,7 @@ from fastds._options import OptionError, get_argument_word, spell_argument
 from fastds._suggestions import add_article
 from fastds.models.baselines.super_resolution import SRCNN, SRResNet
 from fastds.models.baselines.unet import UNet, UNet3D
+from fastds.models.card import Network
 from fastds.models.db_rnn import DBRNN, MSRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.cells import PrecipLSTM
 from fastds.models.db_rnn.sim_vp import SimVP
@@ -48,7 +49,7 @@ class Input:
 
     def draw(self, sizes: dict[str, int], generator: torch.Generator) -> Tensor:
         """Draw random values for given dynamic sizes."""
-        shape = [sizes.get(n, n) for n in self.shape]
+        shape = [sizes[n] if isinstance(n, str) else n for n in self.shape]
         if self.smooth:
             coarse = torch.rand((1, math.prod(shape[:-2]), 3, 3), generator=generator)
             uniform = F.interpolate(coarse, shape[-2:], mode="bilinear", align_corners=True).reshape(shape)
@@ -153,7 +154,7 @@ def _describe_unet(model: UNet | UNet3D) -> Signature:
     return Signature(_Call(model, lambda model, x: model(x)), inputs, text)
 
 
-def _describe_nowcaster(model: nn.Module, *, frames: int | None = None, steps: int = _STEPS) -> Signature:
+def _describe_nowcaster(model: Network, *, frames: int | None = None, steps: int = _STEPS) -> Signature:
     _check_nowcaster(model)
     frames = frames or model.card.input_steps or getattr(model, "frames", _KNOWN)
     inputs = {"x": Input(("batch", frames, getattr(model, "input_channels", 1), "height", "width"))}
@@ -239,7 +240,7 @@ def _query(model: INRDownscaler, x: Tensor, points: Tensor, scale: Tensor, stati
     return model.query(x, where, scale.expand(x.shape[0], 2), static)
 
 
-def _describe_super_resolution(model: nn.Module) -> Signature:
+def _describe_super_resolution(model: Network) -> Signature:
     c = model.config
     channels = c["in_channels"] if isinstance(model, FixedRatioDownscaler) else c["channels"]
     inputs = {"x": Input(("batch", channels, "height", "width"))}

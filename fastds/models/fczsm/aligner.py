@@ -6,6 +6,9 @@ single feature map is the list [L1]. Base offsets are a list with one float32 di
 pixels of the level, per level, or None.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,6 +51,7 @@ class FeaturePyramid(nn.Module):
             Levels with batch size 1. None stands for the zero map of the first level.
         """
         _, c, h, w = like.shape
+        assert self.down2.bias is not None
         first = F.leaky_relu(self.down2.bias, 0.1).to(like.dtype)
         second = self.conv2(first.reshape(1, c, 1, 1).expand(1, c, h // 2, w // 2), activation="leaky_relu")
         third = self.conv3(self.down3(second, activation="leaky_relu"), activation="leaky_relu")
@@ -122,7 +126,7 @@ class DirectionalAligner(nn.Module):
     def __init__(self, features: int, groups: int, levels: int, static_features: int = 0, modulated: bool = True):
         super().__init__()
         self.features = features
-        self.levels = nn.ModuleList(
+        self.levels: Any = nn.ModuleList(
             _AlignLevel(features, static_features, groups, modulated, level == levels - 1, levels == 1)
             for level in range(levels)
         )
@@ -190,7 +194,7 @@ class DirectionalAligner(nn.Module):
         n = self.features
         return level.guide_in.weight[:, :n] if role == "source" else level.guide_in.weight[:, n : 2 * n]
 
-    def align(self, source: list[Tensor | None], guides: list[Tensor], base: list[Tensor] | None) -> Tensor:
+    def align(self, source: Sequence[Tensor | None], guides: list[Tensor], base: list[Tensor] | None) -> Tensor:
         """Warp the source with offsets computed from the guides.
 
         Args:
@@ -198,15 +202,16 @@ class DirectionalAligner(nn.Module):
             guides: u_l of each level.
             base: base offsets that are added to every tap, or None.
         """
-        base = [None] * len(self.levels) if base is None else base
-        offset_features = aligned = None
+        bases: Sequence[Tensor | None] = [None] * len(self.levels) if base is None else base
+        offset_features: Any = None
+        aligned: Any = None
         for number in reversed(range(len(self.levels))):
             level = self.levels[number]
             if aligned is None:
                 offset_features = level.guide_mix(guides[number], activation="leaky_relu")
                 activation = None if level.plain else "leaky_relu"
                 aligned = level.warp(
-                    _expand_batch(source[number], offset_features), offset_features, base[number], activation
+                    _expand_batch(source[number], offset_features), offset_features, bases[number], activation
                 )
                 continue
             if source[number] is not None:
@@ -214,7 +219,7 @@ class DirectionalAligner(nn.Module):
                 offset_features = level.guide_out(mixed, activation="leaky_relu")
             else:
                 offset_features = guides[number]
-            warped = level.warp(_expand_batch(source[number], offset_features), offset_features, base[number])
+            warped = level.warp(_expand_batch(source[number], offset_features), offset_features, bases[number])
             aligned = level.fuse(warped, upsample2(aligned), activation="leaky_relu" if number else None)
         return aligned
 

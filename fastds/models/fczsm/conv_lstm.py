@@ -83,7 +83,7 @@ class StateAligner(nn.Module):
         """
         pyramid = self.pyramid(x)
         static = None if static is None else static[: self.levels]
-        shares = []
+        shares: list[Any] = []
         for aligner, role in ((self.state_way, "target"), (None if self.plain else self.x_way, "source")):
             if aligner is None:
                 shares.append(None)
@@ -109,6 +109,7 @@ class StateAligner(nn.Module):
         warped_state = self.state_way.align(levels, guides, state_base)
         if self.plain:
             return warped_state
+        assert x.x_share is not None  # unless plain
         guides = self.x_way.complete_guides(x.x_share, levels, "target")
         warped_x = self.x_way.align(x.pyramid, guides, x_base)
         return self.mix(warped_x, warped_state)
@@ -161,7 +162,7 @@ class DeformableConvLSTM(nn.Module):
         inputs = [aligner.precompute(x, static).map(lambda z: z.split(sizes)) for aligner in aligners]
         from_x, from_h, bias = self.split_gate_parameters()
         gates_x = convolve(x, from_x, bias).split(sizes)
-        state = None
+        state: Any = None
         hidden = []
         for step in range(steps):
             forward_first = step <= middle
@@ -190,8 +191,10 @@ class DeformableConvLSTM(nn.Module):
             i, f, o, g = z.chunk(4)
             return torch.cat([i, f, g, o])
 
+        bias = self.gates.bias
+        assert bias is not None
         from_x, from_h = ordered(self.gates.weight).split(self.features, 1)
-        return from_x.contiguous(), from_h.contiguous(), ordered(self.gates.bias)
+        return from_x.contiguous(), from_h.contiguous(), ordered(bias)
 
     def run_cell(self, h: Tensor, c: Tensor, gates_x: Tensor, from_h: Tensor) -> tuple[Tensor, Tensor]:
         """Run one step.

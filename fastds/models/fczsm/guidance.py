@@ -96,7 +96,7 @@ class StaticBranch(nn.Module):
         if torch.compiler.is_compiling() or self._needs_gradients(static):
             return self.pyramid(self.extractor(static))
         inputs = [static, *self.parameters()]
-        modes = (static.device, torch.is_autocast_enabled(static.device.type))
+        modes: tuple = (static.device, torch.is_autocast_enabled(static.device.type))
         modes += (torch.get_autocast_dtype(static.device.type), torch.is_inference_mode_enabled())
         if self._cache is not None:
             cached_modes, copies, levels = self._cache

@@ -189,7 +189,9 @@ class FCZSM(DownscaleMixin, nn.Module):
         self.reconstruction = Reconstruction(n, head_features or n, out_channels, reconstruction_blocks, scale)
         if residual is not None:  # without training the output is the baseline
             nn.init.zeros_(self.reconstruction.last.weight)
-            nn.init.zeros_(self.reconstruction.last.bias)
+            bias = self.reconstruction.last.bias
+            assert bias is not None
+            nn.init.zeros_(bias)
 
     @classmethod
     def from_zooming_slomo(cls, state_dict: dict[str, Tensor]) -> "FCZSM":
@@ -239,7 +241,10 @@ class FCZSM(DownscaleMixin, nn.Module):
         b, n, _, h, w = x.shape
         pad = (0, get_padding_to_multiple(w, 4), 0, get_padding_to_multiple(h, 4))
         frames = _pad_edges(x.transpose(0, 1).flatten(0, 1), pad).contiguous(memory_format=torch.channels_last)
-        guide_flow = _pad_edges(flow.float(), pad) if self.config["flow_guided"] else None
+        guide_flow = None
+        if self.config["flow_guided"]:
+            assert flow is not None
+            guide_flow = _pad_edges(flow.float(), pad)
         features = self.extractor(frames)
         levels = None
         if static is not None:
@@ -312,7 +317,7 @@ class FCZSM(DownscaleMixin, nn.Module):
             raise ValueError("static was given, but this model has static_channels=0")
         if s and static is None:
             raise ValueError(f"static is missing: this model needs {s} static maps of shape ({s}, {h}, {w})")
-        if s and tuple(static.shape) != ((s, h, w) if static.ndim == 3 else (b, s, h, w)):
+        if static is not None and tuple(static.shape) != ((s, h, w) if static.ndim == 3 else (b, s, h, w)):
             raise ValueError(f"static must have shape ({s}, {h}, {w}) or ({b}, ...), got {tuple(static.shape)}")
         if flow is not None and tuple(flow.shape) != (b, n - 1, 2, 2, h, w):
             raise ValueError(f"flow must have shape {(b, n - 1, 2, 2, h, w)} to go with x, got {tuple(flow.shape)}")

@@ -7,6 +7,8 @@ cell]. The first linear layer of the MetaSR that LIIF's authors trained reads [r
 a kernel (channel, row, column, output). The conversion only renames and reshapes tensors.
 """
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 
@@ -123,7 +125,7 @@ def map_names(model: INRDownscaler) -> dict[str, str]:
     if decoder == "metasr":
         pairs["decoder.first"] = "imnet.layers.0"
     else:
-        for i in range(len(model.decoder.trunk)):
+        for i in range(len(cast(Any, model.decoder).trunk)):
             pairs[f"decoder.trunk.{i}"] = f"imnet.layers.{2 * (i + 1 if decoder == 'liif' else i)}"
     if decoder == "lte":
         pairs |= {"decoder.amplitude": "coef", "decoder.frequency": "freq"}

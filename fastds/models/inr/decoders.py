@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastds.models.baselines.interpolation import interpolate_at
+from fastds.models.card import Network
 from fastds.models.graph import is_capturing
 from fastds.models.inr.encoders import pad_border
 from fastds.nn.convolutions import PaddedConv3x3
@@ -209,7 +210,8 @@ class CiaoSRDecoder(nn.Module):
         corners = _find_corners(*place, nearest=False)
         query = _find_corners(_shift_half_pixel(where), unfolded, mask, wrap, nearest=True).gather(unfolded, 0)
         cell = (cell if cell.dim() == 3 else cell[:, None]).to(query.dtype).expand(batch, query.shape[1], 2)
-        logits, values = [], []
+        logits: Any = []
+        values: list[Tensor] = []
         for j in range(4):
             u = corners.gather(unfolded, j)
             offset = torch.cat([corners.rho[j].to(u.dtype), cell], -1)
@@ -260,8 +262,13 @@ def build_perceptron(widths: Sequence[int]) -> nn.Sequential:
 def _find_corners(
     where: GridSpec | PointSpec, maps: Tensor, mask: Tensor | None, wrap: list[bool], nearest: bool
 ) -> Corners:
-    grid = isinstance(where, GridSpec)
-    base, frac, axes = (None, None, where.numbers()) if grid else (where.base, where.frac, [])
+    base: Tensor | None = None
+    frac: Tensor | None = None
+    axes: Sequence = []
+    if isinstance(where, GridSpec):
+        axes = where.numbers()
+    else:
+        base, frac = where.base, where.frac
     exact = torch.promote_types(maps.dtype, torch.float32)  # half precision cannot represent pixel positions
     return Corners(base, frac, axes, maps, mask, wrap, nearest, "bilinear", exact)
 
@@ -307,12 +314,12 @@ class Encoded(NamedTuple):
 
     def select_rows(self, first: int, stop: int) -> "Encoded":
         """Return the rows first ... stop - 1."""
-        maps = (None if t is None else t[..., first:stop, :] for t in self)
+        maps: Any = (None if t is None else t[..., first:stop, :] for t in self)
         return Encoded(*maps)
 
 
 def decode(
-    decoder: nn.Module,
+    decoder: Network,
     encoded: Encoded,
     where: GridSpec | PointSpec,
     cell: Tensor,
@@ -338,6 +345,7 @@ def decode(
         if part.spread is None:
             return decoder.query(maps, where, cell, part.skip, edge, part.mask, gain=gain)
         added = decoder.query(maps, where, cell, None, edge, part.mask, gain=gain)
+        assert part.skip is not None  # `spread` needs `skip`
         interpolated, spread = interpolate_at(torch.cat([part.skip, part.spread], 1), where, edge, part.mask).chunk(
             2, 2
         )
@@ -355,6 +363,7 @@ def decode(
             return values
         y = values.new_empty((values.shape[0], where.count, values.shape[2])) if y is None else y
         y[:, queries] = values
+    assert y is not None  # there is at least one band
     return y
 
 
@@ -394,7 +403,7 @@ def _find_rows(where: GridSpec | PointSpec, cell: Tensor, height: int) -> tuple[
         fine, low, high = a.step <= a.den, a.start // a.den, (a.start + a.step * (a.size - 1)) // a.den
     elif cell.device.type == "cpu" and not is_capturing():
         rows = where.base[..., 0]
-        fine, low, high = bool(cell[..., 0].max() <= 2), rows.min().item(), rows.max().item()
+        fine, low, high = bool(cell[..., 0].max() <= 2), int(rows.min()), int(rows.max())
     else:  # reading positions would wait for the device, and is not possible in a graph
         fine = False
     if not fine:  # the corners of MetaSR's large cells are several rows away

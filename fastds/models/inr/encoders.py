@@ -210,7 +210,7 @@ def compute_local_contrast(x: Tensor, valid: Tensor | None, window: int, periodi
     )
 
     def mean(t: Tensor) -> Tensor:
-        if valid is None:
+        if valid is None or weight is None:
             return _compute_box_mean(t, window, periodic)
         return _compute_box_mean(torch.where(valid, t, 0), window, periodic) / weight
 
@@ -291,6 +291,7 @@ class DPFA(nn.Module):
         if kind != "modconv":
             self.guide = PaddedConv3x3(channels, 27 if kind == "deform" else 9, padding_mode=padding_mode)
             nn.init.zeros_(self.guide.weight)
+            assert self.guide.bias is not None
             nn.init.zeros_(self.guide.bias)
 
     def forward(self, f: Tensor, e: Tensor) -> Tensor:
@@ -310,6 +311,7 @@ class DPFA(nn.Module):
         guide = F.pad(guide, (1, 1, 1, 1))
         mask = 2 * torch.sigmoid(guide[:, -9:])
         offset = guide[:, :18] if self.kind == "deform" else torch.zeros_like(guide).repeat(1, 2, 1, 1)
+        assert self.aggregate.bias is not None
         weight, bias = (t.to(f.dtype) for t in (self.aggregate.weight, self.aggregate.bias))
         a = deform_conv2d(pad_border(f, 2, self.padding_mode), offset.to(f.dtype), weight, bias, mask=mask.to(f.dtype))
         return a[:, :, 1:-1, 1:-1]
@@ -319,6 +321,7 @@ class DPFA(nn.Module):
         square = self.aggregate.weight.square().sum((2, 3))
         scaled = (square[None] * (1 + gain[:, None, :, 0, 0]).square()).sum(2)
         norm = torch.sqrt(square.sum(1) / (scaled + 1e-12))[..., None, None].to(f.dtype)
+        assert self.aggregate.bias is not None
         bias = self.aggregate.bias[:, None, None]
         return (self.aggregate(f * (1 + gain)) - bias) * norm + bias
 

@@ -4,7 +4,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -63,11 +63,13 @@ class FixedRatioDownscaler(nn.Module):
             raise ValueError(f"encoder must be one of {', '.join(ENCODERS)}, got {encoder!r}")
         self.in_channels, self.scale, self.periodic_x, self.skip = in_channels, scale, periodic_x, skip
         padding = "circular_x" if periodic_x else "replicate"
-        self.encoder = ENCODERS[encoder](in_channels, padding, **(encoder_options or {}))
+        self.encoder = cast(Any, ENCODERS[encoder])(in_channels, padding, **(encoder_options or {}))
         channels = self.encoder.out_channels
         self.steps = [2, 2] if scale == 4 else [scale]
         self.up = nn.ModuleList(PaddedConv3x3(channels, channels * r * r, padding_mode=padding) for r in self.steps)
         self.last = PaddedConv3x3(channels, in_channels, padding_mode=padding)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.zeros(in_channels))
         self.register_buffer("std", torch.ones(in_channels))
         self.card = ModelCard()
@@ -211,8 +213,9 @@ class INRDownscaler(DownscaleMixin, nn.Module):
         self.vector_channels, self.skip, self.max_scale = list(vector_channels or ()), skip, float(max_scale)
         padding = "zeros" if compat else "circular_x" if periodic_x else "replicate"
         total = in_channels + static_channels + mask_channel
-        self.encoder = ENCODERS[encoder](total, padding, **(encoder_options or {}))
-        self.embedding = self.modules_after = None
+        self.encoder = cast(Any, ENCODERS[encoder])(total, padding, **(encoder_options or {}))
+        self.embedding: Any = None
+        self.modules_after: Any = None
         if dpfa != "none":
             channels, stages = self.encoder.out_channels, self.encoder.stages
             if not 1 <= dpfa_count <= stages:
@@ -227,8 +230,12 @@ class INRDownscaler(DownscaleMixin, nn.Module):
         self.decoder = DECODERS[decoder](
             self.encoder.out_channels, len(self.predicted), padding_mode=padding, **options
         )
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.zeros(in_channels))
         self.register_buffer("std", torch.ones(in_channels))
+        self.static_mean: Tensor
+        self.static_std: Tensor
         if static_channels:
             self.register_buffer("static_mean", torch.zeros(static_channels))
             self.register_buffer("static_std", torch.ones(static_channels))
@@ -254,6 +261,7 @@ class INRDownscaler(DownscaleMixin, nn.Module):
             raise ValueError("a compat model pads with zeros and has no periodic columns")
         self.periodic_x = periodic
         mode = "zeros" if self.config["compat"] else "circular_x" if periodic else "replicate"
+        module: Any
         for module in self.modules():
             if hasattr(module, "padding_mode"):
                 module.padding_mode = mode
@@ -307,6 +315,7 @@ class INRDownscaler(DownscaleMixin, nn.Module):
             mask = self._select_predicted(valid, 1).all(1)
         parts = [z]
         if self.static_channels:
+            assert static is not None
             mean, std = (t[:, None, None] for t in (self.static_mean, self.static_std))
             parts.append(((static - mean) / std).to(z.dtype).expand(z.shape[0], -1, -1, -1))
         if self.mask_channel:
@@ -431,7 +440,12 @@ class INRDownscaler(DownscaleMixin, nn.Module):
             self.compute_target_size((height, width), scale or 1)
             pair = scale if isinstance(scale, tuple | list) else 2 * [self.max_scale if scale is None else scale]
             return self.query(x, points, expand_to_batch(pair, x, x.dtype), static)
-        target = self.compute_target_size((height, width), scale) if size is None else tuple(size)
+        target: Sequence[int]
+        if size is None:
+            assert scale is not None
+            target = self.compute_target_size((height, width), scale)
+        else:
+            target = tuple(size)
         grid = self.build_grid((height, width), target)
         pair = [axis.den / axis.step if axis.step else 1.0 for axis in (grid.rows, grid.columns)]
         if min(pair) < 1 and supersample == 1:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastds.models.card import Network
 from fastds.models.mlcast.network import INPUT_STEPS, LIGHTNING, MLCastConvGRU, build_card
 from fastds.models.registry import build, create
 
@@ -88,7 +89,7 @@ def from_mlcast(checkpoint: str | os.PathLike | Mapping[str, Any], input_steps: 
     inner = {name.removeprefix(LIGHTNING): value for name, value in state.items() if name.startswith(LIGHTNING)}
     stored = inner.pop(_EXTRA, None)
     if stored is None:
-        model = MLCastConvGRU.from_mlcast(state)
+        model: Network = MLCastConvGRU.from_mlcast(state)
     else:
         model = build(stored["architecture"], stored["config"])
         try:

@@ -5,6 +5,7 @@ The parameters have the names of mlcast.models.ConvGruModel in mlcast 0.1.0.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +69,7 @@ class ConvGRU(nn.Module):
         """
         convolutions = self.cell.combined_gates, self.cell.out_gate
         if x is None:
+            assert h is not None
             return torch.cat(run_gru_without_input(*convolutions, h, times, keep="1-z"))
         return torch.cat(run_gru(*convolutions, x, h, times, keep="1-z"))
 
@@ -154,7 +156,7 @@ class MLCastConvGRU(NowcastMixin, nn.Module):
         multiple = 2**self.num_blocks
         x = F.pad(x, (0, get_padding_to_multiple(width, multiple), 0, get_padding_to_multiple(height, multiple)))
         states = self._encode(x)
-        x = None
+        x = None  # type: ignore[assignment]  # releases the padded frames
         if noisy:
             x = _draw_noise(states[0], steps, ensemble_size)
             states = [state.repeat(ensemble_size, 1, 1, 1) for state in states]
@@ -185,6 +187,7 @@ class MLCastConvGRU(NowcastMixin, nn.Module):
         """Return the last output of each encoder block, the deepest first."""
         times, states = x.shape[1], []
         x = x.transpose(0, 1).flatten(0, 1)
+        block: Any
         for block in self.encoder.blocks:
             x = pixel_unshuffle(block.convgru(x, None, times), 2)
             states.append(x.unflatten(0, (times, -1))[-1])
@@ -199,8 +202,10 @@ class MLCastConvGRU(NowcastMixin, nn.Module):
             steps: number of frames.
             x: noise (steps * members * B, C, h, w), or None for one forecast without noise.
         """
+        block: Any
         for block, state in zip(self.decoder.blocks, states, strict=True):
             x = pixel_shuffle(block.convgru(x, state, steps), 2)
+        assert x is not None  # there is at least one block
         return x
 
     def _check(self, x: Tensor, steps: int, ensemble_size: int) -> None:

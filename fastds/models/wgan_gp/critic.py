@@ -2,6 +2,7 @@
 """Critic of the humidity WGAN-GP: from a day of fine fields to one score."""
 
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,7 @@ class HumidityCritic(nn.Module):
         check_config(config)
         self.config = config
         self.card = ModelCard(name="wgan-gp-critic")
-        block = {
+        block: dict[str, Any] = {
             "norm": norm,
             "attention": use_cbam,
             "reduction": reduction,

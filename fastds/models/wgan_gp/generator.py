@@ -3,6 +3,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ class Upsampler(nn.Module):
         inner = channels // 4 if self.shuffle_first else channels
         self.convs = nn.ModuleList(Conv3x3(inner, 4 * inner) for _ in range(steps - self.shuffle_first))
         self.out_channels = inner
+        conv: Any
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight)
             nn.init.zeros_(conv.bias)
@@ -110,7 +112,7 @@ class HumidityGenerator(DownscaleMixin, nn.Module):
         check_config(config)
         self.config = config
         self.card = ModelCard(name="wgan-gp", space_factor=scale, time_factor=1)
-        block = {
+        block: dict[str, Any] = {
             "norm": "batch",
             "attention": use_cbam,
             "reduction": reduction,
@@ -129,6 +131,7 @@ class HumidityGenerator(DownscaleMixin, nn.Module):
         self.post = nn.Sequential(*blocks)
         self.upsampler = Upsampler(widths[-1], scale, upsampling == "narrow")
         self.head = Conv1x1(self.upsampler.out_channels, out_channels)
+        assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
         nn.init.xavier_normal_(self.head.weight)
         if residual is not None:  # without training the output is the interpolation
@@ -160,7 +163,11 @@ class HumidityGenerator(DownscaleMixin, nn.Module):
     def _run(self, x: Tensor, eps: Tensor | None) -> Tensor:
         """Run the network on a checked input and its noise, see `draw`."""
         c = self.config
-        h = x if c["noise"] != "concat" else torch.cat([x, eps], 2)
+        if c["noise"] == "concat":
+            assert eps is not None
+            h = torch.cat([x, eps], 2)
+        else:
+            h = x
         h = self.stem(h.flatten(0, 1), activation="relu" if c["stem_activation"] else None)
         if c["noise"] != "concat" and eps is not None:
             sigma = self.noise_std if c["noise"] == "learned" else c["noise_std"]

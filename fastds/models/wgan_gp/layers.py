@@ -107,9 +107,10 @@ class _StridedConvGradient(torch.autograd.Function):
     def backward(ctx, cotangent):
         grad, *operands = ctx.saved_tensors
         operands[ctx.which], other = cotangent, 1 - ctx.which
-        grad_grad = strided_conv3x3(*operands, None, ctx.stride) if ctx.needs_input_grad[0] else None
+        x, weight = operands
+        grad_grad = strided_conv3x3(x, weight, None, ctx.stride) if ctx.needs_input_grad[0] else None
         needed = [other == k and ctx.needs_input_grad[1 + k] for k in (0, 1)]
-        return grad_grad, *_request_gradients(grad, *operands, ctx.stride, *needed), None, None
+        return grad_grad, *_request_gradients(grad, x, weight, ctx.stride, *needed), None, None
 
 
 _GEOMETRY = [1, 1], [1, 1], [1, 1], 1  # padding, stride, dilation, groups
@@ -279,6 +280,7 @@ def get_or_build(layer: nn.Module, what: str, make: Callable[[], Any]) -> Any:
     if not is_caching_kernels():
         return make()
     cache = _cached_kernels.get()
+    assert cache is not None
     key = (layer, what, torch.is_grad_enabled())
     if key not in cache:
         cache[key] = make()
@@ -370,8 +372,9 @@ class MixedConv(nn.Module):
             kernel, stride = get_or_build(self, "second", lambda: pad_kernel(self.weight2)), 1
         else:
             kernel, stride = get_or_build(self, "kernel", self.build_kernel), self.stride
-        bias = self.bias
+        bias: Tensor = self.bias
         if scale is not None:
+            assert shift is not None
             kernel, bias = kernel * scale[:, None, None, None], bias * scale + shift
         return convolve_any_stride(x, kernel, bias, stride, activation)
 
@@ -461,9 +464,10 @@ class ConvGRU(ConvGRUCell):
         for gate in (*self.gates.weight.data.chunk(2), self.candidate.weight.data):
             nn.init.xavier_normal_(gate)
         for conv in (self.gates, self.candidate):
+            assert conv.bias is not None
             nn.init.zeros_(conv.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # a sequence, and not a step
         # The critic's loss has second derivatives, for which separate ops are faster than the fused cell. In generators
         # the fused cell is faster (bench/results/ops_in_networks.csv).
         return self.run_on_shared_kernels(x) if is_caching_kernels() else self.sequence(x)[0]
@@ -481,7 +485,7 @@ class ConvGRU(ConvGRUCell):
         states = [compute_first_state(gates[0], candidates[0], self.hidden_channels, self.options)]
         for gate, candidate in zip(gates[1:], candidates[1:], strict=True):
             h = states[-1]
-            z, reset = gru_reset(*from_state(h, residual=gate).chunk(2, 1), h)
+            z, reset = gru_reset(*from_state(h, residual=gate).chunk(2, 1), h)  # type: ignore[call-arg]  # two chunks
             states.append(gru_update(z, from_reset(reset, residual=candidate), h, **self.options))
         return torch.stack(states, 1)
 
@@ -556,6 +560,7 @@ class ResidualAttentionBlock(nn.Module):
         if skip and in_channels != out_channels:
             self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
             nn.init.xavier_normal_(self.shortcut.weight)
+            assert self.shortcut.bias is not None
             nn.init.zeros_(self.shortcut.bias)
         if norm == "spectral":
             for conv in (self.conv1, self.conv2):
@@ -588,6 +593,7 @@ def apply_conv_norm(conv: MixedConv, norm: nn.Module | None, x: Tensor, activati
     if norm is None:
         return conv(x, activation=activation)
     if isinstance(norm, nn.BatchNorm2d) and not norm.training:
+        assert norm.running_mean is not None and norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         return conv(x, scale, norm.bias - norm.running_mean * scale, activation)
     y = norm(conv(x))

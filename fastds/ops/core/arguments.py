@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of op arguments, and casts of arguments under autocast."""
 
+from collections.abc import Sequence
 from functools import wraps
 from numbers import Integral, Real
 
@@ -167,7 +168,7 @@ def cast_unless_float32(value, dtype: torch.dtype):
     return value if isinstance(value, Tensor) and value.dtype == torch.float32 else cast_floating(value, dtype)
 
 
-def cast_for_autocast(tensors: tuple, float32: tuple[int, ...] = (), keep_float32: tuple[int, ...] = ()):
+def cast_for_autocast(tensors: tuple, float32: tuple[int, ...] = (), keep_float32: Sequence[int] = ()):
     """Cast tensors as autocast does if autocast is on for the device of the first tensor. Keep float64 tensors.
 
     Args:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ QUERIES = frozenset(
 
 _thread = threading.local()
 _recording = threading.Lock()
-_module = None
+_module: Any = None
 suspend_plans: Callable = nullcontext  # plans.py, which imports this module, sets it to plans.suspended
 _missing = None  # reason why the module is missing, or None
 
@@ -60,7 +61,8 @@ class _Recorder:
     """Proxy of the module that records the calls of one thread which write memory, as (function, arguments, {})."""
 
     def __init__(self, module, calls: list, results: list | None):
-        self._module, self._calls, self._thread, self._results = module, calls, threading.get_ident(), results
+        self._module, self._thread, self._results = module, threading.get_ident(), results
+        self._calls: list | None = calls
 
     def __getattr__(self, name: str):
         found = getattr(self._module, name)
@@ -171,7 +173,8 @@ def get_workspace(size: int) -> Tensor:
 @contextmanager
 def private_workspaces() -> Iterator[list[Tensor]]:
     """Use new workspaces inside the block and yield the list that holds them, which keeps their memory valid."""
-    before, private = get_cached_workspace(), []
+    before = get_cached_workspace()
+    private: list[Tensor] = []
     _thread.workspace, _thread.all = None, private
     try:
         with suspend_plans():

@@ -5,6 +5,7 @@ With ordinary filters oneDNN reorders them in each call. The two operators used 
 """
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ MAX_CACHED_BYTES = 24 << 20  # weight and filters; comparing more bytes takes as
 _HAS_PRIVATE_OPS = all(
     hasattr(torch.ops.mkldnn, name) for name in ("_reorder_convolution_weight", "_convolution_pointwise")
 )
-_CONVOLUTION = torch.ops.mkldnn._convolution_pointwise.default if _HAS_PRIVATE_OPS else None
+_CONVOLUTION: Any = torch.ops.mkldnn._convolution_pointwise.default if _HAS_PRIVATE_OPS else None
 
 
 def can_prepare_filters(dtype: torch.dtype) -> bool:

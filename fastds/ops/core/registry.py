@@ -14,6 +14,7 @@ cannot read. Gradients are defined for the registered op itself, so that exporte
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
@@ -54,11 +55,11 @@ class Op:
     """
 
     name: str
-    overload: Callable
+    overload: Any
     reference: Callable
     backends: dict[str, Backend]
     check: Callable
-    function: type[torch.autograd.Function] | None
+    function: Any  # type[torch.autograd.Function] | None
 
     def __post_init__(self):
         arguments = self.overload._schema.arguments
@@ -361,7 +362,8 @@ def needs_weight_grad(ctx, weight: torch.Tensor, result: torch.Tensor, *at: int)
     Returns:
         list of bool, one for each position.
     """
-    needs_grad, expensive = [], _is_weight_grad_expensive(weight, result)
+    needs_grad: list[bool] = []
+    expensive = _is_weight_grad_expensive(weight, result)
     for k in at:
         known = not expensive or any(needs_grad)
         needs_grad.append(ctx.needs_input_grad[k] and (known or _is_grad_requested(ctx, k)))

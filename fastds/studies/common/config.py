@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
 
 from fastds._options import OptionError, spell_name
 from fastds.data.grid.variables import parse_duration
@@ -100,6 +101,10 @@ class PaperConfig:
     progress: bool = True
     report: str | None = None
     plan: bool = False
+
+    if TYPE_CHECKING:  # subclasses define further options
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def check(self, methods: Collection[str]) -> None:
         """Check the options that all studies share.

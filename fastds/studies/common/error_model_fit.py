@@ -2,7 +2,7 @@
 """Fit of an error model to pixels, by the CRPS of its distribution."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ class Pool:
         """
         features, truth = self.features[:, index], self.truth[index]
         parts = score(error_model, features, truth, self.least[index], self.z_r)
-        found = sum(part.mean() / unit for part, unit in zip(parts, self.units, strict=True))
+        found: Any = sum(part.mean() / unit for part, unit in zip(parts, self.units, strict=True))
         return found + self.spread * self._compute_spread_term(error_model(features), truth) if self.spread else found
 
     @staticmethod
@@ -129,7 +129,7 @@ def fit_pools(
     optimiser = torch.optim.Adam(error_model.parameters(), 5e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
-        loss = sum(pool.loss(error_model, pool.draw(batch, generator)) for pool in pools) / len(pools)
+        loss: Any = sum(pool.loss(error_model, pool.draw(batch, generator)) for pool in pools) / len(pools)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

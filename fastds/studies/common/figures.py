@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -87,7 +88,8 @@ def draw_field_maps(fields: Mapping[str, np.ndarray], truth: np.ndarray, label: 
     axes = figure.subplots(2, count, squeeze=False, sharex=True, sharey=True)
     limits = {"vmin": float(np.nanmin(truth)), "vmax": float(np.nanmax(truth))}
     limit = float(np.nanpercentile([np.abs(z - truth) for z in fields.values()], 99)) or 1.0
-    shown = shown_difference = None
+    shown: Any = None
+    shown_difference: Any = None
     for column, (name, z) in enumerate({"truth": truth, **fields}.items()):
         shown = axes[0, column].imshow(z, cmap="viridis", **limits)
         axes[0, column].set_title(name, fontsize=8)

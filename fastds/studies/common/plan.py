@@ -8,14 +8,15 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastds import models
 from fastds._options import spell_name
 from fastds.inference.run_facts import flatten_options
+from fastds.models.card import Network
 from fastds.studies.common.config import (
     MIN_STEPS,
     PAPER,
@@ -46,7 +47,7 @@ def format_cost(cost: Mapping[str, float], seconds: float | None, digits: int) -
     return *numbers, "-" if seconds is None else f"{seconds:.3g}"
 
 
-def measure_cost(network: nn.Module, inputs: Callable[[int], tuple], batch: int) -> dict[str, float]:
+def measure_cost(network: Network, inputs: Callable[[int], tuple], batch: int) -> dict[str, float]:
     """Measure the costs of a network on a CPU.
 
     Args:
@@ -70,7 +71,7 @@ def measure_cost(network: nn.Module, inputs: Callable[[int], tuple], batch: int)
     return {"parameters": parameters, "multiply_adds": counter.get_total_flops() / 2e9, "memory": memory}
 
 
-def _measure_saved_bytes(network: nn.Module, arguments: tuple) -> int:
+def _measure_saved_bytes(network: Network, arguments: tuple) -> int:
     """Return the bytes of the tensors that a forward pass saves for the backward pass, without parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
     saved: dict[int, tuple[Tensor, int]] = {}
@@ -128,7 +129,7 @@ def make_plan(
     began, seeds = time.perf_counter(), len(config.seeds)
     costs = measure(networks)
     fixed = seeds * costs.fixed + _DRAWING + time.perf_counter() - began
-    seconds = parse_budget(config.budget)
+    seconds = cast(float, parse_budget(config.budget))
     try:
         steps = compute_steps(seconds, seeds * sum(costs.step_seconds.values()), fixed)
     except ValueError as error:
@@ -161,7 +162,7 @@ def time_step(module: SupervisedModule, batch: dict) -> float:
     return time_call(step)
 
 
-def estimate_step_seconds(train: Callable[[RunConfig], object], config: RunConfig) -> float:
+def estimate_step_seconds(train: Callable[[Any], object], config: RunConfig) -> float:
     """Estimate the time of a step of the planned training in seconds.
 
     Trainings of one and of four steps with a batch size of 1 are timed after a warm-up. The time of a step is
@@ -176,7 +177,7 @@ def estimate_step_seconds(train: Callable[[RunConfig], object], config: RunConfi
     data = dataclasses.replace(config.data, **{key: value for key, value in least.items() if key in known})
 
     def short(steps: int, folder: str) -> object:
-        return train(dataclasses.replace(config, data=data, max_steps=steps, output=folder, progress=False))
+        return train(dataclasses.replace(cast(Any, config), data=data, max_steps=steps, output=folder, progress=False))
 
     _, one, four = (_time_training(short, steps) for steps in (1, 1, 4))  # the first call is slower: warm-up
     return config.data.batch_size * max(four - one, 3e-3) / 3
@@ -242,7 +243,7 @@ def tabulate_trainings(trainings: Mapping[str, PlannedTraining], seeds: int) -> 
     """
     rows, total = [], 0.0
     for name, (config, parameters, seconds) in trainings.items():
-        hours = None if seconds is None else seconds * config.max_steps / 3600
+        hours = None if seconds is None else seconds * cast(int, config.max_steps) / 3600
         total += hours or 0.0
         cells = ("-", "-") if hours is None else (f"{seconds:.3g}", _format_hours(hours))
         steps = f"{config.max_steps:,}", str(config.data.batch_size), f"{config.learning_rate:g}"

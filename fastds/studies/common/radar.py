@@ -150,7 +150,7 @@ def find_most_echo(blocks: list[EvaluationBlock], above: float = 0.0) -> tuple[E
         for number, block in enumerate(blocks)
         for k, sample in enumerate(block.samples)
     }
-    number, sample = max(share, key=share.get)
+    number, sample = max(share, key=share.__getitem__)
     return blocks[number], sample
 
 

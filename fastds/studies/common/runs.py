@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -115,4 +116,4 @@ class Runs:
             return self.score(name, weights)
 
         seeds = self.seeds if name in self.networks else [0]
-        return [self.folder.load_or_compute(f"scores/{name}-{seed}", lambda s=seed: scored(s)) for seed in seeds]
+        return [self.folder.load_or_compute(f"scores/{name}-{seed}", functools.partial(scored, seed)) for seed in seeds]

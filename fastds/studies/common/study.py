@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from fastds.inference.run_facts import describe_run, flatten_options
 from fastds.plot import save_png
@@ -58,7 +58,9 @@ class PaperStudy:
 
     name: ClassVar[str]
     title: ClassVar[str]
-    paper_steps: int
+    paper_steps: int | None
+
+    config: Any  # a subclass of PaperConfig
 
     def __init__(self, config: PaperConfig, names: Sequence[str], networks: Collection[str], basis: dict[str, Any]):
         self.config, self.names = config, list(names)
@@ -67,7 +69,7 @@ class PaperStudy:
         trained = [name for name in names if name in networks]
 
         def make() -> dict[str, Any]:
-            return make_plan(config, trained, self.paper_steps, self.measure_costs)
+            return make_plan(config, trained, cast(int, self.paper_steps), self.measure_costs)
 
         plan = make() if config.plan else self.folder.load_or_compute("plan", make)
         self.steps, self.seconds = plan["steps"], plan["seconds_a_step"]
@@ -223,7 +225,8 @@ def run_paper_study(kind: type[PaperStudy], config: PaperConfig) -> pathlib.Path
     if config.report is not None:
         check_report(config.report, made=config.output)
     quieten_lightning()
-    study = kind(config)
+    study = cast(Any, kind)(config)
     if config.plan:
-        return study.print_plan()
+        study.print_plan()
+        return None
     return study.run()

@@ -52,7 +52,7 @@ class ResultTable:
 
     title: str
     heads: tuple[str, ...]
-    rows: list[tuple[str | Estimate, ...]]
+    rows: Sequence[Sequence[str | Estimate]]
     digits: int = 3
     sign: str = ""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -58,21 +58,21 @@ def read_test_block(config: DataConfig, name: str, part: list[int]) -> Evaluatio
         The block. Its samples are dicts of x (m, 1, h, w), y and valid (n, 1, h, w), and known, the mask of valid
             pixels of x. All are cropped to the window.
     """
-    block = fd.TimeBlock(str(resolve_path(config, name)), *part, var=config.var)
+    block = fd.TimeBlock(str(resolve_path(config, name)), part[0], part[1], var=config.var)
     windows = _windows(block, config, FUTURE)
     chosen = select_evenly(len(windows), config.test_samples)
     seconds = windows.store.seconds[windows.index[chosen, KNOWN - 1]]
     length = parse_duration(config.block, "data.block")
     samples = [dict(windows[k]) for k in chosen]
     _divide_valid(samples)
-    echo = sum((s["y"] > 0) & s["valid"] for s in samples).sum((0, 1))
-    rows, columns = find_echo_window(echo, config.window // config.scale)
+    echo: Any = sum((s["y"] > 0) & s["valid"] for s in samples)
+    rows, columns = find_echo_window(echo.sum((0, 1)), config.window // config.scale)
     samples = _crop_samples(samples, rows, columns)
     count = sum(int(s["valid"].sum()) for s in samples)
     if not count:
         raise OptionError("data.path", f": {name} has no valid pixels in its last part")
     wet = sum(int((s["y"][s["valid"]] > 0).sum()) for s in samples)
-    window = tuple(slice(s.start * config.scale, s.stop * config.scale) for s in (rows, columns))
+    window: Any = tuple(slice(s.start * config.scale, s.stop * config.scale) for s in (rows, columns))
     return EvaluationBlock(name, samples, [int(s // length) for s in seconds], window, wet / count)
 
 
@@ -90,7 +90,7 @@ def make_long_samples(
     Raises:
         ValueError: if the part is too short.
     """
-    source = fd.TimeBlock(str(resolve_path(config, block.name)), *part, var=config.var)
+    source = fd.TimeBlock(str(resolve_path(config, block.name)), part[0], part[1], var=config.var)
     windows = _windows(source, config, leads * FUTURE)
     samples = [dict(windows[k]) for k in select_evenly(len(windows), config.test_samples)]
     _divide_valid(samples)
@@ -133,7 +133,7 @@ def score(predict: Predict, blocks: list[EvaluationBlock], z_r: Sequence[float])
             pixels. If the network also outputs forecasts of the input frames, the key "all" has such a dictionary for
             all output frames.
     """
-    thresholds = normalised_rates(RAIN_THRESHOLDS, tuple(z_r))
+    thresholds = normalised_rates(RAIN_THRESHOLDS, (z_r[0], z_r[1]))
     found, whole = _make_counts(), _make_counts()
     for sample in (sample for block in blocks for sample in block.samples):
         made = predict(sample, FUTURE)
@@ -157,7 +157,7 @@ def score_long(predict: Predict, samples: Sequence[dict[str, Tensor]], z_r: Sequ
     Returns:
         (samples, n / FUTURE, 4): hits, misses, false alarms and correct negatives, summed over FUTURE frames.
     """
-    threshold, counts = normalised_rates([LONG_RATE], tuple(z_r)), []
+    threshold, counts = normalised_rates([LONG_RATE], (z_r[0], z_r[1])), []
     for sample in samples:
         found, steps = _make_counts(), len(sample["y"])
         made = predict(sample, steps)[-steps:]
@@ -260,7 +260,7 @@ def call_with_prediction(
 
         with inference_context(None, resolve_execution(None, threads)):
             return use(simple)
-    model = suppress_warnings(lambda: models.load(weights))
+    model = suppress_warnings(lambda: models.load(cast(str, weights)))
     settings = resolve_execution(model, threads, "fp32", device)
 
     def learned(sample: dict[str, Tensor], steps: int) -> Tensor:

@@ -158,7 +158,10 @@ RANKED_SCORES = ("CSI 5", "CSI 10", "CSI 30", "B-MAE")
 KNOWN = FUTURE = 5
 CROP = 64  # side of training crops in pixels; the budget "paper" has its own
 _SMALL_WIDTH = 8
-_SMALL = {"simvp": {"spatial": 16, "temporal": 64}, "preciplstm": {"cell_options": {"window": 6}}}
+_SMALL: dict[str, dict[str, Any]] = {
+    "simvp": {"spatial": 16, "temporal": 64},
+    "preciplstm": {"cell_options": {"window": 6}},
+}
 _VALIDATIONS, VALIDATED = 8, 16  # validations of the training of a small network, and samples of each
 EPOCHS = 50  # epochs over which the loss of DB networks changes
 
@@ -187,7 +190,7 @@ def make_network_options(name: str, ablated: str, budget: str) -> dict[str, Any]
     if budget == PAPER:
         return {}
     _, cell = select_preset(name, ablated)
-    width = {} if METHODS[name].kind == "simvp" else {"hidden": _SMALL_WIDTH}
+    width: dict[str, Any] = {} if METHODS[name].kind == "simvp" else {"hidden": _SMALL_WIDTH}
     return width | _SMALL.get("simvp" if METHODS[name].kind == "simvp" else cell, {})
 
 

@@ -7,7 +7,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from fastds import models
 from fastds._options import spell_name
 from fastds.data import FrameStore, TimeBlock, normalised_rates
 from fastds.inference.execution import resolve_device
+from fastds.models.card import Network
 from fastds.models.db_rnn.discriminator import select_variant
 from fastds.report import Chart, Maps
 from fastds.studies.common.bootstrap import describe_intervals, make_block_labels
@@ -90,8 +91,8 @@ def measure_costs(config: StudyConfig, names: list[str], data: TrainingData, blo
     suppress_warnings(samples.setup)
     setup, number = time.perf_counter() - began, iter(range(10_000))
     a_sample = time_call(lambda: samples.training[next(number)], most=20)
-    batch = [samples.training[k] for k in range(training.batch_size)]
-    batch = {key: torch.stack([sample[key] for sample in batch]).to(resolve_device(config.device)) for key in batch[0]}
+    drawn = [samples.training[k] for k in range(training.batch_size)]
+    batch = {key: torch.stack([sample[key] for sample in drawn]).to(resolve_device(config.device)) for key in drawn[0]}
     found = {name: _time_method(config, name, data, batch, blocks[0].samples[0]["x"]) for name in names}
     tested = sum(len(b.samples) * b.samples[0]["y"][0].numel() for b in blocks)
     validated = 8 * VALIDATED * training.crop**2
@@ -158,7 +159,7 @@ _HEAVY = 10.0  # mm/h: the sample with the largest area above it is drawn
 _INTERVALS = {"hko-7": "second", "dwd-12": "fifth"}  # section V-B of the paper
 
 
-def study(config: StudyConfig) -> pathlib.Path:
+def study(config: StudyConfig) -> pathlib.Path | None:
     """Run `fastds study db-rnn`. Raises FileNotFoundError or ValueError for unusable files or options."""
     return run_paper_study(DbRnnStudy, config)
 
@@ -259,8 +260,12 @@ class DbRnnStudy(PaperStudy):
 
     def _save_forecaster(self, name: str, seed: int, output: pathlib.Path) -> None:
         """Write start.safetensors, a staged network whose forecaster has the weights of the trained MS network."""
-        trained = suppress_warnings(lambda: models.load(self.runs.get_weights(name.removesuffix("-S"), seed)))
-        staged = models.create(select_preset(name, "")[0], **make_network_options(name, "", self.config.budget))
+        trained = suppress_warnings(
+            lambda: models.load(cast(pathlib.Path, self.runs.get_weights(name.removesuffix("-S"), seed)))
+        )
+        staged: Network = models.create(
+            select_preset(name, "")[0], **make_network_options(name, "", self.config.budget)
+        )
         staged.forecaster.load_state_dict(trained.state_dict())
         staged.card = trained.card
         output.mkdir(parents=True, exist_ok=True)

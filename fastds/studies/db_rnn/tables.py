@@ -65,13 +65,11 @@ def tabulate_scores(
     for name in names:
         width, parameters = sizes.get(name, (0, 0))
         size = (str(width), f"{parameters:,}") if width else ("-", "-")
-        ours = ["not run"] + ["-"] * (len(columns) - 1)
+        ours: list[str | Estimate] = ["not run", *["-"] * (len(columns) - 1)]
         if name in ABSENT:
             ours[0] = "not in fastds"
         if name in results:
-            ours = [
-                Estimate.from_statistic(lambda w, n=name, s=score: results[n].mean(s, w), labels) for score in columns
-            ]
+            ours = [Estimate.from_statistic(functools.partial(results[name].mean, score), labels) for score in columns]
         paper = [(get_published(name, data)[score], _digits(score, digits)) for score in columns]
         rows.append((name, *size, *ours, *("-" if v is None else f"{v:.{d}f}" for v, d in paper)))
     heads = ("method", "width", "parameters", *columns, *(f"paper: {score}" for score in columns))
@@ -119,6 +117,10 @@ def make_tables(
     return {"csi": made.pop("csi"), "order": made.pop("order"), **made, "leads": tabulate_leads(results, minutes)}
 
 
+def _subtract_means(one: ScoreSums, other: ScoreSums, score: str, weights: np.ndarray) -> np.ndarray:
+    return one.mean(score, weights) - other.mean(score, weights)
+
+
 def tabulate_ranking(results: Mapping[str, ScoreSums], labels: np.ndarray, data: str = "hko-7") -> ResultTable:
     """Tabulate the difference in each score for each pair of the ranking in the paper.
 
@@ -130,15 +132,15 @@ def tabulate_ranking(results: Mapping[str, ScoreSums], labels: np.ndarray, data:
     Returns:
         The table.
     """
-    rows = []
+    rows: list[tuple[str | Estimate, ...]] = []
     for better, other in PAPER_RANKING:
         if better not in results or other not in results:
             continue
         for score in RANKED_SCORES:
             pair = results[better], results[other]
-            ours = Estimate.from_statistic(lambda w, p=pair, s=score: p[0].mean(s, w) - p[1].mean(s, w), labels)
+            ours = Estimate.from_statistic(functools.partial(_subtract_means, *pair, score), labels)
             printed = [get_published(name, data)[score] for name in (better, other)]
-            paper = None if None in printed else printed[0] - printed[1]
+            paper = None if printed[0] is None or printed[1] is None else printed[0] - printed[1]
             rows.append(
                 (f"{better} less {other}", score, *compare_with_paper(ours, paper, 1 if score == "B-MAE" else 3))
             )

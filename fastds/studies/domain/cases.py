@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastds import data as fd
 from fastds import metrics
@@ -20,6 +20,7 @@ from fastds.inference.files import compute_mean_spacing
 from fastds.inference.ood.score import OODReport, assess_inputs
 from fastds.inference.ood.statistics import compute_field_statistics, compute_motion_statistics, compute_texture
 from fastds.models.baselines import advection, interpolate, trilinear
+from fastds.models.card import Network
 from fastds.studies.common.radar import find_echo_window
 from fastds.studies.radar import MARGIN, TEST_BLOCKS, Block, compute_errors, wrap_baseline, wrap_network
 from fastds.tasks.fields.evaluation import compute_margin, make_coarse_and_fine, resize_bicubic
@@ -66,7 +67,7 @@ class Case(NamedTuple):
     ratio: float
 
 
-def iter_radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
+def iter_radar_cases(network: Network, folder: pathlib.Path) -> Iterator[Case]:
     """Yield cases of an FC-ZSM network.
 
     The ratio of a case is the squared error of the network above 15 dBZ divided by the squared error of the baseline.
@@ -90,7 +91,7 @@ def iter_radar_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]
                     yield Case(f"{file}, {interval} x {scale}, {mode}", file, domain, sum(model) / sum(baseline))
 
 
-def _compute_radar_errors(network: nn.Module, simple: Callable, triples, place: int):
+def _compute_radar_errors(network: Network, simple: Callable, triples, place: int):
     """Compute the statistics of the input and the squared errors of the network and the baseline.
 
     The errors are those in the window with the largest echo area.
@@ -112,7 +113,7 @@ def _compute_radar_errors(network: nn.Module, simple: Callable, triples, place: 
     return compute_motion_statistics(x[:, 0]), model, baseline
 
 
-def iter_nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
+def iter_nowcast_cases(network: Network, folder: pathlib.Path) -> Iterator[Case]:
     """Yield cases of a nowcasting network.
 
     The ratio of a case is the squared error of the network in dBZ divided by that of extrapolation, over at most six
@@ -147,7 +148,7 @@ def iter_nowcast_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Cas
                     yield Case(f"{file}, {interval} x {scale}", file, domain, sums[0] / sums[1])
 
 
-def iter_humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
+def iter_humidity_cases(network: Network, folder: pathlib.Path) -> Iterator[Case]:
     """Yield cases of a humidity generator.
 
     The ratio of a case is the squared error of the generator with zero noise divided by that of bicubic interpolation.
@@ -173,7 +174,7 @@ def iter_humidity_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Ca
                 yield Case(f"{file}{at}, cells of {coarser}", f"{file}{at}", domain, ratio)
 
 
-def iter_field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]:
+def iter_field_cases(network: Network, folder: pathlib.Path) -> Iterator[Case]:
     """Yield cases of an arbitrary-scale network.
 
     The ratio of a case is the squared error of the network divided by that of bicubic interpolation. For a network of
@@ -189,7 +190,7 @@ def iter_field_cases(network: nn.Module, folder: pathlib.Path) -> Iterator[Case]
                 if min(fine.shape[2:]) < 12 * scale:
                     continue
                 x, truth = make_coarse_and_fine(fine, scale)
-                size, edge = tuple(truth.shape[2:]), compute_margin(scale) - 2
+                size, edge = (truth.shape[2], truth.shape[3]), compute_margin(scale) - 2
                 inner = (..., slice(edge, -edge), slice(edge, -edge))
                 made = (network(x, size=size), resize_bicubic(x, size))
                 ours, bicubic = ((y - truth)[inner].square().mean((0, 2, 3)) for y in made)

@@ -7,10 +7,9 @@
 import dataclasses
 import importlib
 
-from torch import nn
-
 from fastds import models
 from fastds._options import OptionError
+from fastds.models.card import Network
 from fastds.studies.command import Files
 from fastds.training.command import read_command_line
 from fastds.training.config import RunConfig
@@ -48,7 +47,7 @@ def study(config: StudyConfig) -> str:
     """Run `fastds study input-ranges`: print the ranges and return config.output."""
     if config.samples < 2:
         raise OptionError("samples", f"must be at least 2, got {config.samples}")
-    model = models.load(config.model)
+    model: Network = models.load(config.model)
     card, training = model.card, load_training(model, config.training or model.card.name, config.data.path)
     set_card_fields(card, {key: value for key, value in training.model.card.items() if not getattr(card, key, True)})
     card.input_ranges = make_training_data(model, training).compute_input_ranges(config.samples)
@@ -58,7 +57,7 @@ def study(config: StudyConfig) -> str:
     return config.output
 
 
-def load_training(model: nn.Module, name: str, path: str) -> RunConfig:
+def load_training(model: Network, name: str, path: str) -> RunConfig:
     """Load a training configuration of a model's task.
 
     Args:
@@ -70,7 +69,7 @@ def load_training(model: nn.Module, name: str, path: str) -> RunConfig:
     return options.parse_arguments(["--config", name, "--data.path", path])
 
 
-def make_training_data(model: nn.Module, config: RunConfig) -> BaseDataModule:
+def make_training_data(model: Network, config: RunConfig) -> BaseDataModule:
     """Read the samples of a training."""
     task = model.card.task
     data = importlib.import_module(f"fastds.tasks.{task}.samples")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from scipy.stats import rankdata
 from fastds import models
 from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.ood.score import TOLERANCE
+from fastds.models.card import Network
 from fastds.report import check_report
 from fastds.studies.command import Files
 from fastds.studies.common.bootstrap import Estimate
@@ -59,7 +61,7 @@ def study(config: StudyConfig) -> None:
     """Run `fastds study domain`: print the tables and write config.report."""
     if config.report is not None:
         check_report(config.report)
-    network = models.load(config.model)
+    network: Network = models.load(config.model)
     if not network.card.input_ranges:
         raise ValueError(f"model {config.model} has no input_ranges in its card; fastds study input-ranges makes them")
     with inference_context(None, resolve_execution(None, config.threads)), torch.inference_mode():
@@ -76,7 +78,7 @@ def study(config: StudyConfig) -> None:
 
 def tabulate_cases(cases: list[Case]) -> ResultTable:
     """Tabulate all cases in ascending order of the score."""
-    ordered = sorted(cases, key=lambda case: case.domain.score)
+    ordered = sorted(cases, key=lambda case: cast(float, case.domain.score))
     rows = [
         (c.label, f"{c.domain.score:.2f}", ", ".join(d.what for d in c.domain.outside), f"{c.ratio:.3f}")
         for c in ordered
@@ -90,6 +92,7 @@ def summarize(cases: list[Case]) -> ResultTable:
     One median is over the cases with a score up to TOLERANCE, the other over those above.
     """
     score, ratio, labels = _to_arrays(cases)
+    rows: list[tuple[str | Estimate, ...]]
     rows = [("rank correlation of score and error", str(len(cases)), compute_rank_correlation(score, ratio, labels))]
     for name, of in (("inside", score <= TOLERANCE), ("outside", score > TOLERANCE)):
         rows.append((f"median error, {name}", str(int(of.sum())), f"{np.median(ratio[of]):.3f}" if of.any() else "-"))

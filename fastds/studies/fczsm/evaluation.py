@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -52,10 +53,10 @@ def make_training_data(config: DataConfig, files: dict[str, dict[str, list[int]]
         files: file -> its parts.
         crop: side of the coarse crops in pixels.
     """
-    shared = {"var": config.var, "statics": config.statics, "dynamics": config.dynamics, "crop": crop}
+    shared: dict[str, Any] = {"var": config.var, "statics": config.statics, "dynamics": config.dynamics, "crop": crop}
     if config.split == "time":
         return TrainingData(config.path, select_training_parts(files), **shared)
-    drawn = {key: getattr(config, key) for key in ("fixed_samples", "split_seed", "minimum_echo")}
+    drawn: dict[str, Any] = {key: getattr(config, key) for key in ("fixed_samples", "split_seed", "minimum_echo")}
     return TrainingData(config.path, split="random", **drawn, **shared)
 
 
@@ -81,11 +82,11 @@ def read_test_block(
     """
     path = resolve_path(config, name)
     dynamic = DynamicFields(path, config.dynamics, slice(*part), config.var) if with_dynamics else None
-    block = fd.TimeBlock(str(path), *part, var=config.var)
+    block = fd.TimeBlock(str(path), part[0], part[1], var=config.var)
     triples = fd.EvaluationTriples(block, static=static, dynamic=dynamic)
     if not len(triples):
         raise OptionError("data.path", f": {name} has no three times at equal intervals in its last part")
-    chosen = _select_by_echo(triples, config.minimum_echo)
+    chosen = _select_by_echo(triples, cast(float, config.minimum_echo))
     if not len(chosen):
         raise OptionError(
             "data.minimum_echo", f": no time of the last part of {name} has {config.minimum_echo:.0%} of echo"
@@ -94,8 +95,8 @@ def read_test_block(
     seconds = triples.store.seconds[triples.index[chosen, 0]]
     length = parse_duration(config.block, "data.block")
     samples = [dict(triples[k]) for k in chosen]
-    echo = sum((s["y"] > 0) & s["valid"] for s in samples).sum((0, 1))
-    rows, columns = find_echo_window(echo, config.window)
+    echo: Any = sum((s["y"] > 0) & s["valid"] for s in samples)
+    rows, columns = find_echo_window(echo.sum((0, 1)), config.window)
     samples = [_crop_samples(sample, rows, columns) for sample in samples]
     wet = sum(int((s["y"][s["valid"]] > 0).sum()) for s in samples)
     count = sum(int(s["valid"].sum()) for s in samples)
@@ -126,7 +127,7 @@ class FixedSamples(Sequence):
     def __len__(self) -> int:
         return len(self.draws)
 
-    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, number: Any) -> Any:
         sample = self.triples.read(self.draws[number])
         return _exclude_margin({key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.items()})
 
@@ -155,7 +156,7 @@ def read_fixed_blocks(config: DataConfig, training: TrainingData) -> list[Evalua
 
 def _crop_samples(sample: dict[str, torch.Tensor], rows: slice, columns: slice) -> dict[str, torch.Tensor]:
     """Crop a sample to a window."""
-    coarse = tuple(slice(s.start // 2, s.stop // 2) for s in (rows, columns))
+    coarse: Any = tuple(slice(s.start // 2, s.stop // 2) for s in (rows, columns))
     cut = {key: z[..., *((rows, columns) if key in ("y", "valid") else coarse)] for key, z in sample.items()}
     return {key: z.contiguous() for key, z in _exclude_margin(cut).items()}
 
@@ -197,7 +198,7 @@ def call_with_prediction(
     if METHODS[name].preset is None:
         with inference_context(None, resolve_execution(None, threads)):
             return use(lambda sample: _dbz(BASELINES[name](sample["x"][None, :, :1], 2)[0, :, 0]))
-    model = suppress_warnings(lambda: models.load(weights))
+    model = suppress_warnings(lambda: models.load(cast(str, weights)))
     settings = resolve_execution(model, threads, "fp32", device)
 
     def predict(sample: dict[str, Tensor]) -> Tensor:

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from torch import nn
-
+from fastds.models.card import Network
 from fastds.studies.common.config import PAPER
 from fastds.tasks.radar.config import DataConfig, ModelConfig, TrainingConfig, parse_arguments
 
@@ -42,7 +41,10 @@ METHODS = {
 # Table 3: MSE of the baseline and of the method. DCN is the network of Serifi et al. (2021), on their data in g/m^2.
 REDUCTIONS = {
     "DCN": (1.740, 0.649),
-    **{name: (2.452, METHODS[name].published[0]) for name in ("UNet", "UNet3D", "ZSM", "ZSM-D", "ZSM-S", "ZSM-DS")},
+    **{
+        name: (2.452, cast(tuple, METHODS[name].published)[0])
+        for name in ("UNet", "UNet3D", "ZSM", "ZSM-D", "ZSM-S", "ZSM-DS")
+    },
 }
 # Pairs (better, worse) in the ranking of the paper.
 PAPER_RANKING = (
@@ -55,7 +57,7 @@ FIGURES = {
     "10": (("ZSM", "ZSM-D", "ZSM-S", "ZSM-DS"), "11-12"),
 }
 # Small networks, with a thirtieth to an eightieth of the paper's parameters.
-_SMALL = {
+_SMALL: dict[str, dict[str, Any]] = {
     "fczsm": {
         "num_features": 16, "offset_groups": 2, "extractor_blocks": 1, "reconstruction_blocks": 3,
         "lstm_alignment": "plain",
@@ -76,7 +78,7 @@ def make_network_options(name: str, budget: str, dynamics: int, statics: int) ->
         statics: number of static channels.
     """
     method = METHODS[name]
-    options = {} if budget == PAPER else dict(_SMALL[method.preset.split("-")[0]])
+    options = {} if budget == PAPER else dict(_SMALL[cast(str, method.preset).split("-")[0]])
     if method.dynamic:
         options["in_channels"] = 1 + dynamics
     if method.static:
@@ -86,7 +88,7 @@ def make_network_options(name: str, budget: str, dynamics: int, statics: int) ->
 
 def load_paper_config(name: str, path: str) -> TrainingConfig:
     """Load the shipped training configuration of a method, which follows the paper."""
-    return parse_arguments(["--config", METHODS[name].preset, "--data.path", path])
+    return parse_arguments(["--config", cast(str, METHODS[name].preset), "--data.path", path])
 
 
 def make_training_config(name: str, budget: str, steps: int, data: DataConfig, **run: Any) -> TrainingConfig:
@@ -129,11 +131,11 @@ def make_training_config(name: str, budget: str, steps: int, data: DataConfig, *
     )
     options = make_network_options(name, budget, len(data.dynamics), len(data.statics))
     return TrainingConfig(
-        data, ModelConfig(method.preset, options), loss="mse", max_steps=steps, learning_rate=2e-3, ema_decay=0.0,
-        warmup_steps=min(50, steps // 10 + 1), **run,
+        data, ModelConfig(cast(str, method.preset), options), loss="mse", max_steps=steps, learning_rate=2e-3,
+        ema_decay=0.0, warmup_steps=min(50, steps // 10 + 1), **run,
     )  # fmt: skip
 
 
-def get_width(model: nn.Module) -> int:
+def get_width(model: Network) -> int:
     """Return the number of features of a network's first level."""
     return model.config.get("num_features") or model.config["width"]

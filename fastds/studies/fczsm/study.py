@@ -15,6 +15,7 @@ import torch
 from fastds import metrics, models
 from fastds._options import spell_name
 from fastds.inference.execution import resolve_device
+from fastds.models.card import Network
 from fastds.report import Chart, Maps
 from fastds.studies.common.bootstrap import describe_intervals, make_block_labels
 from fastds.studies.common.config import PAPER, time_call
@@ -101,11 +102,11 @@ def _module_and_batch(training: TrainingConfig, device: str, size: int) -> tuple
     """Make the module of a training and a random batch of `size` samples."""
     module = RadarModule(build_model(training), training).to(resolve_device(device))
     c, crop = module.model.config, training.data.crop
-    device = next(module.parameters()).device
-    y = torch.rand(size, 3, 1, 2 * crop, 2 * crop, device=device)
-    batch = {"x": torch.rand(size, 2, c["in_channels"], crop, crop, device=device), "y": y, "valid": y > 0.1}
+    where = next(module.parameters()).device
+    y = torch.rand(size, 3, 1, 2 * crop, 2 * crop, device=where)
+    batch = {"x": torch.rand(size, 2, c["in_channels"], crop, crop, device=where), "y": y, "valid": y > 0.1}
     if c.get("static_channels"):
-        batch["static"] = torch.rand(size, c["static_channels"], crop, crop, device=device)
+        batch["static"] = torch.rand(size, c["static_channels"], crop, crop, device=where)
     return module, batch
 
 
@@ -133,7 +134,7 @@ def _time_scoring(blocks: list[EvaluationBlock]) -> float:
 __all__ = ["StudyConfig", "parse_arguments", "study"]
 
 
-def study(config: StudyConfig) -> pathlib.Path:
+def study(config: StudyConfig) -> pathlib.Path | None:
     """Run `fastds study fczsm`. Raises FileNotFoundError or ValueError for unusable files or options."""
     return run_paper_study(FczsmStudy, config)
 
@@ -241,7 +242,7 @@ class FczsmStudy(PaperStudy):
     def _cost(self, name: str) -> dict[str, float]:
         """Measure the costs of a network for a sample and a batch of its training; see measure_cost."""
         c = make_training_config(name, self.config.budget, 1, self.data)
-        model = models.create(c.model.name, **c.model.options)
+        model: Network = models.create(c.model.name, **c.model.options)
         channels, maps = model.config["in_channels"], model.config.get("static_channels", 0)
 
         def inputs(batch: int) -> tuple[torch.Tensor, ...]:

@@ -52,7 +52,7 @@ def tabulate_scores(
         rows.append(
             (name, *size, *ours, _reduction(results, name), *paper, _percent(published and published[0], 2.452))
         )
-    heads = ("method", "width", "parameters", *_HEADS, "reduction %")
+    heads: tuple[str, ...] = ("method", "width", "parameters", *_HEADS, "reduction %")
     heads += tuple(f"paper: {head}" for head in (*_HEADS, "reduction %"))
     return ResultTable("Scores above 15 dBZ, MSE in dBZ^2, with 95 % intervals over blocks of time", heads, rows)
 
@@ -109,7 +109,8 @@ def tabulate_ranking(results: Results, blocks: list[EvaluationBlock]) -> ResultT
         unit = 100 / results["trilinear"]["mse_total"].mean()
         ours = Estimate.from_samples(unit * (results[better]["mse_total"] - results[other]["mse_total"]), labels)
         printed = [METHODS[name].published for name in (better, other)]
-        paper = 100 * (printed[0][0] - printed[1][0]) / 2.452 if all(printed) else None
+        one, two = printed
+        paper = 100 * (one[0] - two[0]) / 2.452 if one and two else None
         rows.append((f"{better} less {other}", *compare_with_paper(ours, paper, 2)))
     title = "Differences of MSE, in % of trilinear's; agrees or opposite: the interval leaves out zero"
     return ResultTable(title, ("difference", "paper", "ours", "conclusion"), rows, digits=1, sign="+")

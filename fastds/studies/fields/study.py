@@ -9,7 +9,7 @@ import itertools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from fastds import models
 from fastds._options import OptionError
 from fastds.data.samples.degradation import Degradation, DegradationConfig
 from fastds.models.baselines.regression import LocationRidge, StaticResidual
+from fastds.models.card import Network
 from fastds.studies.command import find_configurations
 from fastds.studies.common.bootstrap import compute_interval
 from fastds.studies.common.tables import format_markdown
@@ -272,7 +273,7 @@ def train_and_score(config: StudyConfig, name: str, seed: int) -> dict:
     """
     training = make_training_config(config, name, seed)
     before = time.process_time()
-    model = models.load(field_training.train(training))
+    model: Network = models.load(field_training.train(training))
     seconds = time.process_time() - before
     return {
         "method": name, "seed": seed, "steps": config.max_steps, "learning_rate": training.learning_rate,
@@ -348,7 +349,7 @@ def make_degradation(data: FieldData) -> Callable:
     return degrade
 
 
-def score(predict: Callable, config: StudyConfig, names: list[str] = ()) -> dict:
+def score(predict: Callable, config: StudyConfig, names: Sequence[str] = ()) -> dict:
     """Score predict(x, size) on the test crops by factor.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -35,7 +36,8 @@ def split_columns(columns: int) -> dict[str, list[int]]:
 def make_training_data(config: DataConfig) -> TrainingData:
     """Make the data configuration of all trainings, including the test columns."""
     data = TrainingData(config.path, config.variables, level=config.level, vectors=config.vectors)
-    return dataclasses.replace(data, **split_columns(load_fields(data).shape[3]))
+    columns: dict[str, Any] = split_columns(load_fields(data).shape[3])
+    return dataclasses.replace(data, **columns)
 
 
 def read_test_crops(config: DataConfig, data: TrainingData) -> tuple[Tensor, list[Crop]]:
@@ -86,7 +88,8 @@ def make_protocols(
 
     def mirrored(x: Tensor, size: tuple[int, int]) -> Tensor:
         outputs = [_mirror(predict(_mirror(x, axes, vectors), size), axes, vectors) for axes in _MIRRORS]
-        return back_project(sum(outputs) / len(outputs), x)
+        total: Any = sum(outputs)
+        return back_project(total / len(outputs), x)
 
     return {
         "clean": (predict, None), "agreeing": (back_projected, None), "mirrored": (mirrored, None),

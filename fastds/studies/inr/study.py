@@ -48,7 +48,7 @@ __all__ = ["StudyConfig", "parse_arguments", "study"]
 _DRAWN = "2"  # factor of the maps that are drawn
 
 
-def study(config: StudyConfig) -> pathlib.Path:
+def study(config: StudyConfig) -> pathlib.Path | None:
     """Run `fastds study inr`. Raises FileNotFoundError or ValueError for unusable files or options."""
     return run_paper_study(InrStudy, config)
 

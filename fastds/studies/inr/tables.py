@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def tabulate_psnr(
         if found is None:
             rows.append((name, "-", "not run", *["-"] * (len(FACTORS) - 1)))
             continue
-        cells = [Estimate.from_samples(found[f], labels) if f in found else "-" for f in FACTORS]
+        cells: list[Any] = [Estimate.from_samples(found[f], labels) if f in found else "-" for f in FACTORS]
         rows.append((name, f"{sizes[name]:,}" if name in sizes else "-", *cells))
     title = f"PSNR in dB {PROTOCOLS[protocol]}, mean over crops and variables"
     return ResultTable(title, ("method", "parameters", *(f"x{f}" for f in FACTORS)), rows, digits=2)
@@ -67,7 +68,7 @@ def tabulate_ranking(results: Mapping[str, Mapping[str, Mapping[str, np.ndarray]
         results: protocol -> method -> factor -> dB of each crop.
         labels: (crops, 2), see make_crop_labels.
     """
-    rows = []
+    rows: list[Sequence] = []
     ways = [(pair, p, p) for pair in PAPER_RANKING for p in PROTOCOLS]
     ways += [(pair, p, "clean") for pair in PAPER_RANKING if pair[2] is not None for p in _OURS_ALONE]
     for (better, other, least), protocol, of_other in ways:

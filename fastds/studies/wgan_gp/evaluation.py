@@ -18,6 +18,7 @@ from fastds._options import OptionError
 from fastds.data.samples.fields import coarsen_fields
 from fastds.inference.execution import inference_context, resolve_execution
 from fastds.models.baselines import interpolate
+from fastds.models.card import Network
 from fastds.studies.wgan_gp.methods import METHODS, SCORES
 from fastds.tasks.humidity.config import DataConfig
 from fastds.tasks.humidity.evaluation import run_network
@@ -146,7 +147,7 @@ def call_with_prediction(
         convention = align if method.aligned else other
         with inference_context(None, resolve_execution(None, threads)):
             return use(lambda coarse: interpolate(coarse, scale, method.interpolation, convention)[None])
-    model = models.load(weights)
+    model: Network = models.load(weights)
     settings, card = resolve_execution(model, threads, "fp32", device), model.card
 
     def predict(coarse: Tensor) -> Tensor:
@@ -161,7 +162,7 @@ def call_with_prediction(
 def find_most_varied_day(regions: list[Region]) -> tuple[int, int]:
     """Return the indices of the region and of the day with the largest variance."""
     spread = {(r, d): float(day.var()) for r, region in enumerate(regions) for d, day in enumerate(region.days)}
-    return max(spread, key=spread.get)
+    return max(spread, key=spread.__getitem__)
 
 
 def predict_field(predict: Predict, regions: list[Region], chosen: tuple[int, int]) -> Tensor:

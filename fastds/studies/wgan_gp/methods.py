@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fastds import models
+from fastds.models.card import Network
 from fastds.studies.common.config import PAPER
-from fastds.tasks.humidity.config import CriticConfig, ModelConfig, TrainingConfig
+from fastds.tasks.humidity.config import TrainingConfig
 
 SCORES = ("mse", "mae", "ssim", "psnr", "acc", "tcc")
 
@@ -81,11 +82,11 @@ def make_variants(config: TrainingConfig, budget: str = "") -> dict[str, Trainin
     gan = dataclasses.replace(config.loss, adversary="gan")
     plain_gan = dataclasses.replace(gan, content="l1", noise_free_weight=0.0)
 
-    def changed(part: ModelConfig | CriticConfig, name: str, options: dict) -> ModelConfig | CriticConfig:
+    def changed(part: Any, name: str, options: dict) -> Any:
         return dataclasses.replace(part, name=name, options=options)
 
     def with_option(**option: Any) -> TrainingConfig:
-        parts = {"model": config.model, "critic": config.critic}
+        parts: dict[str, Any] = {"model": config.model, "critic": config.critic}
         return dataclasses.replace(
             config, **{name: changed(part, part.name, part.options | option) for name, part in parts.items()}
         )
@@ -105,7 +106,8 @@ def make_variants(config: TrainingConfig, budget: str = "") -> dict[str, Trainin
 
 def get_scale(config: TrainingConfig) -> int:
     """Return the downscaling factor of a training's generator."""
-    return models.create(config.model.name, **config.model.options).config["scale"]
+    network: Network = models.create(config.model.name, **config.model.options)
+    return network.config["scale"]
 
 
 def count_paper_steps(base: TrainingConfig) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
@@ -44,7 +44,7 @@ __all__ = ["StudyConfig", "parse_arguments", "study"]
 _LABEL = "relative humidity (%)"
 
 
-def study(config: StudyConfig) -> pathlib.Path:
+def study(config: StudyConfig) -> pathlib.Path | None:
     """Run `fastds study wgan-gp`. Raises FileNotFoundError or ValueError for unusable files or options."""
     return run_paper_study(WganGpStudy, config)
 
@@ -63,10 +63,10 @@ class WganGpStudy(PaperStudy):
     name, title = "wgan-gp", "Humidity WGAN-GP and what it is compared with"
 
     def __init__(self, config: StudyConfig):
-        self.base = parse_training(["--config", config.training, "--data.path", config.data.path])
+        self.base = parse_training(["--config", cast(str, config.training), "--data.path", config.data.path])
         self.scale, self.paper_steps = get_scale(self.base), count_paper_steps(self.base)
         self.align = "grid" if self.base.data.coarsening == "decimate" else "center"
-        self.regions = read_test_regions(self.base.data, self.scale, config.data.tile)
+        self.regions = read_test_regions(self.base.data, self.scale, cast(int, config.data.tile))
         self.labels = make_sample_labels(self.regions)
         names = [name for name in METHODS if name not in NETWORKS or name in (config.run or NETWORKS)]
         super().__init__(config, names, NETWORKS, {})

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def tabulate_ranking(results: Results, labels: np.ndarray) -> ResultTable:
         for score in SCORES:
             ours = Estimate.from_samples(results[better][score] - results[other][score], labels)
             printed = [get_published(name)[score] for name in (better, other)]
-            paper = None if None in printed else printed[0] - printed[1]
+            paper = None if printed[0] is None or printed[1] is None else printed[0] - printed[1]
             rows.append((f"{better} less {other}", score.upper(), *compare_with_paper(ours, paper, 3)))
     title = "Differences of scores; agrees or opposite: the interval leaves out zero"
     return ResultTable(title, ("difference", "score", "paper", "ours", "conclusion"), rows, sign="+")
@@ -72,7 +73,9 @@ def tabulate_ensembles(means: Results, labels: np.ndarray, members: int) -> Resu
         The table.
     """
     names = (*SCORES, "crps", "spread_skill")
-    rows = [(name, *(Estimate.from_samples(found[s], labels) for s in names)) for name, found in means.items()]
+    rows: list[Sequence] = [
+        (name, *(Estimate.from_samples(found[s], labels) for s in names)) for name, found in means.items()
+    ]
     return ResultTable(f"Means of {members} members", ("method", *(name.upper() for name in names)), rows)
 
 
@@ -128,7 +131,7 @@ def make_charts(
         draw = functools.partial(draw_validation_curves, curves, "validation CRPS of two members (%)")
         found["figure-08"] = Chart("Figure 8: validation error", f"Validation error of {', '.join(curves)}", draw)
         for score, label in _INDICATORS.items():
-            options = {"column": f"val_{score}_one", "log_y": False}
+            options: dict[str, Any] = {"column": f"val_{score}_one", "log_y": False}
             draw = functools.partial(draw_validation_curves, curves, f"validation {label}", **options)
             alt = f"Validation {label} of {', '.join(curves)}"
             found[f"figure-08-{score}"] = Chart(f"Figure 8: validation {label} of one member", alt, draw)

@@ -75,7 +75,7 @@ class BackProjection:
             wrong = x - _apply_axes(self.means, y)
             self._add(self._solve(wrong, covered & np.isfinite(wrong)), y)
             if bounded:
-                cut = np.count_nonzero((y < bounds[0] - slack) | (y > bounds[1] + slack))
+                cut = int(np.count_nonzero((y < bounds[0] - slack) | (y > bounds[1] + slack)))
                 y.clip(*bounds, out=y)
                 for bound in bounded:
                     y[self._select_fine_cells(x == bound) & ~np.isnan(y)] = bound

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,8 @@ class Downscaling(nn.Module):
             raise OptionError(
                 "model", f"is {add_article(what)}, expected an INRDownscaler of named variables such as inr-small"
             )
-        self.inputs, self.where = self.model.card.input_variables, {"scale": scale, "grid": grid}
+        self.inputs = self.model.card.input_variables
+        self.where: dict[str, Any] = {"scale": scale, "grid": grid}
         self.variables = np.array([f"{variable['name']}{level}" for variable in self.inputs])
         self.axes = {"lat": np.asarray(latitude), "lon": np.asarray(longitude)}
         nothing = np.zeros((1, len(self.inputs), len(self.axes["lat"]), len(self.axes["lon"])), np.float32)

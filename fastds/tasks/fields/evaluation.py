@@ -15,6 +15,7 @@ from fastds.data.samples.degradation import compute_area_mean
 from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
 from fastds.metrics import detail_ratio, psnr
 from fastds.models.baselines.interpolation import METHODS, interpolate_at
+from fastds.models.card import Network
 from fastds.ops import GridSpec
 from fastds.tasks.fields.geometry import Plane, find_geometry
 from fastds.tasks.fields.pairs import TRUTH, Pair, Pairs
@@ -168,7 +169,7 @@ def compute_margin(scale: float) -> int:
 
 
 def compute_scores(
-    model: torch.nn.Module,
+    model: Network,
     truth: Tensor,
     scales: Sequence[float],
     value_range: Tensor,
@@ -193,9 +194,9 @@ def compute_scores(
         shave = compute_margin(scale)
         inputs = {} if static is None else {"static": make_coarse_and_fine(static[None], scale)[0]}
         ours = model(x, size=tuple(y.shape[2:]), **inputs)
-        for name, prediction in (("model", ours), ("bicubic", resize_bicubic(x, tuple(y.shape[2:])))):
+        for name, prediction in (("model", ours), ("bicubic", resize_bicubic(x, (y.shape[2], y.shape[3])))):
             for c in range(y.shape[1]):
-                inner = [t[:, c, shave:-shave, shave:-shave] for t in (prediction, y)]
-                result[f"{name}/psnr/x{scale:g}/{c}"] = psnr(*inner, float(value_range[c]))["psnr"]
-                result[f"{name}/detail/x{scale:g}/{c}"] = detail_ratio(*inner, scale)
+                inner, truth_inner = (t[:, c, shave:-shave, shave:-shave] for t in (prediction, y))
+                result[f"{name}/psnr/x{scale:g}/{c}"] = psnr(inner, truth_inner, float(value_range[c]))["psnr"]
+                result[f"{name}/detail/x{scale:g}/{c}"] = detail_ratio(inner, truth_inner, scale)
     return result

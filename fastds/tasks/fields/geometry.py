@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -252,7 +253,7 @@ def find_geometry(dataset: xr.Dataset, var: str | None = None) -> Geometry:
     unwrapped, west = torch.from_numpy(np.unwrap(longitude.numpy(), period=FULL_CIRCLE)), None
     if not torch.equal(unwrapped, longitude):
         west = -FULL_CIRCLE / 2 if longitude.min() < 0 else 0.0
-    grid = Geometry(latitude, unwrapped, tuple(found), west)
+    grid = Geometry(latitude, unwrapped, (found[0], found[1]), west)
     try:
         _ = grid.steps  # raises ValueError for an unevenly spaced axis, before its extent is checked
     except ValueError as error:
@@ -276,10 +277,11 @@ def _find_plane(dataset: xr.Dataset, var: str | None) -> Plane | None:
         raise ValueError(
             f"expected fields on one grid, found {message}; name the variable with {spell_argument('var')}"
         )
-    names = axes_names[0]
+    names: Any = axes_names[0]
     axes = (dataset[n] for n in names)
-    units = tuple(str(dataset[n].attrs.get("units", "")) for n in names)
-    plane = Plane(*(torch.from_numpy(c.values.astype("float64")) for c in axes), names=names, units=units)
+    units: Any = tuple(str(dataset[n].attrs.get("units", "")) for n in names)
+    y, x = (torch.from_numpy(c.values.astype("float64")) for c in axes)
+    plane = Plane(y, x, names=names, units=units)
     try:
         _ = plane.steps
     except ValueError as error:
@@ -296,13 +298,13 @@ def _find_curvilinear_plane(dataset: xr.Dataset, fields: Sequence[xr.DataArray])
         named = find_rows_and_columns(field, dims)
         dims = dims if None in named else named
         lat, lon = find_latitude_longitude(field.transpose(..., *dims))
-        if lat is None:
+        if lat is None or lon is None:
             continue
         east = np.unwrap(lon.values, period=FULL_CIRCLE)
         ascending = np.nanmean(lat.values[-1] - lat.values[0]) > 0, np.nanmean(east[:, -1] - east[:, 0]) > 0
         counted = (torch.arange(size, dtype=torch.float64) for size in lat.shape)
-        axes = (axis if sign else -axis for axis, sign in zip(counted, ascending, strict=True))
-        return Plane(*axes, names=tuple(map(str, dims)), indexed=True)
+        y, x = (axis if sign else -axis for axis, sign in zip(counted, ascending, strict=True))
+        return Plane(y, x, names=(str(dims[0]), str(dims[1])), indexed=True)
     return None
 
 

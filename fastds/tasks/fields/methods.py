@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastds._options import spell_argument
 from fastds.inference.files import check_reads_static, describe_model, load_model
 from fastds.models.baselines.interpolation import METHODS, compute_interpolation_weights
+from fastds.models.card import Network
 from fastds.models.inr import INRDownscaler
 from fastds.tasks.fields.geometry import Geometry, Plane
 from fastds.tasks.fields.networks import AnyVariableModel, FieldModel
@@ -36,7 +37,7 @@ def check_inside(grid: Geometry, latitude: Tensor, longitude: Tensor) -> None:
     """
     ends = torch.cartesian_prod(latitude[[0, -1]], longitude[[0, -1]])
     try:
-        grid.points(*ends.T, outside="error")
+        grid.points(ends[:, 0], ends[:, 1], outside="error")
     except ValueError as error:
         limits = [
             f"{float(axis.min()):g} to {float(axis.max()):g}"
@@ -166,7 +167,7 @@ def pick_network(
         return _set_up(load_model(FALLBACK), dataset, grid), f"model {FALLBACK} (any variable)"
 
 
-def _set_up(model: nn.Module, dataset: xr.Dataset, grid: Geometry, static=None) -> FieldModel:
+def _set_up(model: Network, dataset: xr.Dataset, grid: Geometry, static=None) -> FieldModel:
     takes_any = isinstance(model, INRDownscaler) and model.card.any_variable
     if isinstance(grid, Plane) and not takes_any:
         raise ValueError(

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +118,7 @@ class Pairs:
         """Return one variable of all datasets, selected to common points and times."""
         fields = {what: dataset[name] for what, dataset in given.items()}
         for what in given:
-            self._check_units(name, *(fields[w].attrs.get("units") for w in (self.called, what)), what)
+            self._check_units(name, fields[self.called].attrs.get("units"), fields[what].attrs.get("units"), what)
         fields[TRUTH] = select_grid_points(fields[TRUTH], grids[TRUTH], self.grid, self.called, TRUTH)
         if COARSE in fields:
             swap = dict(zip(grids[COARSE].names, self.grid.names, strict=True))
@@ -179,7 +180,9 @@ class Pairs:
     def list_indices(self, name: str) -> list[dict[str, int]]:
         """Return the indices of the leading dimensions of all fields of a variable."""
         field = self.sources[TRUTH][name].field
-        lead = [dim for dim in self.sources[self.called][name].field.dims if dim not in (MEMBER, *self.grid.names)]
+        lead: list[Any] = [
+            dim for dim in self.sources[self.called][name].field.dims if dim not in (MEMBER, *self.grid.names)
+        ]
         return [dict(zip(lead, index, strict=True)) for index in np.ndindex(*(field.sizes[dim] for dim in lead))]
 
     def __len__(self) -> int:
@@ -188,7 +191,7 @@ class Pairs:
     def __getitem__(self, number: int) -> Pair:
         name, at = self._all_indices[number]
         made, truth = (self.sources[what][name].values(at) for what in (self.called, TRUTH))
-        coarse = self.sources[COARSE][name].values(at) if COARSE in self.sources else None
+        coarse: Any = self.sources[COARSE][name].values(at) if COARSE in self.sources else None
         baselines = {key: self._interpolate(method, coarse) for key, method in self._methods[name].items()}
         if self._back_projection is not None:
             bounds = self._methods[name]["bicubic"].bounds(0, torch.from_numpy(coarse))
@@ -254,6 +257,8 @@ def _check_same_points(given: dict[str, xr.Dataset], grids: dict[str, Geometry])
         message = f"{COARSE} is on a curvilinear grid, whose place among finer points is not known"
         raise ValueError(f"{message}; evaluate without {spell_argument('input')}")
     called, what = given
+    first: Any
+    second: Any
     first, second = (_find_points(dataset, grids[whose]) for whose, dataset in given.items())
     same = first[0] is not None and second[0] is not None and first[0].shape == second[0].shape
     if not same or not all(np.allclose(a, b, atol=1e-3) for a, b in zip(first, second, strict=True)):

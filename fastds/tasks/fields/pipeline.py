@@ -84,8 +84,8 @@ class FieldsPipeline:
         self.back_projection = None if coarsened is None else make_back_projection(self.method.grid, *self.target)
         method, names = self.method, self.method.names
         shape = *(dataset.sizes[d] for d in method.lead), *(axis.numel() for axis in self.target)
-        self.variables = {names[c]: ((*method.lead, *self.grid.names), shape) for c in method.predicted}
-        self.dim = method.lead[0] if method.lead else ""
+        self.variables: dict[str, Any] = {names[c]: ((*method.lead, *self.grid.names), shape) for c in method.predicted}
+        self.dim: Any = method.lead[0] if method.lead else ""
         method.find_totals()
         ends = self.grid.longitude[[0, -1]].tolist()
         if abs(abs(ends[1] - ends[0]) - FULL_CIRCLE) < 1e-3 and not isinstance(self.grid, Plane):
@@ -168,8 +168,8 @@ class FieldsPipeline:
                 interpolate_latitude_longitude(first.transpose(..., *self.grid.names), *(at.numpy() for at in where))
             )
         names = [*(d for d in method.lead if d in given.coords), *along, *get_scalar_coordinates(first)]
-        for name in names:
-            result = result.assign(get_coordinate_with_bounds(given, first[name]))
+        for coordinate in names:
+            result = result.assign(get_coordinate_with_bounds(given, first[coordinate]))
         result = result.set_coords(names).assign_attrs(self._settings())
         entry = f"fastds: arbitrary-scale downscaling with {method.name or 'a model'}"
         return add_history(result, "; ".join(filter(None, (entry, method.origin))))
@@ -198,7 +198,10 @@ class FieldsPipeline:
         rows, columns = (
             float(f"{finer:.12g}") for finer in self.method.factor(*self.target)
         )  # rounded, because the factor may be 2.999999999999999
-        settings = {"fastds_task": "fields", "fastds_model": self.method.name} | self.execution.attributes()
+        settings: dict[str, Any] = {
+            "fastds_task": "fields",
+            "fastds_model": self.method.name,
+        } | self.execution.attributes()
         settings |= self.method.ood.attributes()
         if self._totals:
             settings["fastds_running_totals"] = self._totals

@@ -25,7 +25,7 @@ def _read_rows(path: str | os.PathLike) -> list[dict]:
                 if None in row or None in row.values():
                     count = sum(value is not None for name, value in row.items() if name is not None)
                     count += len(row.get(None, []))
-                    columns = len(reader.fieldnames)
+                    columns = len(reader.fieldnames or ())
                     raise ValueError(f"{path}: point {rows.index(row) + 1} has {count} values for {columns} columns")
     except UnicodeDecodeError as error:
         found = f"byte {error.object[error.start]:#x} at {error.start}"

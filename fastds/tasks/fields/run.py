@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import Unpack
+from typing import Unpack, cast
 
 import xarray as xr
 from torch import nn
@@ -134,7 +134,9 @@ def downscale_file(
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, RunSummary]:
         def check(output: xr.Dataset) -> None:
-            check_truth_file(truth, functools.partial(check_truth, output=output, coarse=dataset), var, **reading)
+            check_truth_file(
+                cast(str, truth), functools.partial(check_truth, output=output, coarse=dataset), var, **reading
+            )
 
         return _downscale(model, dataset, folder=folder, check=None if truth is None else check, **chosen)
 
@@ -284,8 +286,8 @@ def _check_columns(stations: list[dict], fields: FieldModel) -> None:
     if taken:
         one = len(taken) == 1
         raise ValueError(
-            f"the points have {'a column' if one else 'columns'} {', '.join(taken)}, as the result has, whose values "
-            f"would be lost: rename {'it' if one else 'them'} in the points, such as {taken[0]}_observed"
+            f"the points have {'a column' if one else 'columns'} {', '.join(map(str, taken))}, as the result has, "
+            f"whose values would be lost: rename {'it' if one else 'them'} in the points, such as {taken[0]}_observed"
         )
 
 

@@ -7,6 +7,7 @@ import itertools
 import pathlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import xarray as xr
@@ -45,7 +46,8 @@ def load_fields(config: DataConfig) -> Tensor:
         for i, name in enumerate(config.variables):
             if name not in dataset:
                 raise OptionError(
-                    "data.variables", f": {name!r} is not in {config.path}, which has {sorted(dataset.data_vars)}"
+                    "data.variables",
+                    f": {name!r} is not in {config.path}, which has {sorted(map(str, dataset.data_vars))}",
                 )
             field = dataset[name]
             if config.units and field.attrs.get("units") != config.units[i]:
@@ -75,7 +77,7 @@ def load_each(config: DataConfig) -> list[tuple[str, Tensor]]:
             for name in list_fields(dataset) if everything else names:
                 if name not in dataset:
                     raise OptionError(
-                        "data.each", f": {name!r} is not in {path}, which has {sorted(dataset.data_vars)}"
+                        "data.each", f": {name!r} is not in {path}, which has {sorted(map(str, dataset.data_vars))}"
                     )
                 try:
                     values = _read_values(dataset[name], path)
@@ -162,13 +164,14 @@ class FieldData(BaseDataModule):
     def __init__(self, config: DataConfig, seed: int = 0, devices: int = 1):
         super().__init__(config, seed, devices)
         self.validation_batch = 1
-        self.static_variables, self.validation_static = [], None
+        self.static_variables: list[dict] = []
+        self.validation_static: Any = None
         blocks = self._load_each() if config.each else [self._load_variables()]
         degradation = Degradation(DegradationConfig(probability=config.degraded), self.limits)
-        vectors = tuple(None if v < 0 else v for v in config.vectors or (-1, -1))
+        vectors: Any = tuple(None if v < 0 else v for v in config.vectors or (-1, -1))
         self.training = FieldCrops(
             blocks, self.mean, self.std, degradation, crop=config.crop, halo=config.halo, queries=config.queries,
-            scales=tuple(config.scales), anisotropic=config.anisotropic, whole=config.whole_factors,
+            scales=(config.scales[0], config.scales[1]), anisotropic=config.anisotropic, whole=config.whole_factors,
             flips=config.flips, vectors=vectors, samples=config.epoch_samples, seed=seed,
         )  # fmt: skip
 
@@ -189,7 +192,7 @@ class FieldData(BaseDataModule):
         flat = block.usable.transpose(0, 1).flatten(1)
         low, high = flat.amin(1), flat.amax(1)
         self.value_range = high - low
-        self.limits = (torch.stack([low, high], 1) - self.mean[:, None]) / self.std[:, None]
+        self.limits: Tensor | None = (torch.stack([low, high], 1) - self.mean[:, None]) / self.std[:, None]
         self.validation = config.part(fields, validated)
         self.validation_static = config.static_part(static, validated)
         if min(train.shape) < 1 or len(self.validation) < 1 or not self._is_large_enough(self.validation):

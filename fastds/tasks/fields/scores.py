@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -94,9 +94,13 @@ def find_wet_threshold(field: xr.DataArray) -> float | None:
     kind = classify_rain(field)
     if kind is None:
         return None
-    millimetres, seconds = parse_rain_units(field.attrs["units"])
+    rain = parse_rain_units(field.attrs["units"])
+    assert rain is not None  # the field is rain
+    millimetres, seconds = rain
     if seconds is None:
-        times = next((field[d].values for d in field.dims if d in field.coords and field[d].dtype.kind in "MO"), [])
+        times: Any = next(
+            (field[d].values for d in field.dims if d in field.coords and field[d].dtype.kind in "MO"), []
+        )
         seconds = estimate_time_step(compute_seconds_since_first(times)) if len(times) > 1 else 3600.0
     return WET_RATE / 3600.0 * seconds / millimetres
 

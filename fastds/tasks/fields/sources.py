@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,13 +62,16 @@ class Source:
 
     def check(self) -> None:
         """Read all values of the field and check that they are plausible, see check_plausible."""
-        lead = [dim for dim in self.field.dims if dim not in self.names]
+        lead: list[Any] = [dim for dim in self.field.dims if dim not in self.names]
         places = np.ndindex(*(self.field.sizes[dim] for dim in lead))
         parts = (self._read(dict(zip(lead, place, strict=True))) for place in places)
         infinite = UndeclaredFills()
         values = (infinite.mask(mask_fill_values(part.values, part.attrs)) for part in parts)
         name = f"{self.field.name} of {self.what}"
-        form = {"codes": is_stored_as_codes(self.field), "all_missing": f"every value of variable {name} is missing"}
+        form: dict[str, Any] = {
+            "codes": is_stored_as_codes(self.field),
+            "all_missing": f"every value of variable {name} is missing",
+        }
         check_plausible(name, values, self.limits, self.field.attrs.get("units", ""), **form, stacklevel=5)
         infinite.warn(name, stacklevel=5)
 
@@ -79,7 +83,7 @@ class Source:
             how: "mean" or "decimate", see make_coarser_grid.
             what: label of the result in error messages.
         """
-        lead = [dim for dim in self.field.dims if dim not in self.names]
+        lead: list[Any] = [dim for dim in self.field.dims if dim not in self.names]
         size = grid.latitude.numel(), grid.longitude.numel()
         coarse = np.empty((*(self.field.sizes[dim] for dim in lead), *size), np.float32)
         for place in np.ndindex(*coarse.shape[:-2]):
@@ -133,4 +137,4 @@ def make_coarser_grid(grid: Geometry, scale: Sequence[float], how: str) -> tuple
         first = 0.0 if how == "decimate" else (factor - 1) / 2
         axes.append(interpolate_axis(values, first + factor * torch.arange(n, dtype=torch.float64)))
         size.append(round(n * factor))
-    return dataclasses.replace(grid, latitude=axes[0], longitude=axes[1]), tuple(size)
+    return dataclasses.replace(grid, latitude=axes[0], longitude=axes[1]), (size[0], size[1])

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ def project_points(
     projection_unit = 1.0 if crs.is_geographic else crs.axis_info[0].unit_conversion_factor
     rows, columns = (
         np.asarray(at) * projection_unit / (1.0 if crs.is_geographic else _get_metres(name, unit, projection_unit))
-        for at, name, unit in zip(found[::-1], grid.names, grid.units, strict=True)
+        for at, name, unit in zip(found[::-1], grid.names, cast(Plane, grid).units, strict=True)
     )
     return torch.from_numpy(rows), torch.from_numpy(columns)
 

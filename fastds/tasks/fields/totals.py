@@ -112,7 +112,7 @@ class RunningTotal:
         After a reset, the increment is the field itself. After missing values, it includes all growth since the last
         known value.
         """
-        if self._coarse is None or _classify_step(self._last, field) == "reset":
+        if self._coarse is None or self._last is None or _classify_step(self._last, field) == "reset":
             self._coarse, self._fine = np.zeros_like(field), 0.0
         # relative to the largest value so far, so that noise does not accumulate
         added = np.maximum(field - self._coarse, 0.0)

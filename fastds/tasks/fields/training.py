@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.utils.data import default_collate
 from fastds import models
 from fastds._options import OptionError, spell_name
 from fastds.models.baselines.interpolation import interpolate_at
-from fastds.models.card import ANY
+from fastds.models.card import ANY, Network
 from fastds.models.registry import PRESETS, resolve_preset
 from fastds.ops.impl.inr_query.points import PointSpec
 from fastds.tasks.fields.config import DataConfig, TrainingConfig
@@ -32,7 +33,7 @@ class FieldModule(SupervisedModule):
     The divisor is the typical error of each variable, or with data.each the error of each sample.
     """
 
-    def __init__(self, model: torch.nn.Module, config: TrainingConfig, data: FieldData):
+    def __init__(self, model: Network, config: TrainingConfig, data: FieldData):
         super().__init__(model, config)
         self.value_range = data.value_range
         self.register_buffer("error_scale", None if config.data.each else compute_typical_error(data))
@@ -50,7 +51,9 @@ class FieldModule(SupervisedModule):
         return ((prediction - batch["target"]).abs() / scale).mean()
 
     def validation_step(self, truth: Tensor, batch_index: int) -> None:
-        values = compute_scores(self.model, truth, self.config.data.test_scales, self.value_range, self.static)
+        values = compute_scores(
+            self.model, truth, self.config.data.test_scales, self.value_range, cast(Any, self.static)
+        )
         gain = [v - values[k.replace("model", "bicubic")] for k, v in values.items() if k.startswith("model/psnr")]
         values["val_gain_db"] = sum(gain) / len(gain)
         self.log_dict(values, batch_size=1, sync_dist=self.trainer.world_size > 1)
@@ -70,7 +73,7 @@ def compute_typical_error(data: FieldData, samples: int = 64) -> Tensor:
 class ExportWeights(ExportBest):
     """Export of the weights with the highest val_gain_db."""
 
-    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
+    def validate(self, trainer: L.Trainer, module: Any) -> tuple[Network, dict, float]:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if "/psnr/" in k or k == "val_gain_db"}
         comparison = compare_to_baseline(
             "bicubic interpolation", "gain of PSNR in dB", values["val_gain_db"], 0.0, higher=True
@@ -79,7 +82,7 @@ class ExportWeights(ExportBest):
         return module.model, scores, -values["val_gain_db"]
 
 
-def build_model(config: TrainingConfig, data: FieldData) -> torch.nn.Module:
+def build_model(config: TrainingConfig, data: FieldData) -> Network:
     """Create the network with the normalisation of the data, or load config.model.start, and fill its card.
 
     Weights from config.model.start keep their normalisation.
@@ -91,7 +94,7 @@ def build_model(config: TrainingConfig, data: FieldData) -> torch.nn.Module:
     expected = {"in_channels": len(variables)}
     expected |= {"static_channels": len(config.data.statics)} if config.data.statics else {}
     if c.start:
-        model = models.load(c.start).train()
+        model: Network = models.load(c.start).train()
         found = {key: getattr(model, key, 0) for key in ("in_channels", "static_channels")}
         if found != {"static_channels": 0} | expected:
             raise OptionError(
@@ -126,7 +129,7 @@ def _adapt_samples(config: TrainingConfig) -> None:
         ValueError: the scales differ from the fixed scale factor.
     """
     c, data, default = config.model, config.data, DataConfig(config.data.path)
-    options = models.load(c.start).config if c.start else {**PRESETS[resolve_preset(c.name)][1], **c.options}
+    options: Any = models.load(c.start).config if c.start else {**PRESETS[resolve_preset(c.name)][1], **c.options}
     if (factor := options.get("scale")) is not None:
         for name, expected in (("scales", [factor, factor]), ("test_scales", [factor])):
             given = getattr(data, name)

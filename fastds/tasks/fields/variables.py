@@ -6,11 +6,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Hashable, Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastds.data.fill_values import UndeclaredFills, mask_undeclared_fills
 from fastds.data.grid.times import check_dates
@@ -61,8 +62,11 @@ class Fields:
         ValueError: a leading dimension of length 0, or missing dates.
     """
 
-    model: nn.Module | None = None
+    model: Any = None  # Network or None
     name, origin, max_factor = "", "", 1.0
+    if TYPE_CHECKING:
+
+        def predict_grid(self, x: Tensor, latitude: Tensor, longitude: Tensor, out: list[np.ndarray]) -> None: ...
 
     def __init__(self, dataset: xr.Dataset, grid: Geometry, names: list[str], kinds: list[Kind]):
         self.dataset, self.grid, self.names, self.kinds = dataset, grid, names, kinds
@@ -101,7 +105,11 @@ class Fields:
             infinite = UndeclaredFills()
             variable, values = self.dataset[n], (infinite.mask(self._read(n, at)) for at in self._iterate_indices())
             message = f"every value of variable {n} is missing, and so is the output"
-            form = {"codes": is_stored_as_codes(variable), "all_missing": message, "stacklevel": stacklevel + 1}
+            form: dict[str, Any] = {
+                "codes": is_stored_as_codes(variable),
+                "all_missing": message,
+                "stacklevel": stacklevel + 1,
+            }
             check_plausible(n, values, limits, variable.attrs.get("units", ""), **form)
             infinite.warn(n, stacklevel + 1)
 
@@ -112,7 +120,8 @@ class Fields:
 
     def factor(self, latitude: Tensor, longitude: Tensor) -> tuple[float, float]:
         """Return the scale factors of target coordinates along rows and columns; `max_factor` for a single point."""
-        return tuple(finer or self.max_factor for finer in self.grid.compute_factors(latitude, longitude))
+        rows, columns = (finer or self.max_factor for finer in self.grid.compute_factors(latitude, longitude))
+        return rows, columns
 
     def bounds(self, channel: int, field: Tensor) -> Bounds:
         """Return the bounds of the fine values of a field (H, W), derived from the kind of variable.
@@ -148,7 +157,9 @@ class Fields:
             self.changes.add("clipped", 0, values.size)
             return
         slack = self.slack(field)
-        self.changes.add("clipped", np.count_nonzero((values < low - slack) | (values > high + slack)), values.size)
+        self.changes.add(
+            "clipped", int(np.count_nonzero((values < low - slack) | (values > high + slack))), values.size
+        )
         values.clip(low, high, out=values)
 
     @staticmethod
@@ -271,7 +282,9 @@ def find_variable(dataset: xr.Dataset, entry: dict) -> str:
 
 def list_grid_variables(dataset: xr.Dataset, grid: Geometry) -> list[str]:
     """Return the names of the numeric variables on the grid."""
-    return [n for n, v in dataset.data_vars.items() if set(grid.names) <= set(v.dims) and v.dtype.kind in "fiu"]
+    return [
+        cast(str, n) for n, v in dataset.data_vars.items() if set(grid.names) <= set(v.dims) and v.dtype.kind in "fiu"
+    ]
 
 
 def list_fields(dataset: xr.Dataset, grid: Geometry) -> list[str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,13 @@ from fastds import metrics
 from fastds.data.samples.fields import coarsen_fields
 from fastds.models.baselines import interpolate
 from fastds.models.baselines.regression import LocationRidge, StaticResidual
+from fastds.models.card import Network
 
 INTERPOLATIONS = [(method, align) for method in ("lanczos", "bilinear", "bicubic") for align in ("center", "grid")]
 RIDGE_PENALTY = 10.0  # penalty in squared units of the field times the number of samples
 
 
-def run_network(network: torch.nn.Module, coarse: Tensor, **noise) -> Tensor:
+def run_network(network: Network, coarse: Tensor, **noise) -> Tensor:
     """Run a network.
 
     Args:
@@ -49,7 +51,7 @@ def compute_baselines(coarse: Tensor, early: tuple[Tensor, Tensor], scale: int, 
     return fields
 
 
-def evaluate_region(networks: dict[str, torch.nn.Module], fine: Tensor, members: int, seed: int) -> dict[str, dict]:
+def evaluate_region(networks: dict[str, Network], fine: Tensor, members: int, seed: int) -> dict[str, dict]:
     """Compute the scores of all methods on the second half of the times of a region.
 
     Args:
@@ -81,7 +83,7 @@ def evaluate_region(networks: dict[str, torch.nn.Module], fine: Tensor, members:
 
 
 def score_network(
-    name: str, network: torch.nn.Module, coarse: Tensor, truth: Tensor, members: int, seed: int
+    name: str, network: Network, coarse: Tensor, truth: Tensor, members: int, seed: int
 ) -> dict[str, dict]:
     """Return the rows of a network in the table of evaluate_region.
 
@@ -109,7 +111,11 @@ def score_network(
         "spread_skill": metrics.spread_skill(draws, truth),
         "rank_histogram": metrics.rank_histogram(draws, truth),
     }
-    rows = {"no noise": noise_free, "one member": compute_scores(draws[0], truth, card.range), "ensemble mean": mean}
+    rows: dict[str, Any] = {
+        "no noise": noise_free,
+        "one member": compute_scores(draws[0], truth, card.range),
+        "ensemble mean": mean,
+    }
     return {f"{name}, {row}": values for row, values in rows.items()}
 
 

@@ -7,7 +7,7 @@ import functools
 import os
 import warnings
 from collections.abc import Hashable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -76,9 +76,9 @@ class HumidityPipeline:
         fine = count, self.rows.stop - self.rows.start, columns * model.config["scale"]
         shape = *((members,) if members else ()), *fine
         names = {new: old for old, new in self.names.items()}
-        self.dim = names.get("time", "time")
+        self.dim: Any = names.get("time", "time")
         self.reset_changes()
-        self.variables = {self.field.name: (tuple(names.get(dim, dim) for dim in self.dims), shape)}
+        self.variables: dict[Any, Any] = {self.field.name: (tuple(names.get(dim, dim) for dim in self.dims), shape)}
 
     def make_chunks(self, steps: int) -> list[Chunk]:
         """Return chunks of whole sequences."""
@@ -90,12 +90,12 @@ class HumidityPipeline:
 
     def compute(self, chunk: Chunk) -> dict[str, np.ndarray]:
         """Compute the values of a chunk, by variable name."""
-        return {self.field.name: self._values(slice(*chunk.steps), False)}
+        return {cast(str, self.field.name): self._values(slice(*chunk.steps), False)}
 
     def compute_all(self, progress: bool) -> xr.Dataset:
         """Compute the whole result."""
         self.reset_changes()
-        out = self.make_result({self.field.name: self._values(slice(None), progress)})
+        out = self.make_result({cast(str, self.field.name): self._values(slice(None), progress)})
         if self.is_humidity and self.max_input > HUMIDITY_RANGE[1] and "fastds_valid_range" in out.attrs:
             out.attrs["fastds_valid_range"] = [HUMIDITY_RANGE[0], float(self.max_input)]
         return out.assign_attrs(self.changes.attributes())
@@ -114,7 +114,7 @@ class HumidityPipeline:
         if not self.is_humidity:
             return fine
         low, high = HUMIDITY_RANGE
-        self.changes.add("clipped", np.count_nonzero((fine < low) | (fine > high)), fine.size)
+        self.changes.add("clipped", int(np.count_nonzero((fine < low) | (fine > high))), fine.size)
         fine = fine.clip(low, high)
         self._add_excess(fine, (values - high).clip(0, None))
         return fine
@@ -122,7 +122,7 @@ class HumidityPipeline:
     def _clip_input(self, values: np.ndarray) -> np.ndarray:
         """Clip humidity to HUMIDITY_RANGE, for which the network was trained and to which its output is clipped."""
         clipped = _clip_humidity(values, self.field.name)
-        self.changes.add("cut_input", np.count_nonzero(clipped != values), values.size)
+        self.changes.add("cut_input", int(np.count_nonzero(clipped != values)), values.size)
         return clipped
 
     def _add_excess(self, fine: np.ndarray, excess: np.ndarray) -> None:
@@ -157,7 +157,7 @@ class HumidityPipeline:
             )
         out = out.isel({field.dims[1]: self.rows}, missing_dims="ignore")
         dims = self.dims
-        out = out.assign({field.name: (dims, values[field.name], get_field_attributes(self.dataset, field))})
+        out = out.assign({field.name: (dims, values[cast(str, field.name)], get_field_attributes(self.dataset, field))})
         out = out.assign_coords(
             {name: value for name, value in get_scalar_coordinates(field).items() if name not in dims}
         )
@@ -253,9 +253,10 @@ def _clip_humidity(values, name):
 def _map_time_names(dataset: xr.Dataset) -> dict[Hashable, Hashable]:
     """Return the renaming of variables that makes "time" the name of the time dimension."""
     time = find_dataset_time(dataset)
-    if time in (None, "time"):
+    if time is None or time == "time":
         return {}
-    return {time: "time"} | ({"time": "_time"} if "time" in dataset.variables else {})
+    renamed: dict[Hashable, Hashable] = {time: "time"}
+    return renamed | ({"time": "_time"} if "time" in dataset.variables else {})
 
 
 def _is_periodic(dataset: xr.Dataset, field: xr.DataArray) -> bool:
@@ -344,7 +345,7 @@ def _run_generator(model, values: np.ndarray, seeds: list[list[int]], progress: 
     """
     card, scale = model.card, model.config["scale"]
     x = torch.from_numpy((values - card.offset) / card.range)[None, :, None]
-    members = [list(numbers) for numbers in zip(*seeds, strict=True)] or [None]
+    members: list[list | None] = [list(numbers) for numbers in zip(*seeds, strict=True)] or [None]
     fine = np.empty((len(members), len(values), *(n * scale for n in values.shape[1:])), np.float32)
     starts = range(0, len(values), SEQUENCE)
     with progress_bar(progress, len(starts) * len(members), "downscaling", "sequences") as advance:
@@ -352,7 +353,7 @@ def _run_generator(model, values: np.ndarray, seeds: list[list[int]], progress: 
             part = x[:, start : start + SEQUENCE]
             for made, numbers in zip(fine, members, strict=True):
                 noise = "zero" if numbers is None else _draw_noise(model, part, numbers[start : start + SEQUENCE])
-                given = wrap_columns(part, wrap).to(get_device(model))
+                given = cast(torch.Tensor, wrap_columns(part, wrap)).to(get_device(model))
                 y = model(given, noise=wrap_columns(noise, wrap))[0, :, 0].float().cpu()
                 y = y[..., wrap * scale : y.shape[-1] - wrap * scale]
                 made[start : start + part.shape[1]] = card.denormalise(y).numpy()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import Unpack
+from typing import Unpack, cast
 
 import xarray as xr
 from torch import nn
@@ -113,7 +113,7 @@ def downscale_file(
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, RunSummary]:
         def check(output: xr.Dataset) -> None:
             fits = functools.partial(check_truth, output=output, coarse=dataset)
-            check_truth_file(truth, fits, var, **reading)
+            check_truth_file(cast(str, truth), fits, var, **reading)
 
         generator = load_model(model)
         execution = {"threads": threads, "precision": precision, "device": device, "graph": graph}
@@ -142,7 +142,9 @@ def plan(name: str, dataset: xr.Dataset, var: str | None = None) -> str:
     expected = {str(v.get("standard_name")) for v in card.input_variables}
     if str(field.attrs.get("standard_name")) not in expected:
         needed = ", ".join(sorted(expected)).replace("_", " ")
-        raise ValueError(f"needs {needed}; this file has {', '.join(list_fields(dataset)) if var is None else var}")
+        raise ValueError(
+            f"needs {needed}; this file has {', '.join(map(str, list_fields(dataset))) if var is None else var}"
+        )
     parts = f"{field.name} at {card.space_factor} times the resolution", assess_field(card, field).text()
     return "; ".join(filter(None, parts))
 

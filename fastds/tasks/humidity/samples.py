@@ -65,12 +65,12 @@ def read_regions(config: DataConfig, role: str) -> list[torch.Tensor]:
                 field = thin_to_days(field, config.steps)
             except ValueError as error:
                 raise OptionError("data.sources", f"[{name!r}] with daily: {error}") from None
-        field = field.values
-        for box in source.get(role, [] if set(source) & set(ROLES) else _split_columns(field.shape, role)):
+        grid = field.values
+        for box in source.get(role, [] if set(source) & set(ROLES) else _split_columns(grid.shape, role)):
             top, bottom, left, right = box
-            if not (0 <= top < bottom <= field.shape[1] and 0 <= left < right <= field.shape[2]):
-                raise OptionError("data.sources", f"[{name!r}][{role!r}]: {box} is no part of a {field.shape[1:]} grid")
-            regions.append(normalise(field[:, top:bottom, left:right], config))
+            if not (0 <= top < bottom <= grid.shape[1] and 0 <= left < right <= grid.shape[2]):
+                raise OptionError("data.sources", f"[{name!r}][{role!r}]: {box} is no part of a {grid.shape[1:]} grid")
+            regions.append(normalise(grid[:, top:bottom, left:right], config))
     return regions
 
 

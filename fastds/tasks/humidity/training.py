@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import math
 import pathlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from fastds._options import OptionError, spell_name
 from fastds.metrics import field_scores
 from fastds.models.baselines import interpolate
 from fastds.models.baselines.super_resolution import SRCNN, SRGANDiscriminator, SRResNet
+from fastds.models.card import Network
 from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
 from fastds.models.wgan_gp.penalty import CriticLoss, adversarial_loss
 from fastds.tasks.humidity.config import TrainingConfig
@@ -64,9 +66,7 @@ class AdversarialModule(BaseLightningModule):
         steps_per_epoch: number of batches in an epoch, for the schedule.
     """
 
-    def __init__(
-        self, generator: torch.nn.Module, critic: torch.nn.Module, config: TrainingConfig, steps_per_epoch: int
-    ):
+    def __init__(self, generator: Network, critic: Network, config: TrainingConfig, steps_per_epoch: int):
         super().__init__(config)
         self.automatic_optimization = False
         self.generator, self.steps_per_epoch = generator, steps_per_epoch
@@ -76,7 +76,7 @@ class AdversarialModule(BaseLightningModule):
         self.steps = 0
 
     @property
-    def exported(self) -> torch.nn.Module:
+    def exported(self) -> Network:
         """Generator that is validated and saved: the averaged one, if weights are averaged."""
         return self.generator if self.average is None else self.average
 
@@ -93,7 +93,8 @@ class AdversarialModule(BaseLightningModule):
         return self.steps * self.config.data.batch_size
 
     def training_step(self, batch: dict, batch_index: int) -> None:
-        critic_optimiser, generator_optimiser = self.optimizers()
+        optimisers: Any = self.optimizers()
+        critic_optimiser, generator_optimiser = optimisers
         rate = self.compute_rate_factor()
         for optimiser in (critic_optimiser, generator_optimiser):
             for group in optimiser.param_groups:
@@ -223,7 +224,9 @@ class AdversarialModule(BaseLightningModule):
         o = self.config.optimiser
         rates = self.config.critic.learning_rate, self.config.learning_rate
         pairs = list(zip((self.critic_loss.critic, self.generator), rates, strict=True))
-        optimisers = [torch.optim.Adam(net.parameters(), lr=rate, betas=o.betas) for net, rate in pairs]
+        optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.Adam(net.parameters(), lr=rate, betas=o.betas) for net, rate in pairs
+        ]
         for optimiser, (_, rate) in zip(optimisers, pairs, strict=True):
             optimiser.param_groups[0]["initial_lr"] = rate
         return optimisers
@@ -261,7 +264,7 @@ class AdversarialModule(BaseLightningModule):
 class ExportGenerator(ExportBest):
     """Export of the weights with the lowest val_crps."""
 
-    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
+    def validate(self, trainer: L.Trainer, module: Any) -> tuple[Network, dict, float]:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
         score = "squared error without noise", values["val_mse_noise_free"], values["val_mse_bicubic"]
         comparison = compare_to_baseline("bicubic interpolation", *score)
@@ -317,5 +320,5 @@ def train(config: TrainingConfig) -> pathlib.Path:
     data.setup()
     # config.max_steps is enforced by the module, because the trainer would also count the steps of the critic.
     epochs = config.optimiser.epochs if config.max_steps is None else None
-    bounds = {"max_steps": -1, "max_epochs": -1 if epochs is None else epochs}
+    bounds: dict[str, Any] = {"max_steps": -1, "max_epochs": -1 if epochs is None else epochs}
     return run_training(config, module, data, ExportGenerator, **bounds)

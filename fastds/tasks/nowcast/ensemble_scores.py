@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from fastds.inference.tables import format_number, make_score_table
 from fastds.metrics import EnsembleScores, reliability_counts
@@ -104,9 +104,9 @@ class EnsembleSums:
         sums: name -> array (n, ...); arrays of several initialization times can be added.
     """
 
-    def __init__(self, members: int, leads: Sequence[float]):
+    def __init__(self, members: int, leads: ArrayLike):
         self.members, self.leads = members, np.asarray(leads, float)
-        shapes = {"scores": (4,), "ranks": (members + 1,), "rain": (4,)}
+        shapes: dict[str, tuple[int, ...]] = {"scores": (4,), "ranks": (members + 1,), "rain": (4,)}
         shapes |= {"reliability": (len(RATES), members + 1, 2), "windows": (len(RATES), 2), "hits": (len(RATES), 4)}
         self.sums = {name: np.zeros((len(self.leads), *shape)) for name, shape in shapes.items()}
 

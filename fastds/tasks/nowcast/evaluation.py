@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import nn
 
 from fastds.data import (
     RAIN_THRESHOLDS,
@@ -26,6 +26,7 @@ from fastds.data.samples.radar_windows import RadarWindows
 from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
 from fastds.inference.tables import track_progress
 from fastds.metrics import NowcastScores
+from fastds.models.card import Network
 from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
 from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.members import find_trajectories, scale_known_frames
@@ -96,6 +97,7 @@ class EvaluationItems:
         sums = EnsembleSums(forecasts.count, forecasts.leads)
         for lead, truth in enumerate(start.after):
             rain = np.where(np.isnan(truth), np.nan, reflectivity_to_rate(truth, forecasts.z_r, forecasts.floor))
+            assert start.members is not None
             sums.add(lead, start.members[:, lead], rain)
         return sums
 
@@ -112,7 +114,7 @@ def _compute_forecast(method: Method, known: np.ndarray, wet: np.ndarray, steps:
     Returns:
         (steps, h, w) in dBZ.
     """
-    known, floor = known[-method.known :], method.card.floor_dbz
+    known, floor = known[-method.known :], cast(float, method.card.floor_dbz)
     forecast = method(known, steps)
     if method.has_limited_wet_area:
         paths = find_trajectories(scale_known_frames(known, floor), steps) if method.uses_motion else None
@@ -168,7 +170,7 @@ def evaluate(
         page = EvaluationReport(report, forecasts, fields.sources, scoring.labels[0], model)
     sums = sum_scores(scoring, "starts", progress, None if page is None else page.add, score_items)
     if not sums:
-        raise _make_start_error(scoring.known, forecasts.leads, forecasts.starts, fields.lines[1])
+        raise _make_start_error(scoring.known, forecasts.leads, cast(Sequence, forecasts.starts), fields.lines[1])
     comparison, members = sums["comparison"], sums.get("members")
     left_out = len(forecasts.starts) - comparison.starts
     notes = [f"{left_out} of {len(forecasts.starts)} starts left out, fields before or after them are missing"]
@@ -233,7 +235,7 @@ def _list_installed() -> list[str]:
 
 
 def compute_window_scores(
-    model: nn.Module, windows: RadarWindows, z_r: tuple[float, float], progress: bool = False
+    model: Network, windows: RadarWindows, z_r: tuple[float, float], progress: bool = False
 ) -> NowcastScores:
     """Compute scores over windows as in the tables of the DB-RNN paper: of all m + n - 1 predicted frames.
 
@@ -249,7 +251,7 @@ def compute_window_scores(
     n = windows.index.shape[1] - windows.known
     thresholds = normalised_rates(RAIN_THRESHOLDS, z_r, windows.floor, windows.ceiling)
     scores = NowcastScores(thresholds, windows.known + n - 1, future=n)
-    for sample in track_progress(windows, progress, "windows"):
+    for sample in track_progress(cast(Collection, windows), progress, "windows"):
         with torch.inference_mode():
             y = model.roll(sample["x"][None], n)[-1]
         truth = torch.cat([sample["x"], sample["y"]])[None, 1:]
@@ -285,7 +287,7 @@ class _ObservedFields:
         shifts = forecasts.leads[0] * np.arange(1 - self.known, 1), forecasts.leads
         found = []
         for source, line, some in zip(self.sources, self.lines, shifts, strict=True):
-            places = [line.find(line.seconds_at(forecasts.starts[number]) + shift) for shift in some]
+            places: list[Any] = [line.find(line.seconds_at(forecasts.starts[number]) + shift) for shift in some]
             if None in places:
                 return None
             found.append((source, places))

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
@@ -96,6 +96,7 @@ def make_forecast_dataset(
         outside: mask (starts, leads, h, w), 1 where the air comes from outside the observed area; None: unknown.
     """
     raw, one = source.raw, len(starts) == 1
+    attrs: dict[str, Any]
     name, attrs = QUANTITIES[quantity]
     attrs = {**attrs, "zr_a": z_r[0], "zr_b": z_r[1]}
     if first is not None and first.dims == (THRESHOLD,):
@@ -108,7 +109,8 @@ def make_forecast_dataset(
     out = coarsen_grid(source.dataset, raw, factor).assign_coords(
         get_scalar_coordinates(raw) | _make_times(source, starts, leads)
     )
-    dims, lead = source.dims if one else (REFERENCE, PERIOD, *source.dims[1:]), ()
+    dims = source.dims if one else (REFERENCE, PERIOD, *source.dims[1:])
+    lead: tuple[Hashable, ...] = ()
     if first is not None:
         out, lead = out.assign_coords({first.dims[0]: first}), first.dims
     values = values[(slice(None),) * len(lead) + (0,)] if one else values
@@ -137,7 +139,7 @@ def _make_times(source: ReflectivityInput, starts: list[Start], leads: list[floa
     period = {"standard_name": PERIOD, "units": "s"}
     if len(starts) == 1:
         return {
-            label.name: xr.Variable((label.name,), times[0], {"standard_name": "time"}, encoding),
+            cast(str, label.name): xr.Variable((label.name,), times[0], {"standard_name": "time"}, encoding),
             REFERENCE: xr.Variable((), references[0], {"standard_name": REFERENCE}, encoding),
             PERIOD: xr.Variable((label.name,), whole, period),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -100,7 +101,8 @@ class Ensemble:
 
     def __init__(self, method: Method, execution: ExecutionConfig, seed: int, z_r: tuple[float, float]):
         self.method, self.execution, self.seed, self.z_r = method, execution, seed, z_r
-        self.floor, self.ceiling = float(method.card.floor_dbz), float(method.card.ceiling_dbz)
+        self.floor = float(cast(float, method.card.floor_dbz))
+        self.ceiling = float(cast(float, method.card.ceiling_dbz))
         self.error_model = _load_error_model()
 
     def draw(self, z: np.ndarray, paths: Tensor, steps: int, start: object, members: int) -> Iterator[np.ndarray]:
@@ -186,7 +188,9 @@ class NetworkEnsemble:
             yield from np.where(drawn < self.min_echo, floor, drawn)
 
 
-def compute_exceedance(members: Iterator[np.ndarray], count: int, thresholds: Sequence[float]) -> np.ndarray:
+def compute_exceedance(
+    members: Iterator[np.ndarray], count: int, thresholds: Sequence[float] | np.ndarray
+) -> np.ndarray:
     """Return exceedance probabilities.
 
     Args:
@@ -197,7 +201,7 @@ def compute_exceedance(members: Iterator[np.ndarray], count: int, thresholds: Se
     Returns:
         (thresholds, steps, H, W) float32.
     """
-    counts = 0
+    counts: Any = 0
     for fields in members:
         counts = counts + np.stack([fields >= np.float32(threshold) for threshold in thresholds]).astype(np.uint16)
     return (counts / np.float32(count)).astype(np.float32)
@@ -205,4 +209,4 @@ def compute_exceedance(members: Iterator[np.ndarray], count: int, thresholds: Se
 
 @functools.cache
 def _load_error_model() -> ErrorModel:
-    return load(ERROR_MODEL)
+    return cast(ErrorModel, load(ERROR_MODEL))

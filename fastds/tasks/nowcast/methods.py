@@ -8,6 +8,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from fastds.inference.execution import get_device
 from fastds.inference.files import describe_model
 from fastds.models import ModelCard, available, load, load_card
 from fastds.models.baselines import blurred_persistence, extrapolation, persistence, pysteps_extrapolation
+from fastds.models.card import Network
 from fastds.tasks.nowcast.starts import Timeline, find_starts
 
 BLURRED = "blurred-persistence"
@@ -55,7 +57,7 @@ class Method:
     card: ModelCard
     known: int
     function: Callable
-    model: nn.Module | None = None
+    model: Any = None  # Network or None
 
     @property
     def name(self) -> str:
@@ -67,7 +69,7 @@ class Method:
 
         It is lower for methods without a network, which preserve weak observed echo.
         """
-        return float(self.card.floor_dbz) + (DRY_DB if self.model is not None else 0.0)
+        return float(cast(float, self.card.floor_dbz)) + (DRY_DB if self.model is not None else 0.0)
 
     @property
     def uses_motion(self) -> bool:
@@ -173,7 +175,7 @@ class Method:
         return self._run(z, steps, members=count)
 
     def _run(self, z: np.ndarray, steps: int, **options) -> np.ndarray:
-        low, high = self.card.floor_dbz, self.card.ceiling_dbz
+        low, high = cast(float, self.card.floor_dbz), cast(float, self.card.ceiling_dbz)
         device = torch.device("cpu") if self.model is None else get_device(self.model)
         x = (torch.from_numpy(clip_reflectivity(z, low, high)) - low) / (high - low)
         with torch.inference_mode():
@@ -224,7 +226,7 @@ def _pick_shipped() -> tuple[Method, str]:
     return _make_method(load(chosen)), f"model {chosen}" + f" (other nowcasters: {others})" * bool(others)
 
 
-def _make_method(model: nn.Module) -> Method:
+def _make_method(model: Network) -> Method:
     card = getattr(model, "card", None)
     if not hasattr(model, "forecast") or card is None:
         raise ValueError(f"model {getattr(card, 'name', '') or type(model).__name__} does not forecast")

@@ -42,7 +42,7 @@ def write_picture(
     columns = range(0, len(fields) + 1, -(-len(fields) // _MAX_LEADS))
     leads = [0.0 if k == 0 else forecasts.leads[k - 1] for k in columns]
     places = [line.find(start + lead) for lead in leads]
-    (x, unit), (y, unit_y) = (_get_axis(forecast, dim) for dim in (source.dims[2], source.dims[1]))
+    (x, unit), (y, unit_y) = (_get_axis(forecast, str(dim)) for dim in (source.dims[2], source.dims[1]))
     if unit != unit_y:
         x, y, unit = None, None, "pixels"
     of_members = f", mean of {format_count(forecasts.count, 'member')}" if forecasts.count else ""

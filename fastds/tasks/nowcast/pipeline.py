@@ -9,7 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -145,7 +145,7 @@ class Options:
             self._check_probability()
 
     def _check_probability(self) -> None:
-        rates = list(self.probability)
+        rates = list(self.probability or ())
         if not rates or not all(0 < rate < math.inf for rate in rates) or sorted(set(rates)) != rates:
             raise OptionError(
                 "probability", f"must be growing rain rates in mm/h such as 1,5,10, got {self.probability!r}"
@@ -217,7 +217,7 @@ class NowcastPipeline:
             self.ensemble = kind(method, self.execution, options.seed or 0, self.z_r)
         name = QUANTITIES[options.quantity][0] if options.probability is None else PROBABILITY
         dims = REFERENCE, PERIOD, *source.dims[1:]
-        self.variables = {name: ((*lead, *dims), (*lead.values(), *shape))}
+        self.variables: dict[str, Any] = {name: ((*lead, *dims), (*lead.values(), *shape))}
         if method.uses_motion:
             self.variables[OUTSIDE] = dims, shape
         self.spacing, self.interval = None if spacing is None else self.factor * spacing, interval
@@ -253,8 +253,8 @@ class NowcastPipeline:
             # source.check reports missing values if there is only one frame
             warnings.warn("every pixel of the last known field is missing, and so is the forecast", UserWarning, 4)
         if self.options.probability is None:
-            form = {"quantity": self.options.quantity, "z_r": self.z_r, "floor": self.method.card.floor_dbz}
-            convert_forecasts(self.source, z, **form)
+            floor = cast(float, self.method.card.floor_dbz)
+            convert_forecasts(self.source, z, quantity=self.options.quantity, z_r=self.z_r, floor=floor)
         return dict(zip(self.variables, (z[0] if self.first is None else z, *outside), strict=True))
 
     def _compute_forecasts(self, starts: list[Start], progress: bool, folder) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -273,7 +273,7 @@ class NowcastPipeline:
         (_, shape), *further = self.variables.values()
         count = 1 if self.first is None else self.first.size
         z, outside = (allocate_output((n, len(starts), *shape[-3:]), folder) for n in (count, len(further)))
-        floor, steps, order = self.method.card.floor_dbz, len(self.leads), self._order
+        floor, steps, order = cast(float, self.method.card.floor_dbz), len(self.leads), self._order
         bar = progress_bar(progress, len(starts), "nowcasting", "starts")
         with inference_context(self.method.model, self.execution), bar as advance:
             for number, start in enumerate(starts):
@@ -283,14 +283,14 @@ class NowcastPipeline:
                     z[place, number] = fields[order]
                     z[place, number][:, np.isnan(known[-1])[order]] = np.nan
                 for mask in outside:
-                    mask[number] = find_inflow(known[-1], paths)[order]
+                    mask[number] = find_inflow(known[-1], cast(torch.Tensor, paths))[order]
                 if advance is not None:
                     advance()
         return z, list(outside)
 
     def _read_known(self, frames: Sequence[int]) -> np.ndarray:
         """Return frames of the source on the cells of the forecast, in dBZ, oriented as for the method."""
-        z = read_coarse_frames(self.source, list(frames), self.factor, self.method.card.floor_dbz)
+        z = read_coarse_frames(self.source, list(frames), self.factor, cast(float, self.method.card.floor_dbz))
         return z[self._order].copy()
 
     @property
@@ -309,23 +309,28 @@ class NowcastPipeline:
                 forecast = self.method(known, steps)
             unlimited = self.options.smooth or not self.method.has_limited_wet_area
             return [forecast if unlimited else self._limit_wet_area(forecast, paths, start.frames[-1])]
-        members = self.ensemble.draw(known, paths, steps, start.time, count)
+        members = self.ensemble.draw(known, cast(torch.Tensor, paths), steps, start.time, count)
         if self.options.probability is None:
             return members
         return compute_exceedance(members, count, rate_to_reflectivity(np.array(self.options.probability), self.z_r))
 
     def _limit_wet_area(self, forecast: np.ndarray, paths: torch.Tensor | None, frame: int) -> np.ndarray:
         """Limit the forecast (leads, h, w), in place, to about the wet area of a frame of the source."""
-        floor = self.method.card.floor_dbz
+        floor = cast(float, self.method.card.floor_dbz)
         wet = compute_wet_shares(self.source, frame, self.factor, floor)[self._order]
         dried = limit_wet_area(forecast, wet, paths, floor)
-        self.changes.add("dried", dried, len(forecast) * np.count_nonzero(~np.isnan(wet)))
+        self.changes.add("dried", dried, len(forecast) * int(np.count_nonzero(~np.isnan(wet))))
         return forecast
 
     def make_result(self, values: Mapping[str, Any]) -> xr.Dataset:
         """Return the result with coordinates and attributes."""
         forecasts, outside = next(iter(values.values())), values.get(OUTSIDE)
-        form = {"quantity": self.options.quantity, "z_r": self.z_r, "factor": self.factor, "first": self.first}
+        form: dict[str, Any] = {
+            "quantity": self.options.quantity,
+            "z_r": self.z_r,
+            "factor": self.factor,
+            "first": self.first,
+        }
         form["outside"] = outside
         out = make_forecast_dataset(self.source, self.starts, self.leads, forecasts, **form)
         return add_history(
@@ -346,11 +351,10 @@ class NowcastPipeline:
     def ood(self) -> OODReport:
         """Out-of-distribution report of the input frames, with a UserWarning if they are outside."""
         card, inputs = self.method.card, []
+        limits = cast(float, card.floor_dbz), cast(float, card.ceiling_dbz)
         for k in select_evenly(len(self.starts)) if card.input_ranges and self.method.known > 1 else ():
             z = self._read_known(self.starts[k].frames[-2:])
-            inputs.append(
-                compute_motion_statistics(scale_reflectivity(torch.from_numpy(z), card.floor_dbz, card.ceiling_dbz))
-            )
+            inputs.append(compute_motion_statistics(scale_reflectivity(torch.from_numpy(z), *limits)))
         found = assess_statistics(card, self.spacing, self.interval, inputs)
         found.warn(stacklevel=5)
         return found
@@ -435,8 +439,8 @@ def _make_settings(
         "fastds_block": options.block or 0,
         "fastds_smooth": int(options.smooth),
         **execution.attributes(),
-        "fastds_floor_dBZ": float(method.card.floor_dbz),
-        "fastds_ceiling_dBZ": float(method.card.ceiling_dbz),
+        "fastds_floor_dBZ": float(cast(float, method.card.floor_dbz)),
+        "fastds_ceiling_dBZ": float(cast(float, method.card.ceiling_dbz)),
         "fastds_dry_below_dBZ": dry_below,
         "fastds_dry_below_mm_h": round(float(reflectivity_to_rate(dry_below, z_r)), 4),
         "fastds_z_r": f"Z = {z_r[0]:g} R^{z_r[1]:g}, {origin}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -76,7 +77,7 @@ def forecast(
     steps = _list_steps(timesteps)
     minutes = float(metadata["accutime"] if timestep is None else timestep)
     fields, linear = to_linear(precip, metadata)
-    options = {"steps": steps[-1], "interval": f"{round(minutes * 60)}s", "coarsen": 1}
+    options: dict[str, Any] = {"steps": steps[-1], "interval": f"{round(minutes * 60)}s", "coarsen": 1}
     options |= {"threads": threads, "device": device, "members": n_ens_members, "seed": seed}
     made = nowcast(model, make_dataset(fields, linear, minutes), **options)["rainfall_rate"].values
     result = from_linear(made[..., np.array(steps) - 1, :, :], linear, metadata)[0]

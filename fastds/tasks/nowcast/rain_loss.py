@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training loss that combines relative squared error and soft CSI by lead time."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +35,8 @@ class RainLoss(nn.Module):
         self, thresholds: list[float], floors: list[float], width: float, weight: float, unit: float, leads: int
     ):
         super().__init__()
+        self.sums: Tensor
+        self.batches: Tensor
         self.thresholds, self.floors, self.width, self.weight, self.unit = thresholds, floors, width, weight, unit
         self.register_buffer("sums", torch.zeros(2, len(thresholds), leads))  # H and U
         self.register_buffer("batches", torch.zeros(()))
@@ -64,7 +68,7 @@ class RainLoss(nn.Module):
         Returns:
             A scalar.
         """
-        total = 0.0
+        total: Any = 0.0
         for floor in self.floors:
             x = truth.clamp(min=floor)
             error, least = (_average_by_lead((z.clamp(min=floor) - x).square(), valid) for z in (y, reference))

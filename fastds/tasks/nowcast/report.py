@@ -7,7 +7,7 @@ import datetime
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -53,7 +53,8 @@ class EvaluationReport:
         self.path, self.forecasts, self.sources, self.name, self.model = path, forecasts, sources, name, model
         spacing = compute_mean_spacing(sources[1])
         self.curves = Curves(None if spacing is None else forecasts.factor * spacing / 1e3)
-        self.heaviest, self.drawn = -1.0, None
+        self.heaviest = -1.0
+        self.drawn: Any = None  # number, fields before and after, and forecasts by method
 
     def add(self, start: ComparedFields) -> None:
         """Add an initialization time."""

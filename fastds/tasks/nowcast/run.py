@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import xarray as xr
@@ -130,16 +131,16 @@ def nowcast_file(
         def fits(file: xr.Dataset) -> None:
             check_truth(file, *forecasts, var=chosen.var, z_r=chosen.z_r)
 
-        check_truth_file(truth, fits, chosen.var, missing=missing, units=units)
+        check_truth_file(cast(str, truth), fits, chosen.var, missing=missing, units=units)
 
     def draw(dataset: xr.Dataset, out: xr.Dataset) -> str:
         from fastds.tasks.nowcast.picture import write_picture
 
-        write_picture(Path(picture), out, dataset, chosen.var, chosen.z_r)
+        write_picture(Path(cast(str, picture)), out, dataset, chosen.var, chosen.z_r)
         return f"wrote {picture}"
 
     then = None if picture is None else draw
-    reading = {"missing": missing, "units": units, "stop": stop}
+    reading: dict[str, Any] = {"missing": missing, "units": units, "stop": stop}
     return process_file(source, target, make, then, var=chosen.var, dtype=dtype, origin=origin, **reading)
 
 

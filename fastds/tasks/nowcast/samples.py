@@ -3,6 +3,7 @@
 
 import pathlib
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,11 +92,12 @@ class NowcastCrops(torch.utils.data.Dataset):
                 )
         share = np.ones(len(self.stores)) if weights is None else np.asarray(weights, dtype=np.float64)
         self.share = share / share.sum()
-        self._pool = {}
+        self._pool: dict[Any, Any] = {}
 
     def _windows(self, store: FrameStore, interval: int) -> list[np.ndarray]:
         """Return the frame numbers of all windows; windows with fewer than m + n frames are last."""
-        c, found = self.config, {}
+        c = self.config
+        found: dict[Any, Any] = {}
         for future in range(c.future, c.fewest - 1, -1):
             for window in store.sequences(c.known + future, interval):
                 found.setdefault(int(window[0]), window)
@@ -116,7 +118,7 @@ class NowcastCrops(torch.utils.data.Dataset):
             rng = np.random.default_rng((self.seed, int(index), 1))
             if self.config.augment:
                 frames, valid = _flip_and_transpose(rng, frames, valid)
-            frames = self._add_dbz(frames.float(), float(rng.uniform(*self.config.shift)))
+            frames = self._add_dbz(frames.float(), float(rng.uniform(self.config.shift[0], self.config.shift[1])))
         return {"frames": frames.float().contiguous(), "valid": valid.contiguous()}
 
     def _add_dbz(self, frames: Tensor, dbz: float) -> Tensor:
@@ -149,6 +151,7 @@ class NowcastCrops(torch.utils.data.Dataset):
                 best = echo, place
             if echo >= self.config.minimum_echo:
                 break
+        assert best is not None
         return best[1]
 
     def _read(self, store: FrameStore, scale: int, window: np.ndarray, place: list[int]) -> tuple[Tensor, Tensor]:
@@ -161,8 +164,8 @@ class NowcastCrops(torch.utils.data.Dataset):
             (max(p - halo, 0), min(p + c.crop + halo, size // scale))
             for p, size in zip(place, store.shape[1:], strict=True)
         ]
-        z = store.dbz(window, *(slice(a * scale, b * scale) for a, b in spans))
-        z = torch.from_numpy(fd.coarsen(z, scale, "dbz", floor=c.floor))[:, None]
+        dbz = store.dbz(window, *(slice(a * scale, b * scale) for a, b in spans))
+        z = torch.from_numpy(fd.coarsen(dbz, scale, "dbz", floor=c.floor))[:, None]
         x = (z.clamp(c.floor, c.ceiling) - c.floor) / (c.ceiling - c.floor)
         valid = ~x.isnan()
         corner = [p - a for p, (a, _) in zip(place, spans, strict=True)]
@@ -200,7 +203,7 @@ def follow_motion(x: Tensor, valid: Tensor, known: int, corner: list[int], crop:
     limits = torch.tensor([n - 1.0 for n in size]).view(2, 1, 1)
     inside = ((at >= 0) & (at <= limits)).all(1, keepdim=True)
     grid = (2 * at / limits.clamp(min=1) - 1).flip(1).permute(0, 2, 3, 1)
-    options = {"padding_mode": "border", "align_corners": True}
+    options: dict[str, Any] = {"padding_mode": "border", "align_corners": True}
     moved = F.grid_sample(inputs[0], grid[:known], mode="bilinear", **options)
     truth = torch.where(valid[known:], x[known:], 0.0)
     truth = F.grid_sample(truth, grid[known:], mode="bicubic", **options).clamp(0, 1)
@@ -211,8 +214,8 @@ def follow_motion(x: Tensor, valid: Tensor, known: int, corner: list[int], crop:
 def _flip_and_transpose(rng, *fields: Tensor) -> list[Tensor]:
     """Apply the same random flips and transpose to all fields."""
     flips, transpose = [axis for axis in (-1, -2) if rng.integers(2)], rng.integers(2)
-    fields = [field.flip(flips) for field in fields]
-    return [field.transpose(-1, -2) for field in fields] if transpose else fields
+    flipped = [field.flip(flips) for field in fields]
+    return [field.transpose(-1, -2) for field in flipped] if transpose else flipped
 
 
 class NowcastData(BaseDataModule):

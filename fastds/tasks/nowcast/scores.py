@@ -7,10 +7,11 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from fastds.data import RAIN_THRESHOLDS, normalised_rates, prepare, reflectivity_to_rate
 from fastds.data.samples.radar_windows import NOWCAST_CEILING_DBZ, NOWCAST_FLOOR_DBZ
@@ -72,10 +73,10 @@ class NowcastTable(ScoreTables):
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """Write one line per method, lead time, score and threshold (mm/h) or wavelength (cells), atomically."""
-        lines = []
+        lines: list[list[str]] = []
         for method, row in self.rows.items():
             for score in (*_BY_THRESHOLD, "power", *_ERRORS, *_BIASES):
-                labels = RAIN_THRESHOLDS if score in _BY_THRESHOLD else [""]
+                labels: Sequence[Any] = RAIN_THRESHOLDS if score in _BY_THRESHOLD else [""]
                 labels = [f"{low:g}-{high:g}" for low, high in BANDS] if score == "power" else labels
                 for lead, values in zip(self.leads, row[score].reshape(len(self.leads), -1), strict=True):
                     lines += [
@@ -225,15 +226,15 @@ class Comparison:
         z_r: a and b of Z = a R^b.
     """
 
-    def __init__(self, methods: Sequence[str], leads: Sequence[float], z_r: tuple[float, float]):
+    def __init__(self, methods: Sequence[str], leads: ArrayLike, z_r: tuple[float, float]):
         self.leads, self.z_r = np.asarray(leads, float), z_r
         self.thresholds = normalised_rates(RAIN_THRESHOLDS, z_r, NOWCAST_FLOOR_DBZ, NOWCAST_CEILING_DBZ)
         self.scores = {name: NowcastScores(self.thresholds, len(self.leads)) for name in methods}
-        self.counts = {name: [] for name in methods}
+        self.counts: dict[Any, Any] = {name: [] for name in methods}
         shape = len(self.leads), len(self.thresholds), 4
         self.windows = {name: np.zeros(shape) for name in methods}
         self.rain = {name: np.zeros((2, len(self.leads), 2)) for name in methods}
-        self.power = {name: [] for name in methods}
+        self.power: dict[Any, Any] = {name: [] for name in methods}
         self.starts = 0
 
     def add(self, truth: np.ndarray, fields: dict[str, np.ndarray]) -> None:

@@ -43,7 +43,7 @@ class Timeline:
 
     def find(self, seconds: float) -> int | None:
         """Return the index of the time at `seconds`, or None."""
-        found = int(find_times(self.seconds, np.float64(seconds), JITTER * self.cadence))
+        found = int(find_times(self.seconds, np.asarray(seconds, np.float64), JITTER * self.cadence))
         return None if found < 0 else found
 
     def has(self, time, shifts: np.ndarray) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from fastds import data as fd
 from fastds import models
 from fastds._options import OptionError
 from fastds.metrics import NowcastScores, mean_of_defined
+from fastds.models.card import Network
 from fastds.models.db_rnn import DBRNN, LagrangianRNN, StagedRNN
 from fastds.models.db_rnn.cells import decoupling_loss, memory_similarities
 from fastds.models.db_rnn.discriminator import Discriminator, select_variant
@@ -52,11 +54,13 @@ class NowcastModule(SupervisedModule):
         ValueError: a stage without a StagedRNN, or weights of two outputs without a DBRNN.
     """
 
-    def __init__(self, model: torch.nn.Module, config: TrainingConfig):
+    def __init__(self, model: Network, config: TrainingConfig):
         super().__init__(model, config)
         c = config.data
         self.range_dbz = c.ceiling - c.floor
-        self.thresholds = fd.normalised_rates(config.loss.rates, tuple(config.loss.z_r), c.floor, c.ceiling)
+        self.thresholds = fd.normalised_rates(
+            config.loss.rates, cast(tuple[float, float], tuple(config.loss.z_r)), c.floor, c.ceiling
+        )
         floors = [(f - c.floor) / self.range_dbz for f in _FLOORS_DBZ if f >= c.floor]
         width = config.loss.csi_width / self.range_dbz
         options = (self.thresholds, floors, width, config.loss.csi_weight, 1.0 / self.range_dbz, c.future)
@@ -79,15 +83,17 @@ class NowcastModule(SupervisedModule):
             # without decoupling loss, the shared parameters of the cells have no gradient, for which DDP would wait
             for part in shared:
                 part.requires_grad_(False)
-        self.discriminator = self.discriminator_optimiser = self._judged = None
-        self._similarities = []
+        self.discriminator: Any = None
+        self.discriminator_optimiser: Any = None
+        self._judged: tuple[Tensor, Tensor] | None = None
+        self._similarities: list[Any] = []
         if config.loss.terms == "adversarial":
             variant = config.loss.discriminator or select_variant(self.network.config["cell"])
             self.discriminator = Discriminator(variant, (c.crop, c.crop))
             self.discriminator_optimiser = torch.optim.Adam(self.discriminator.parameters(), _DISCRIMINATOR_RATE)
 
     @property
-    def network(self) -> torch.nn.Module:
+    def network(self) -> Network:
         """Network that is rolled over the frames of a batch."""
         return self.model.network if isinstance(self.model, LagrangianRNN) else self.model
 
@@ -141,14 +147,14 @@ class NowcastModule(SupervisedModule):
             return parts[0] if weights is None else weights.forecast * parts[0] + weights.deblurred * parts[1]
         frames = prediction[0].shape[1]  # all frames but the first; SimVP predicts the forecast frames only
         truth, valid = batch["frames"][:, -frames:], batch["valid"][:, -frames:]
-        prediction = [torch.where(valid, y, truth) for y in prediction]
+        filled: list[Any] = [torch.where(valid, y, truth) for y in prediction]
         if weights is None:
-            return pixel_loss(prediction[0], truth)
+            return pixel_loss(filled[0], truth)
         if self.discriminator is None:
-            return generator_loss(*prediction, truth, weights)
-        self._judged = prediction[-1].detach(), truth
+            return generator_loss(filled[0], filled[1], truth, weights)
+        self._judged = filled[-1].detach(), truth
         self.discriminator.requires_grad_(False)
-        return generator_loss(*prediction, truth, weights, self.discriminator)
+        return generator_loss(filled[0], filled[1], truth, weights, self.discriminator)
 
     def on_train_batch_end(self, outputs, batch: dict, batch_index: int) -> None:
         """Make a step of the discriminator, if there is one, after the step of the network.
@@ -216,7 +222,7 @@ class NowcastModule(SupervisedModule):
 class ExportWeights(ExportBest):
     """Export of the weights with the lowest val_error."""
 
-    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
+    def validate(self, trainer: L.Trainer, module: Any) -> tuple[Network, dict, float]:
         values = module.validation_scores()
         method = "extrapolation" if isinstance(module.model, LagrangianRNN) else "persistence"
         comparison = compare_to_baseline(
@@ -226,14 +232,14 @@ class ExportWeights(ExportBest):
         return module.model, scores, values["val_error"]
 
 
-def build_model(config: TrainingConfig) -> torch.nn.Module:
+def build_model(config: TrainingConfig) -> Network:
     """Create the network with its card, or load config.model.start.
 
     Raises:
         ValueError: the network is not a nowcasting network.
     """
     c = config.model
-    model = models.load(c.start).train() if c.start else models.create(c.name, **c.options)
+    model: Network = models.load(c.start).train() if c.start else models.create(c.name, **c.options)
     if not isinstance(model, NowcastModel):
         raise OptionError(
             "model.name",

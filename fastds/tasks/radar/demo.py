@@ -74,17 +74,17 @@ def demo(
     if frames % 2 == 0 or frames < 3:
         raise OptionError("frames", f"must be odd and at least 3, got {frames}")
     began = time.perf_counter()
-    model, note = pick_model(model)
+    network, note = pick_model(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     truth = synthetic_event(seed, frames, (size, size))
     coarse = coarsen_dataset(truth)
-    out = downscale(model, coarse, threads=threads, device=device, progress=progress)
+    out = downscale(network, coarse, threads=threads, device=device, progress=progress)
     for name, dataset in (("truth.nc", truth), ("input.nc", coarse), ("OUT.nc", out)):
         save_dataset(dataset, folder / name)
     table = evaluate(out, truth, coarse=coarse, progress=progress)
     picture = folder / "OUT.png"
-    _write_picture(picture, truth, coarse, out, model.card.name)
+    _write_picture(picture, truth, coarse, out, network.card.name)
     print(f"synthetic rain event, seed {seed}: {frames} frames of {size} x {size} pixels, 1 km, 5 min")
     print(f"input: {(frames + 1) // 2} frames of {size // 2} x {size // 2} pixels, 2 km, 10 min; {note}")
     table.print()

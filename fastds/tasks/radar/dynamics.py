@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import xarray as xr
-from torch import nn
 
 from fastds._options import OptionError, spell_argument
 from fastds.data import ReflectivityInput
 from fastds.data.grid.variables import is_same_unit
 from fastds.data.samples.dynamic_fields import DynamicChannels
 from fastds.models import ModelCard
+from fastds.models.card import Network
 
 # Variable -> its name in the data, or the ends of its range; or text as on the command line, see _parse_text.
 Dynamics: TypeAlias = Mapping[str, str | Sequence[float]] | str
@@ -37,12 +37,12 @@ class Channel(NamedTuple):
     units: str | None
 
 
-def count_channels(model: nn.Module) -> int:
+def count_channels(model: Network) -> int:
     """Return the number of input variables of a network in addition to the reflectivity."""
     return getattr(model, "config", {}).get("in_channels", 1) - 1
 
 
-def find_channels(model: nn.Module, dataset: xr.Dataset, given: Dynamics | None = None) -> list[Channel]:
+def find_channels(model: Network, dataset: xr.Dataset, given: Dynamics | None = None) -> list[Channel]:
     """Find the additional input variables of a network in a dataset, in the order of the network's channels.
 
     Args:
@@ -69,7 +69,9 @@ def find_channels(model: nn.Module, dataset: xr.Dataset, given: Dynamics | None 
         and not any(isinstance(v, str) for v in given_names.values())
     ):
         names = list(expected) if len(expected) == count else count * [""]
-        return [Channel(v, ends, name, None) for (v, ends), name in zip(given_names.items(), names, strict=True)]
+        return [
+            Channel(v, cast(Any, ends), name, None) for (v, ends), name in zip(given_names.items(), names, strict=True)
+        ]
     if len(expected) != count:
         raise ValueError(
             f"model {card.name} reads {count} variables in addition to the reflectivity, and its card does not name "
@@ -85,7 +87,7 @@ def find_channels(model: nn.Module, dataset: xr.Dataset, given: Dynamics | None 
 
 
 def read_channels(
-    model: nn.Module, source: ReflectivityInput, given: Dynamics | None = None
+    model: Network, source: ReflectivityInput, given: Dynamics | None = None
 ) -> tuple[DynamicChannels | None, str]:
     """Return the additional input channels on the grid and at the times of the reflectivity, and their description.
 
@@ -122,13 +124,13 @@ def list_missing(channels: Sequence[Channel], dataset: xr.Dataset) -> list[str]:
     return [channel.variable for channel in channels if channel.variable not in dataset.data_vars]
 
 
-def join_names(names: Sequence) -> str:
+def join_names(names: Collection) -> str:
     """Join names: "a", "a and b", "a, b and c"."""
     *others, last = map(str, names) if names else ["nothing"]
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _make_channel(card: ModelCard, entry: Mapping, given_names: object, dataset: xr.Dataset) -> Channel:
+def _make_channel(card: ModelCard, entry: Mapping, given_names: Any, dataset: xr.Dataset) -> Channel:
     """Return the channel for a variable of a model card.
 
     Args:
@@ -147,7 +149,7 @@ def _make_channel(card: ModelCard, entry: Mapping, given_names: object, dataset:
         variable = str(alike[0]) if len(alike) == 1 else name
     if not isinstance(given_names, str | None):
         return Channel(variable, given_names, name, None)
-    ends = entry.get("range")
+    ends: Any = entry.get("range")
     if not _is_pair(ends):
         raise ValueError(
             f"the card of model {card.name} has no range of {name}: give it with {spell_argument('dynamics')}, as "
@@ -175,7 +177,7 @@ def _check_dynamics(given: Dynamics | None) -> dict[str, str | Sequence[float]]:
     """Return the argument `dynamics` as a dict from variable to name or range. Raises ValueError for other values."""
     if given is None:
         return {}
-    given_names = _parse_text(given) if isinstance(given, str) else given
+    given_names: Any = _parse_text(given) if isinstance(given, str) else given
     good = (
         isinstance(given_names, Mapping)
         and len(given_names)
@@ -189,7 +191,7 @@ def _check_dynamics(given: Dynamics | None) -> dict[str, str | Sequence[float]]:
     return dict(given_names)
 
 
-def _is_pair(value: object) -> bool:
+def _is_pair(value: Any) -> bool:
     """Return whether a value is a sequence of two numbers."""
     pair = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
     return pair and all(isinstance(end, Real) and not isinstance(end, bool) for end in value)

@@ -103,6 +103,7 @@ class EvaluationItems:
             sums[name].add(pair, None, method)
         made = {self.name: pair.prediction if pair.members is None else pair.members}
         if self.member is not None:
+            assert pair.members is not None
             made[self.member] = pair.members[0]
         for name, fields in made.items():
             sums[name] = scores.MethodScores()
@@ -150,11 +151,13 @@ def evaluate(
         page = EvaluationReport(report, scoring.pairs, model)
     sums = sum_scores(scoring, "pairs", progress, None if page is None else page.add, score_items)
     rows = {method: score.means() for method, score in sums.items()}
-    notes = scoring.pairs.notes
     notes = tuple(
-        notes
+        scoring.pairs.notes
         if scores.HAS_TORCHMETRICS and scores.HAS_SCORES
-        else [*notes, f"SSIM and FSS need the packages {' and '.join(_VERIFY)}: {format_install_command(*_VERIFY)}"]
+        else [
+            *scoring.pairs.notes,
+            f"SSIM and FSS need the packages {' and '.join(_VERIFY)}: {format_install_command(*_VERIFY)}",
+        ]
     )
     axis = sums[scoring.name]
     table = EvaluationTable(rows, axis.count, round(axis.pixels / max(axis.count, 1)), notes, scoring.pairs.single)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class RadarEnsemble:
 
     def __init__(self, count: int, seed: int, card: ModelCard):
         self.count, self.seed, self.card = count, seed, card
-        self.span = card.ceiling_dbz - card.floor_dbz
+        self.span = cast(float, card.ceiling_dbz) - cast(float, card.floor_dbz)
 
     def draw_at_input(self, detail: DownscalingFeatures, time: object) -> Tensor:
         """Draw members (count, H, W) in [0, 1] above the floor for a frame at an input time."""
@@ -54,7 +55,7 @@ class RadarEnsemble:
         return self._draw(
             self._compute_parameters(detail),
             time,
-            lambda seed: draw_zero_block_mean_noise(seed, shape, self.card.space_factor),
+            lambda seed: draw_zero_block_mean_noise(seed, (shape[0], shape[1]), cast(int, self.card.space_factor)),
         )
 
     def draw_between(self, details: Sequence[DownscalingFeatures], time: object) -> Tensor:
@@ -62,7 +63,7 @@ class RadarEnsemble:
         first, parameters, last = map(self._compute_parameters, details)
         ends = (self._variance(details[0], first) + self._variance(details[2], last)) / 2
         near, shape = estimate_correlation(ends, self._variance(details[1], parameters)), details[1].fine.shape
-        return self._draw(parameters, time, lambda seed: draw_smooth_noise(seed, shape, near))
+        return self._draw(parameters, time, lambda seed: draw_smooth_noise(seed, (shape[0], shape[1]), near))
 
     def _compute_parameters(self, detail: DownscalingFeatures) -> Tensor:
         """Return the parameters m, s, g and e of the error model, (4, H, W), without spread far from echo."""
@@ -98,7 +99,7 @@ def make_detail(y: Tensor, x: Tensor, card: ModelCard, difference: Tensor | None
         difference: difference of the advected input frames (H, W) for a frame between input times; None at an input
             time.
     """
-    span = card.ceiling_dbz - card.floor_dbz
+    span = cast(float, card.ceiling_dbz) - cast(float, card.floor_dbz)
     fine = y.clamp(0.0, 1.0) * span
     return DownscalingFeatures(fine, x * span, torch.zeros_like(fine) if difference is None else difference * span)
 
@@ -131,7 +132,7 @@ def _compute_difference(x: Tensor, flow: Tensor, factor: int, bands: Callable) -
 
 @functools.cache
 def _load_error_model() -> ErrorModel:
-    return load(ERROR_MODEL)
+    return cast(ErrorModel, load(ERROR_MODEL))
 
 
 def check_members(members: int | None, seed: int | None, card: ModelCard) -> None:
@@ -152,7 +153,7 @@ def check_members(members: int | None, seed: int | None, card: ModelCard) -> Non
             raise OptionError("seed", f"is that of members, give {spell_argument('members')}, got {seed}")
         return
     known = _load_error_model().card
-    (low, high), factor = known.valid_range, known.space_factor
+    (low, high), factor = cast(tuple[float, float], known.valid_range), known.space_factor
     if (card.floor_dbz, card.ceiling_dbz, card.space_factor) != (low, high, factor):
         raise ValueError(
             f"members are drawn around networks that make reflectivity from {low:g} to {high:g} dBZ {factor} times as "

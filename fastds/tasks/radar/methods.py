@@ -13,6 +13,7 @@ from fastds.inference.files import describe_model
 from fastds.models import ModelCard, available, load, load_card
 from fastds.models.baselines.advection import advection
 from fastds.models.baselines.interpolation import bicubic, trilinear
+from fastds.models.card import Network
 
 # functions of a sequence (B, N, C, h, w) in [0, 1] and the scale factor
 BASELINES = {"trilinear": trilinear, "bicubic": bicubic, "advection": advection}
@@ -54,12 +55,12 @@ class Baseline(nn.Module):
         return advection(x, 2, flow) if self.name == "advection" else BASELINES[self.name](x, 2)
 
 
-def needs_flow(model: nn.Module) -> bool:
+def needs_flow(model: Network) -> bool:
     """Return whether a model reads the optical flow."""
     return bool(model.config.get("flow_guided")) or model.config.get("residual") == "advection"
 
 
-def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[nn.Module, str]:
+def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[Network, str]:
     """Return a model and a note about it.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,8 +114,8 @@ class Pairs:
         if self.coarse is None:
             when = "" if self.single else " at every second time"
             self.notes.append(f"coarse input of the baselines: TRUTH averaged 2 x 2{when}")
-        places = [dict(enumerate(range(len(self.fine.times)))), self._match_times(self.truth)]
-        self.pairs = self._make_single_pair(places) if self.single else self._find_pairs(places)
+        numbers = [dict(enumerate(range(len(self.fine.times)))), self._match_times(self.truth)]
+        self.pairs = self._make_single_pair(numbers) if self.single else self._find_pairs(numbers)
         if not self.pairs:
             common = "time" if self.single else "pair of input times with all times between them"
             raise ValueError(f"PRED, TRUTH and COARSE have no {common} in common")
@@ -164,11 +165,11 @@ class Pairs:
         prediction = members[0] if len(members) == 1 else average_above(members, min(EVALUATION_FLOORS))
         truth = torch.from_numpy(self.truth.frames(in_truth))
         if self.coarse is None:
-            form = {"mode": "dbz", "floor": EVALUATION_FLOORS[0], "no_echo": self.truth.no_echo}
-            coarse = coarsen_with_weak_echo(truth[[0, -1]].numpy(), SPACE_FACTOR, **form)
+            form: dict[str, Any] = {"mode": "dbz", "floor": EVALUATION_FLOORS[0], "no_echo": self.truth.no_echo}
+            frames = coarsen_with_weak_echo(truth[[0, -1]].numpy(), SPACE_FACTOR, **form)
         else:
-            coarse = self.coarse.frames(list(outer))
-        coarse = torch.from_numpy(coarse)
+            frames = self.coarse.frames(list(outer))
+        coarse = torch.from_numpy(frames)
         there = refine_mask(~torch.isnan(coarse).any(0), SPACE_FACTOR)
         valid = there & ~torch.isnan(truth).any(0) & ~torch.isnan(prediction).any(0)
         flipped = tuple(dim for dim in (-2, -1) if get_north_up_index(self.truth.raw)[dim].step < 0)

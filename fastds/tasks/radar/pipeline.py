@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -80,11 +80,12 @@ class RadarPipeline:
             self.tiled = TiledInference(
                 self.model, source, tile, halo, self.settings, time_factor, self.maps, coarsened, drawn, smooth
             )
-        self.dim = source.dims[0]
-        dims, shape = source.dims, output_shape(source, self.tiled.scale, time_factor)
+        self.dim: Any = source.dims[0]
+        dims: tuple[Hashable, ...] = source.dims
+        shape: tuple[int, ...] = output_shape(source, self.tiled.scale, time_factor)
         if self.first is not None:
             dims, shape = (*self.first.dims, *dims), (*self.first.shape, *shape)
-        self.variables = {source.source_name: (dims, shape)}
+        self.variables: dict[str, Any] = {source.source_name: (dims, shape)}
 
     def make_chunks(self, steps: int) -> list[Chunk]:
         """Return chunks within segments. A frame needs its neighbours, and further frames for the motion."""
@@ -107,7 +108,7 @@ class RadarPipeline:
         part.part(used).check(stacklevel=3)
         first = self.time_factor * requested[0]
         dynamics = None if self.dynamics is None else self.dynamics.part(slice(*chunk.reads))
-        values = self._values(part, False, None, requested, dynamics)
+        values = self._values(part, False, None, (requested[0], requested[1]), dynamics)
         made = slice(first, first + chunk.outputs[1] - chunk.outputs[0])
         return {self.source.source_name: values[..., made, :, :]}
 
@@ -220,7 +221,8 @@ def assess_field(card: ModelCard, source: ReflectivityInput) -> OODReport:
     pairs = [(i, i + 1) for segment in source.segments for i in range(segment.start, segment.stop - 1)]
     selected = [pairs[k] for k in select_evenly(len(pairs))] if card.motion_px or card.input_ranges else []
     frames = (torch.from_numpy(source.frames(list(pair))[get_north_up_index(source.raw)].copy()) for pair in selected)
-    inputs = [compute_motion_statistics(scale_reflectivity(z, card.floor_dbz, card.ceiling_dbz)) for z in frames]
+    low, high = cast(float, card.floor_dbz), cast(float, card.ceiling_dbz)
+    inputs = [compute_motion_statistics(scale_reflectivity(z, low, high)) for z in frames]
     found = assess_statistics(card, compute_mean_spacing(source), source.cadence, inputs)
     found.warn(stacklevel=4)
     return found

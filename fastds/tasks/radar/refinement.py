@@ -14,7 +14,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -115,7 +115,7 @@ class FrameRefiner:
         # Weaker echo, and dry cells next to it, count as this value where strong echo is interpolated next to weak
         # echo.
         self.low = min(floor, MIN_ECHO_DBZ)
-        self.observe = None
+        self.observe: Callable | None = None
 
     def refine(
         self,
@@ -199,7 +199,8 @@ class FrameRefiner:
         if self.members is None:
             return self._select_middle(y)
         x = self._scale_frames(first, second, self.floor)
-        return self.members.draw_between(make_details(y, x, flow, self.members.card, self._make_bands), time)
+        details = make_details(y, x, cast(torch.Tensor, flow), self.members.card, self._make_bands)
+        return self.members.draw_between(details, time)
 
     def _select_middle(self, y: torch.Tensor) -> torch.Tensor:
         """Return the middle frame of the network output, adjusted to the others if requested."""
@@ -275,7 +276,7 @@ class FrameRefiner:
         moving.clear()
         if self.observe is not None:
             self.observe(scaled[0], flows[0], None if channels is None else channels[0])
-        form = {
+        form: dict[str, Any] = {
             "after_tile": self.after_tile,
             "static": self.static,
             "batch_size": self.batch_size,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack, cast
 
 import xarray as xr
 from torch import nn
@@ -101,7 +101,14 @@ def downscale(
 
     A UserWarning is issued if grid spacing, time step or motion statistics are outside the ranges in the model card.
     """
-    options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
+    options: dict[str, Any] = {
+        "var": var,
+        "z_r": z_r,
+        "tile": tile,
+        "halo": halo,
+        "time_factor": time_factor,
+        "static": static,
+    }
     options |= {"threads": threads, "precision": precision, "device": device, "graph": graph, "coarsened": coarsened}
     options |= {"members": members, "seed": seed, "smooth": smooth, "dynamics": dynamics}
     return _downscale(model, dataset, progress=progress, **options)[0]
@@ -170,7 +177,14 @@ def downscale_file(
         FileNotFoundError: a file does not exist.
         ValueError: data or options that do not fit.
     """
-    options = {"var": var, "z_r": z_r, "tile": tile, "halo": halo, "time_factor": time_factor, "static": static}
+    options: dict[str, Any] = {
+        "var": var,
+        "z_r": z_r,
+        "tile": tile,
+        "halo": halo,
+        "time_factor": time_factor,
+        "static": static,
+    }
     options |= {"threads": threads, "precision": precision, "device": device, "graph": graph, "coarsened": coarsened}
     options |= {"members": members, "seed": seed, "smooth": smooth, "dynamics": dynamics}
 
@@ -180,7 +194,7 @@ def downscale_file(
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, RunSummary]:
         def check(source: ReflectivityInput) -> None:
             fits = functools.partial(check_truth, source=source, var=var, z_r=z_r, time_factor=time_factor)
-            check_truth_file(truth, fits, var, **reading)
+            check_truth_file(cast(str, truth), fits, var, **reading)
 
         return _downscale(
             model, dataset, progress=progress, folder=folder, check=None if truth is None else check, **options
@@ -200,18 +214,18 @@ def plan(source: ReflectivityInput, model: str | os.PathLike | None = None) -> s
         ValueError: the weights do not fit.
         FileNotFoundError: there are no such weights.
     """
-    model, note = pick_model(model)
-    check_model(model)
-    channels = find_channels(model, source.dataset)
+    network, note = pick_model(model)
+    check_model(network)
+    channels = find_channels(network, source.dataset)
     if list_missing(channels, source.dataset):
         needs = f"variable{'s' * (len(channels) > 1)} {join_names([channel.variable for channel in channels])}"
         raise ValueError(f"needs {needs}; this file has {join_names(list_fields(source.dataset))}")
     read = join_names([source.source_name, *(channel.variable for channel in channels)])
-    frames, height, width = output_shape(source, model.config.get("scale", 2), find_time_factor(source))
+    frames, height, width = output_shape(source, network.config.get("scale", 2), find_time_factor(source))
     summary = f"{read} to {format_count(frames, 'field')} of {height} x {width}"
-    maps = [f"{w['name']} ({w.get('units', 'no units')})" for w in model.card.static_variables]
+    maps = [f"{w['name']} ({w.get('units', 'no units')})" for w in network.card.static_variables]
     needed = [f"with {spell_argument('static')} for {join_names(maps)}"] * bool(maps)
-    parts = summary, *needed, *describe_single_time(source), note, assess_field(model.card, source).text()
+    parts = summary, *needed, *describe_single_time(source), note, assess_field(network.card, source).text()
     return "; ".join(filter(None, parts))
 
 

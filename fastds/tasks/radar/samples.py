@@ -2,6 +2,8 @@
 """Training and validation samples from radar files."""
 
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,14 +55,16 @@ class RadarData(BaseDataModule):
         flow: bool,
         seed: int = 0,
         static_channels: int = 0,
-        static_variables: list[dict] = (),
+        static_variables: Sequence[dict] = (),
         in_channels: int = 1,
         devices: int = 1,
         progress: bool = False,
     ):
         super().__init__(config, seed, devices)
-        self.progress, self.test, self.test_draws = progress, None, []
-        self.flow, self.static_variables, self.dynamic_variables = flow, list(static_variables), []
+        self.progress, self.flow, self.static_variables = progress, flow, list(static_variables)
+        self.test: Any = None
+        self.test_draws: list[Any] = []
+        self.dynamic_variables: list[dict] = []
         if len(config.statics) != static_channels or (static_channels and config.synthetic_events):
             raise OptionError(
                 "data.statics",

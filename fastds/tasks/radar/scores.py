@@ -56,6 +56,7 @@ class MethodScores:
         self.pixels += int(pair.valid.sum())
         high, low = sorted(EVALUATION_FLOORS, reverse=True)
         if prediction is None:
+            assert method is not None
             fields = {floor: pair.baseline(method, floor) for floor in (high, low)}
         elif prediction.ndim == pair.truth.ndim:
             fields = dict.fromkeys((high, low), prediction)

@@ -5,9 +5,9 @@ import dataclasses
 import warnings
 
 import numpy as np
-from torch import nn
 
 from fastds.data import coarsen_dataset, synthetic_event
+from fastds.models.card import Network
 from fastds.tasks.radar.evaluation import evaluate
 from fastds.tasks.radar.run import downscale
 
@@ -23,7 +23,7 @@ class Errors:
     advection: float
 
 
-def score_synthetic_events(model: nn.Module, device: str | None = None) -> Errors | None:
+def score_synthetic_events(model: Network, device: str | None = None) -> Errors | None:
     """Compute the errors of a radar network at 2 km and 10 minutes; None for a network with additional inputs."""
     if model.config.get("in_channels", 1) > 1 or model.config.get("static_channels", 0):
         return None

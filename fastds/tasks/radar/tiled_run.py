@@ -7,11 +7,11 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
 
 import fastds
 from fastds.data import ReflectivityInput, StaticMaps, output_frames, refine_time
@@ -29,6 +29,7 @@ from fastds.inference.tiling import (
     run_tiles,
 )
 from fastds.memory import return_freed_memory
+from fastds.models.card import Network
 from fastds.tasks.radar.members import ERROR_MODEL, RadarEnsemble
 from fastds.tasks.radar.methods import Baseline, needs_flow
 from fastds.tasks.radar.refinement import NEAR_PIXELS, FrameRefiner
@@ -57,7 +58,7 @@ class TiledInference:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Network,
         source: ReflectivityInput,
         tile: int | None,
         halo: int | None,
@@ -73,9 +74,12 @@ class TiledInference:
         self.order = get_north_up_index(source.raw)  # the network processes frames in north-up orientation
         self.uses_flow = needs_flow(model)
         self.amplitude = self.card.ceiling_dbz - self.card.floor_dbz
-        self.seam_error, self.receptive_field = None, None
-        self.static_origin, self.static = (None, None) if static is None else (static.origin, self._normalise(static))
-        self.budget = _find_budget(settings.device)  # measured before any computation, because torch caches GPU memory
+        self.seam_error: tuple[float, float] | None = None
+        self.receptive_field: int = cast(Any, None)  # unknown if _choose_tiles does not need it
+        self.static_origin = None if static is None else static.origin
+        self.static = None if static is None else self._normalise(static)
+        # measured before any computation, because torch caches GPU memory
+        self.budget = _find_budget(cast(torch.device, settings.device))
         self.tile, self.halo = self._choose_tiles(tile, halo)
         height, width = source.shape[1:]
         whole = round_up(max(height, width))
@@ -137,7 +141,7 @@ class TiledInference:
 
     def _find_batch_size(self) -> int:
         """Return the number of windows in a batch: 1 on a CPU, where a window uses all cores."""
-        if self.execution.device.type != "cuda":
+        if cast(torch.device, self.execution.device).type != "cuda":
             return 1
         largest = max(math.prod(s.stop - s.start for s in tile.window) for tile in self.tiles)
         return max(1, min(_MAX_BATCH, int(self.budget / (largest * _estimate_pixel_bytes(self.model)))))
@@ -195,13 +199,14 @@ class TiledInference:
 
         @functools.lru_cache(maxsize=1)  # a frame ends a pair and begins the next
         def channels(number: int) -> torch.Tensor:
+            assert dynamics is not None
             return torch.from_numpy(dynamics.frame(segment.start + number)[self.order].copy())
 
         frames = (source.frames(i)[self.order].copy() for i in range(segment.start, segment.stop))
         times = source.times[segment]
         if len(times) > 1:
             fine_times = refine_time(times, self.time_factor)
-            given = None if dynamics is None else channels
+            given: Callable | None = None if dynamics is None else channels
             return self.refiner.refine(frames, self.time_factor, fine_times, requested, given)
         # A single frame between two gaps is paired with itself; only the first fine frame is used.
         frame = next(frames)
@@ -225,7 +230,8 @@ class TiledInference:
         self.refiner.observe = None
         height, width = x.shape[-2:]
         tile = max(self.tiles, key=lambda t: x[:, t.core[0], t.core[1]].sum().item())
-        wide_tile = plan_tiles(height, width, self.tile, round_up(self.receptive_field))[self.tiles.index(tile)]
+        wide_tiles = plan_tiles(height, width, cast(int, self.tile), round_up(self.receptive_field))
+        wide_tile = wide_tiles[self.tiles.index(tile)]
         given, channel_list = (self._run_network, [x], [flow]), None if channels is None else [channels]
         small, large = (
             run_tiles(*given, [t], self.scale, static=self.static, channels=channel_list)[0] for t in (tile, wide_tile)
@@ -273,7 +279,8 @@ class TiledInference:
         if self.seam_error is not None:
             settings["fastds_seam_error_dBZ"] = self.seam_error[0]
         if self.source.z_r is not None:
-            settings["fastds_z_r"] = "Z = {:g} R^{:g}, {}".format(*self.source.z_r, self.source.z_r_origin)
+            a, b = self.source.z_r
+            settings["fastds_z_r"] = f"Z = {a:g} R^{b:g}, {self.source.z_r_origin}"
         return settings
 
 

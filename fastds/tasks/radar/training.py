@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from fastds import models
 from fastds._options import OptionError
 from fastds.models.baselines import advection, trilinear
 from fastds.models.baselines.unet import UNet, UNet3D
+from fastds.models.card import Network
 from fastds.tasks.radar.config import TrainingConfig
 from fastds.tasks.radar.methods import VARIABLE, needs_flow
 from fastds.tasks.radar.samples import RadarData
@@ -34,7 +36,7 @@ class RadarModule(SupervisedModule):
     by val_mse_trilinear).
     """
 
-    def __init__(self, model: torch.nn.Module, config: TrainingConfig):
+    def __init__(self, model: Network, config: TrainingConfig):
         super().__init__(model, config)
         self.range_dbz = config.data.ceiling - config.data.floor
 
@@ -84,17 +86,17 @@ class RadarModule(SupervisedModule):
 class ExportWeights(ExportBest):
     """Export of the weights with the lowest val_mse_total."""
 
-    def validate(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[torch.nn.Module, dict, float]:
-        simple = {name: trainer.callback_metrics.get(f"val_mse_{name}") for name in ("trilinear", "advection")}
-        simple = {name: float(value) for name, value in simple.items() if value is not None}
+    def validate(self, trainer: L.Trainer, module: Any) -> tuple[Network, dict, float]:
+        found = {name: trainer.callback_metrics.get(f"val_mse_{name}") for name in ("trilinear", "advection")}
+        simple = {name: float(value) for name, value in found.items() if value is not None}
         error = float(trainer.callback_metrics["val_mse_total"])
         scores = {"mse_total": error} | {f"mse_total_{name}": value for name, value in simple.items()}
-        best = min(simple, key=simple.get)
+        best = min(simple, key=simple.__getitem__)
         comparison = compare_to_baseline(_BASELINE_NAMES[best], "squared error in dBZ^2", error, simple[best])
         return module.model, {**module.config.model.card.get("metrics", {}), "validation": scores, **comparison}, error
 
 
-def scale_initial_weights(model: torch.nn.Module, gain: float) -> None:
+def scale_initial_weights(model: Network, gain: float) -> None:
     """Scale the initial weights of an FCZSM so that the biases do not dominate the signal.
 
     Normalised reflectivity varies by a few hundredths, and each layer with default initialisation halves this
@@ -115,7 +117,7 @@ def scale_initial_weights(model: torch.nn.Module, gain: float) -> None:
                 parameter.zero_()
 
 
-def build_model(config: TrainingConfig) -> torch.nn.Module:
+def build_model(config: TrainingConfig) -> Network:
     """Create the network with its card, or load config.model.start.
 
     Raises:

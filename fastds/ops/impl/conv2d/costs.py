@@ -248,10 +248,11 @@ def _get_costs(isa: str, dtype: torch.dtype, direction: str) -> Costs:
         conv3x3.COSTS.get((*k, False)) or conv3x3.COSTS[k[0], "float32", False] for k in (key, fitted)
     )
     factors = (target_costs[algorithm][2] / reference_costs[algorithm][2] for algorithm in ("winograd", "direct"))
-    return tuple(
+    engine, library = (
         tuple(factor * cost for cost in costs)
         for factor, costs in zip(factors, _get_fitted_costs(fitted, direction), strict=True)
     )
+    return engine, library
 
 
 def _estimate_seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[float]:

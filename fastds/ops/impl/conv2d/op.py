@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """conv2d: grouped convolution of any odd kernel size."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -115,7 +117,7 @@ def _get_library(x, weight, bias, groups) -> library.LibraryConvolution | None:
     except RuntimeError:  # nested tensors have no shape
         check_dense(("x", "weight", "bias"), (x, weight, bias))
         raise
-    found = _library_cache.get(kind, _UNKNOWN)
+    found: Any = _library_cache.get(kind, _UNKNOWN)
     if found is _UNKNOWN:
         if len(_library_cache) == _MAX_SIGNATURES:
             _library_cache.clear()

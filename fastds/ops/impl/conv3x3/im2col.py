@@ -159,7 +159,8 @@ def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, al
         The five gradients, in the order above.
     """
     grad = backpropagate_epilogue(grad_y, y, negative_slope, shuffle)
-    rows, grads = _to_rows(grad.to(x.dtype)), [None] * 5
+    rows = _to_rows(grad.to(x.dtype))
+    grads: list[Tensor | None] = [None] * 5
     if needs_grad[0] or needs_grad[3]:
         both = _grad_x(rows, weight, x.shape, padding_mode, x.dtype)
         grads[0], grads[3] = (to_channels_last(part) for part in both.tensor_split([x.shape[1]], 1))

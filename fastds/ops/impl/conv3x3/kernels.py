@@ -4,6 +4,8 @@
 Functions named *_fake only allocate the results, for tracing.
 """
 
+from typing import Any
+
 import torch
 
 from fastds.ops.core.layout import empty_map, to_channels_last
@@ -41,7 +43,10 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
         and triton_implicit_gemm.is_faster(x, weight, bias, x2, residual, act, shuffle, out_dtype)
     ):
         algorithm = "implicit_gemm"
-    selector_options = {"joined": x2 is not None, "passes": count_epilogue_passes(residual, act, shuffle)}
+    selector_options: dict[str, Any] = {
+        "joined": x2 is not None,
+        "passes": count_epilogue_passes(residual, act, shuffle),
+    }
     algorithm = select_algorithm(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False, **selector_options)
     if algorithm in OTHER_ALGORITHMS:
         return OTHER_ALGORITHMS[algorithm].forward(*args)

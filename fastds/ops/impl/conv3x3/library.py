@@ -4,7 +4,7 @@
 On a GPU, Triton kernels apply the epilogue or compute the whole convolution where that is supported and faster.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -227,7 +227,8 @@ def apply_fused_epilogue(
     """
     y = to_channels_last(y)  # a copy unless dense: autograd forbids writing to some views
     second, residual = (None if z is None else to_channels_last(z.expand_as(y)) for z in (second, residual))
-    slope = {"relu": 0.0, "leaky_relu": negative_slope}.get(act)
+    slopes: dict[Any, float] = {"relu": 0.0, "leaky_relu": negative_slope}
+    slope = slopes.get(act)
     if shuffle == 1 and slope is None and bias is second is residual is None:
         return y
     batch, channels, height, width = y.shape

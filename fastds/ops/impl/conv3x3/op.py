@@ -5,6 +5,8 @@ The linear ops conv3x3, conv3x3_grad_x and conv3x3_grad_weight have each other a
 the first-order gradients; a backward pass that is itself differentiated uses the three linear ops.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -181,9 +183,8 @@ class _Conv3x3(torch.autograd.Function):
         needs_grad[1:3] = needs_weight_grad(ctx, weight, grad_y, 2, 3)
         if needs_grad[1] and y is None and ctx.options[1:3] == ("zeros", 1):
             needs_grad[1] = not shared_weight_grad.defer_to_shared_node(weight, grad_y, x, x2)
-        grads = (compute_differentiable_gradients if torch.is_grad_enabled() else _compute_fused_gradients)(
-            grad_y, x, weight, x2, y, *ctx.options, needs_grad
-        )
+        arguments: Any = (grad_y, x, weight, x2, y, *ctx.options, needs_grad)
+        grads = (compute_differentiable_gradients if torch.is_grad_enabled() else _compute_fused_gradients)(*arguments)
         return None, *grads, *6 * (None,)
 
 

@@ -163,7 +163,8 @@ def backward(grad_y, x, weight, x2, y, negative_slope, padding_mode, shuffle, al
     Returns:
         The five gradients, in the order above.
     """
-    grad, grads = library.backpropagate_epilogue(grad_y, y, negative_slope, shuffle), [None] * 5
+    grad = library.backpropagate_epilogue(grad_y, y, negative_slope, shuffle)
+    grads: list[Tensor | None] = [None] * 5
     if needs_grad[0] or needs_grad[3]:
         both = grad_x(grad, weight, padding_mode, x.dtype)
         grads[0], grads[3] = (to_channels_last(part) for part in both.tensor_split([x.shape[1]], 1))

@@ -9,7 +9,7 @@ pre-activations are not saved, and the backward pass computes them again.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,6 +67,7 @@ class Convolution(NamedTuple):
 
     def nhwc(self) -> "Convolution":
         """Return the same convolution with x, x2 and residual in a layout whose channel stride is 1."""
+        x: Any
         x, x2, residual = (None if t is None else as_nhwc(t) for t in (self.x, self.x2, self.residual))
         return Convolution(x, x2, self.weight, self.bias, residual)
 
@@ -296,7 +297,7 @@ class ConvPointwiseOps:
         needs_pointwise = self._inputs(any(needs_grad[:5]), needs_grad[5:])
         inputs = self._inputs(pre, call.others)
         parts = iter(self.ops.backward.call_unchecked(*grads, *inputs, *call.options, list(needs_pointwise)))
-        pointwise_grads = [next(parts) if needed else None for needed in needs_pointwise]
+        pointwise_grads: list[Any] = [next(parts) if needed else None for needed in needs_pointwise]
         grad_pre = pointwise_grads.pop(self.position)
         needs_weight = needs_weight and not shared_weight_grad.defer_to_shared_node(c.weight, grad_pre, c.x, c.x2)
         requested = [needs_x, needs_weight, needs_bias, needs_x2, False]
@@ -377,7 +378,10 @@ def select_engine(convolution: Convolution, others, algorithm: str) -> str | Non
     x, (outputs, inputs) = convolution.x, convolution.weight.shape[:2]
     if algorithm == "auto" and others[0].shape[1] % 4 and others[0].numel() > SMALL_MAP_ELEMENTS:
         return None
-    selector_options = {"joined": convolution.x2 is not None, "passes": int(convolution.residual is not None)}
+    selector_options: dict[str, Any] = {
+        "joined": convolution.x2 is not None,
+        "passes": int(convolution.residual is not None),
+    }
     found = select_algorithm(algorithm, x, inputs, outputs, x.dtype, False, gated=True, **selector_options)
     has_float64 = any(t.dtype == torch.float64 for t in others)
     if (

@@ -9,7 +9,7 @@ forward pass.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,9 @@ class Inputs(NamedTuple):
         """Return the convolution that computes the candidate from the reset state."""
         first, second = get_sources(self.x, reset)
         return Convolution(first, second, self.candidate_weight, self.candidate_bias, self.candidate_share)
+
+
+_make_inputs: Any = Inputs  # for values that are no tensors, such as bools
 
 
 class Results(NamedTuple):
@@ -224,7 +227,8 @@ def _backward_gates(grad_reset, grads: Results, saved: SavedTensors, options: Op
 def _backward_convolution(*args):
     """Compute `convolution` of BackwardImplementation by kernels; the sums overwrite the addends."""
     needs_grad = args[9]
-    parts = iter(kernels.backward(*args, in_place=True))
+    backward: Any = kernels.backward
+    parts = iter(backward(*args, in_place=True))
     return [next(parts) if needed else None for needed in needs_grad]
 
 
@@ -262,8 +266,8 @@ def _differentiable_gates(grad_reset, grads: Results, saved: SavedTensors, optio
 
 def _differentiable_convolution(*args):
     """Implement BackwardImplementation.convolution by differentiable operations."""
-    *args, add_x, add_x2 = args
-    found = list(compute_differentiable_gradients(*args))
+    *given, add_x, add_x2 = args
+    found = list(compute_differentiable_gradients(*given))
     for k, addend in ((0, add_x), (3, add_x2)):
         found[k] = found[k] if addend is None else found[k] + addend
     return found
@@ -291,7 +295,7 @@ def _compute_gradients(
     needs_reset = any(
         (needs_grad.h, needs_grad.x, needs_grad.gates_weight, needs_grad.gates_bias, needs_grad.gates_share)
     )
-    requested = (needs_grad.x, needs_reset, needs_grad.candidate_weight, needs_grad.candidate_bias)
+    requested: tuple = (needs_grad.x, needs_reset, needs_grad.candidate_weight, needs_grad.candidate_bias)
     settings = (implementation.convolution, options.algorithm)
     grad_x, grad_reset, grad_candidate_weight, grad_candidate_bias = _compute_convolution_gradients(
         *settings, grad_candidate, saved.x, saved.reset, saved.candidate_weight, requested
@@ -343,14 +347,20 @@ def _split_backward(args) -> tuple[Results, SavedTensors, Options, Inputs]:
     """Return the arguments of the backward op by name."""
     grad, *saved = args[: 1 + len(SavedTensors._fields)]
     options, needs_grad = args[-1 - _SETTINGS : -1], args[-1]
-    return Results(grad, None, None, None, None), SavedTensors(*saved), Options(*options), Inputs(*needs_grad)
+    nothing: Any = None
+    return (
+        Results(grad, nothing, nothing, nothing, nothing),
+        SavedTensors(*saved),
+        Options(*options),
+        Inputs(*needs_grad),
+    )
 
 
 def _check_backward(*args) -> None:
     grads, saved, options, needs_grad = _split_backward(args)
     h = saved.h
-    weights = {"gates_weight": saved.gates_weight, "candidate_weight": saved.candidate_weight}
-    nothing = dict.fromkeys(Inputs._fields)
+    weights: dict[str, Any] = {"gates_weight": saved.gates_weight, "candidate_weight": saved.candidate_weight}
+    nothing: dict[str, Any] = dict.fromkeys(Inputs._fields)
     _check(*Inputs(**(nothing | weights | {"h": h, "x": saved.x})), *options)
     if needs_grad.x and saved.x is None:
         raise ValueError("needs_grad requests the gradient of x, but x is None")
@@ -361,12 +371,13 @@ def _check_backward(*args) -> None:
 
 def _backward_fake(*args):
     _, saved, _, needs_grad = _split_backward(args)
+    x: Any
     h, x, (batch, channels, height, width) = saved.h, saved.x, saved.h.shape
 
     def weight(like, dims):
         return torch.empty(like.shape[:dims], dtype=like.dtype, device=like.device)
 
-    makers = Inputs(
+    makers = _make_inputs(
         h=lambda: empty_map(h.shape, h.dtype, h),
         x=lambda: empty_map(x.shape, x.dtype, h),
         gates_weight=lambda: weight(saved.gates_weight, 4),
@@ -388,7 +399,7 @@ def _make_backward(implementation: BackwardImplementation):
     return run_backward
 
 
-def _backward_shared_weights(grad, saved: SavedTensors, options, needs_grad: Inputs) -> Inputs:
+def _backward_shared_weights(grad, saved: SavedTensors, options, needs_grad: Any) -> Inputs:
     """Compute the gradients by the backward op.
 
     If several steps share the weights, the autograd nodes of the weights compute the gradients of the weights.
@@ -399,7 +410,7 @@ def _backward_shared_weights(grad, saved: SavedTensors, options, needs_grad: Inp
     ):
         return _call_backward_op(grad, saved, options, needs_grad)
     requested = needs_grad._replace(gates_weight=False, candidate_weight=False, gates_share=True, candidate_share=True)
-    found = _call_backward_op(grad, saved, options, requested)
+    found: Any = _call_backward_op(grad, saved, options, requested)
     shared_weight_grad.defer_to_shared_node(saved.gates_weight, found.gates_share, *get_sources(saved.x, saved.h))
     shared_weight_grad.defer_to_shared_node(
         saved.candidate_weight, found.candidate_share, *get_sources(saved.x, saved.reset)
@@ -413,7 +424,7 @@ def _backward_shared_weights(grad, saved: SavedTensors, options, needs_grad: Inp
 def _call_backward_op(grad, saved: SavedTensors, options, needs_grad: Inputs) -> Inputs:
     """Call the backward op and return the gradients in the order of Inputs; gradients that are not needed are None."""
     found = iter(STEP_BACKWARD.call_unchecked(grad, *saved, *options, list(needs_grad)))
-    return Inputs(*(next(found) if needed else None for needed in needs_grad))
+    return _make_inputs(*(next(found) if needed else None for needed in needs_grad))
 
 
 class _Step(torch.autograd.Function):
@@ -435,7 +446,7 @@ class _Step(torch.autograd.Function):
         )
         needs_gates = needs_weight_grad(ctx, saved.gates_weight, saved.h, 3, 4)
         needs_candidate = needs_weight_grad(ctx, saved.candidate_weight, saved.h, 5, 6)
-        needs_grad = Inputs(needs_grad.h, needs_grad.x, *needs_gates, *needs_candidate, *needs_grad[6:])
+        needs_grad = _make_inputs(needs_grad.h, needs_grad.x, *needs_gates, *needs_candidate, *needs_grad[6:])
         unwanted = _SETTINGS * (None,)
         if torch.is_grad_enabled() or any(g is not None for g in grads[1:]):
             arguments = (grads, saved, Options(*ctx.options), needs_grad)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Steps of convolutional recurrent cells, with the gates fused into the output stage of the convolution."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -114,7 +116,8 @@ def conv_gru_cell(
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
         return STEP(*tensors, *options, current_algorithm())[0]
     try:
-        return _step_without_gradients(*tensors, options)
+        arguments: Any = (*tensors, options)
+        return _step_without_gradients(*arguments)
     except (RuntimeError, TypeError, ValueError):  # of the internal ops: check again with the public argument names
         STEP.check(*tensors, *options, current_algorithm())
         check_dense(_GRU_NAMES, tensors)

@@ -6,7 +6,7 @@ or Triton, which avoids elementwise passes over large feature maps. On other dev
 computes the same function by elementwise operations and deform_conv2d.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ class GuidedCall(NamedTuple):
     modulated: bool
     slope: float = 1.0
 
-    def get_geometry(self) -> tuple:
+    def get_geometry(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
         """Return stride, padding and dilation that preserve the image size."""
         return (1, 1), (self.weight.shape[2] // 2, self.weight.shape[3] // 2), (1, 1)
 
@@ -148,20 +148,21 @@ def _fake(*args):
 
 def _backward(grad_y, *args):
     """Compute the requested gradients of input, raw, weight, bias and base_offset, without the activation."""
-    *args, needs_grad = args
-    call = _make_backward_call(*args)
+    *given, needs_grad = args
+    call = _make_backward_call(*given)
     if grad_y.numel() == 0:
-        return [g.zero_() for g in _backward_fake(grad_y, *args, needs_grad)]
+        return [g.zero_() for g in _backward_fake(grad_y, *given, needs_grad)]
     kernels = triton_loader.load_kernels("deform_conv2d_backward")
     raw, weight = call.raw, to_channels_last(call.weight)
     grad_y, x = to_channels_last(grad_y), as_nhwc(call.input)
     offset, mask = call.split_raw(as_nhwc(raw))
     problem = call.make_problem(offset)
-    grad_x = empty_map(x.shape, torch.float32, x).zero_() if needs_grad[0] else None
+    grad_x: Any = empty_map(x.shape, torch.float32, x).zero_() if needs_grad[0] else None
     # The gradient of base_offset is a sum of grad_offset, which must then be float32.
     dtype = torch.float32 if needs_grad[4] else raw.dtype
     requested = needs_grad[1] or needs_grad[4]
-    grad_raw = empty_map(raw.shape, dtype, raw) if requested else None
+    grad_raw: Any = empty_map(raw.shape, dtype, raw) if requested else None
+    grad_offset: Any
     grad_offset, grad_mask = call.split_raw(grad_raw) if requested else (None, None)
     options = {"base": call.get_base(), "sigmoid": call.modulated}
     kernels.launch_maps(grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, problem, **options)
@@ -177,13 +178,13 @@ def _backward(grad_y, *args):
     if needs_grad[3]:
         grads.append(sum_per_channel(grad_y).to(grad_y.dtype))
     if needs_grad[4]:
-        grads.append(grad_offset.unflatten(1, (-1, 2)).sum(1).to(call.base_offset.dtype))
+        grads.append(grad_offset.unflatten(1, (-1, 2)).sum(1).to(cast(Tensor, call.base_offset).dtype))
     return grads
 
 
 def _backward_fake(grad_y, *args):
-    *args, needs_grad = args
-    call = _make_backward_call(*args)
+    *given, needs_grad = args
+    call = _make_backward_call(*given)
     return [
         grad_y.new_empty(call.weight.shape[0]) if like is None else torch.empty_like(like)
         for like, needed in zip((call.input, call.raw, call.weight, None, call.base_offset), needs_grad, strict=True)
@@ -199,8 +200,8 @@ def _check_backward(grad_y, *args) -> None:
 
 
 def _backward_reference(grad_y, *args):
-    *args, needs_grad = args
-    call = _make_backward_call(*args)
+    *given, needs_grad = args
+    call = _make_backward_call(*given)
     bias = call.weight.new_zeros(call.weight.shape[0])
 
     def formula(*tensors):

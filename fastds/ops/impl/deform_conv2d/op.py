@@ -296,7 +296,7 @@ def _backward_cuda(grad_y, x, offset, mask, weight, grads, dims):
         elif grad_x is not None:  # atomic additions, in float32 or better
             sum_dtype = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
             sums = grad_x.zero_() if grad_x.dtype == sum_dtype else torch.zeros_like(grad_x, dtype=sum_dtype)
-        tensors = (*inputs, weight, sums, grad_offset, grad_mask, workspace)
+        tensors: tuple = (*inputs, weight, sums, grad_offset, grad_mask, workspace)
         module.deform_conv2d_backward_samples_cuda(*(native.get_address(t) for t in tensors), dims, *launch)
         if sums is not grad_x:
             grad_x.copy_(sums)

@@ -91,6 +91,7 @@ def _compute(input, offset, weight, bias, stride, padding, dilation, mask) -> Te
         samples = samples.transpose(1, 2).reshape(batch, points, groups, group_channels)
         part = torch.einsum("bpgc,goc->bpgo", samples, kernel[..., k])
         total = part if total is None else total + part
+    assert total is not None
     total = total.reshape(batch, points, out_channels)
     if bias is not None:
         total = total + bias.to(compute_dtype)

@@ -172,7 +172,7 @@ GRU_RESET = PointwiseOps(
 GRU_RESET_PACKED = PointwiseOps(
     PointwiseOp(
         "gru_reset_packed", (Input("pre", 2), Input("h")), (0, 1),
-        lambda pre, h: reference.gru_reset(*pre.chunk(2, 1), h), double=True, formula="gru_reset",
+        lambda pre, h: reference.gru_reset(*(*pre.chunk(2, 1), h)), double=True, formula="gru_reset",
     )
 )  # fmt: skip
 

@@ -347,8 +347,8 @@ class PointwiseOps:
             def backward(ctx, *given):
                 if all(g is None for g in given):
                     return (None,) * len(ctx.needs_input_grad)
-                given = iter(given)
-                cotangents = [next(given) if w else None for w in ctx.needs_grad]
+                present = iter(given)
+                cotangents = [next(present) if w else None for w in ctx.needs_grad]
                 saved = ctx.saved_tensors
                 needs_grad = list(ctx.needs_input_grad[1 : 1 + len(saved)])
                 results = iter(ops.double.call_unchecked(*cotangents, *saved, *ctx.options, needs_grad))

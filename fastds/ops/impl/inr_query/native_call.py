@@ -7,7 +7,7 @@ trunk and of the rows, on a CPU by a kernel and on a GPU by the library's matrix
 gradients of maps and parameters from the gradients of the rows.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,8 +39,8 @@ class NativeCall:
             _to_columns(q.phase, exact), _to_dtype(q.cell, exact), _to_nhwc(q.skip, exact),
             None if q.mask is None else q.mask.contiguous(),
         ]  # fmt: skip
-        self.weights = [_to_dtype(w, exact) for w in q.weights] if trunk else []
-        self.biases = [_to_dtype(b, exact) for b in q.biases] if trunk else []
+        self.weights: list[Any] = [_to_dtype(w, exact) for w in q.weights] if trunk else []
+        self.biases: list[Any] = [_to_dtype(b, exact) for b in q.biases] if trunk else []
         per_query = q.cell is not None and q.cell.dim() == 3
         outputs = q.outputs if trunk or q.feature == "dot" else q.depth
         b, _, h, w = self.maps.stride()
@@ -79,7 +79,8 @@ def forward(query: Query) -> Tensor:
         return torch.cat([_forward_cuda(part) for _, _, part in query.split_chunks()], 1).to(query.out_dtype)
     if query.weighting == "areas" and query.skip is not None:  # the kernel has one set of corner weights
         parts = (query._replace(skip=None), query.make_skip_query())
-        return sum(forward(part._replace(out_dtype=query.compute_dtype)) for part in parts).to(query.out_dtype)
+        y: Any = sum(forward(part._replace(out_dtype=query.compute_dtype)) for part in parts)
+        return y.to(query.out_dtype)
     call = NativeCall(query)
     y = torch.empty((maps.shape[0], query.queries, query.outputs), dtype=query.compute_dtype, device=maps.device)
     native.get_module().inr_query_forward(call.native, y.data_ptr(), native.get_threads())
@@ -182,7 +183,7 @@ def backward(grad_y: Tensor, query: Query, with_skip: bool) -> list[Tensor]:
         One gradient for each of these tensors, in its dtype.
     """
     exact = query.compute_dtype
-    total = None
+    total: Any = None
     for first, stop, part in query.split_chunks():
         found = _backward_chunk(grad_y[:, first:stop].to(exact), part, with_skip)
         if total is None:
@@ -192,7 +193,7 @@ def backward(grad_y: Tensor, query: Query, with_skip: bool) -> list[Tensor]:
     offsets = total.offsets[:, : query.depth // 2 if query.feature == "fourier" else query.depth]
     single = (offsets[:2].T, offsets[3:].T, offsets[2], total.rho_bias.T, offsets[3:].T, total.skip)
     tensors = query.get_differentiable()
-    pairs = list(zip((total.maps, *total.trunk, *single), tensors, strict=True))
+    pairs: list[Any] = list(zip((total.maps, *total.trunk, *single), tensors, strict=True))
     pairs = [(g, t) for g, t in (pairs if with_skip else pairs[:-1]) if t is not None]
     return [g.to(t.dtype).contiguous() if g.dim() < 4 else g.to(t.dtype) for g, t in pairs]
 
@@ -221,6 +222,8 @@ def _find_valid_queries(query: Query, omega: Tensor, skip_weights: Tensor | None
 def _backward_chunk(grad_y: Tensor, query: Query, with_skip: bool) -> Gradients:
     outputs, uses_kernel = query.outputs, len(query.weights) > 0 and not native.runs_on_cuda(query.maps)
     call = NativeCall(query, trunk=uses_kernel)
+    rows: Any
+    omega: Any
     rows, omega = (None, None) if uses_kernel and query.mask is None else _compute_features(call, query)
     grad_y = grad_y.reshape(-1, outputs)
     if query.mask is not None:
@@ -296,7 +299,7 @@ def _trunk_backward_by_library(rows: Tensor, grad: Tensor, query: Query) -> tupl
 
 def _multiply_in_blocks(grad: Tensor, x: Tensor) -> Tensor:
     """Compute grad^T x, summed over blocks of rows in a fixed order."""
-    total = None
+    total: Any = None
     for g, part in zip(grad.split(_BLOCK_ROWS), x.split(_BLOCK_ROWS), strict=True):
         total = g.T @ part if total is None else total.addmm_(g.T, part)
     return total

@@ -2,6 +2,7 @@
 """Backends, gradients and registration of inr_query, and the public function."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -161,7 +162,7 @@ INR_QUERY = define(
     },
     fake=_fake,
     check=check,
-    function=_AutogradEntry,
+    function=cast(Any, _AutogradEntry),
 )
 INR_QUERY_BACKWARD = define(
     f"inr_query_backward(Tensor grad_y, bool with_skip, {_SCHEMA}) -> Tensor[]",
@@ -288,8 +289,12 @@ def inr_query(
         maps, _split_trunk(trunk), rho_w, cell_w, bias, rho_bias, phase
     )
     exact = torch.float64 if isinstance(maps, Tensor) and maps.dtype == torch.float64 else torch.float32
-    grid = isinstance(where, GridSpec)
-    base, frac, axes = (None, None, where.numbers()) if grid else (where.base, where.frac, [])
+    base: Any
+    axes: Any
+    if isinstance(where, GridSpec):
+        base, frac, axes, outside = None, None, where.numbers(), None
+    else:
+        base, frac, axes, outside = where.base, where.frac, [], where.outside
     wrap = [e == "wrap" for e in check_edge(edge)]
     weighting = "areas" if compat else "bilinear"
     if ensemble != "early_attn":
@@ -300,6 +305,6 @@ def inr_query(
             ensemble, heads, dk, activation, weighting, wrap, out_dtype or exact,
         )
     )  # fmt: skip
-    if not grid and where.outside is not None:
-        y = torch.where(where.outside[..., None], float("nan"), y)
+    if outside is not None:
+        y = torch.where(outside[..., None], float("nan"), y)
     return y

@@ -7,6 +7,7 @@ n - 1/2. The normalised coordinate is x = -1 + (2u + 1) / n. Pairs are (row, col
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -233,7 +234,8 @@ class PointSpec:
         Args:
             device: target device.
         """
-        return PointSpec(*(t if t is None else t.to(device) for t in (self.base, self.frac, self.outside)))
+        moved: Any = (t if t is None else t.to(device) for t in (self.base, self.frac, self.outside))
+        return PointSpec(*moved)
 
 
 def from_index(u: Tensor, size, edge=("clamp", "clamp"), outside: str = "error", dtype=torch.float32) -> PointSpec:

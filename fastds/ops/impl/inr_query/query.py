@@ -2,7 +2,7 @@
 """Arguments of the registered op inr_query by name, and their checks."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,12 +51,16 @@ class Query(NamedTuple):
     @property
     def queries(self) -> int:
         """Q, number of queries for each sample of the batch."""
-        return self.axes[0] * self.axes[4] if self.axes else self.base.shape[1]
+        if self.axes:
+            return self.axes[0] * self.axes[4]
+        assert self.base is not None  # points
+        return self.base.shape[1]
 
     @property
     def depth(self) -> int:
         """D, number of channels of a corner's feature."""
         if self.feature == "dot":
+            assert self.rho_w is not None
             return self.rho_w.shape[0]
         return count_channels(self.feature, self.ensemble, self.maps.shape[1], self.heads, self.dk)[0]
 
@@ -128,6 +132,7 @@ class Query(NamedTuple):
                 rows = [(stop - first) // columns, pitch, start + pitch * (first // columns), size]
                 part = self._replace(axes=rows + along_columns)
             else:
+                assert self.base is not None and self.frac is not None  # points
                 part = self._replace(base=self.base[:, first:stop], frac=self.frac[:, first:stop])
             if self.cell is not None and self.cell.dim() == 3:
                 part = part._replace(cell=self.cell[:, first:stop])
@@ -135,8 +140,9 @@ class Query(NamedTuple):
 
     def make_skip_query(self) -> "Query":
         """Return a query that only interpolates the skip field, bilinearly for any `weighting`."""
-        nothing = dict.fromkeys(("rho_w", "cell_w", "bias", "rho_bias", "phase", "cell", "skip"))
-        settings = {"feature": "affine", "ensemble": "early_area", "heads": 1, "dk": 0, "act": "none"}
+        assert self.skip is not None
+        nothing: dict[str, Any] = dict.fromkeys(("rho_w", "cell_w", "bias", "rho_bias", "phase", "cell", "skip"))
+        settings: dict[str, Any] = {"feature": "affine", "ensemble": "early_area", "heads": 1, "dk": 0, "act": "none"}
         settings["weighting"] = "bilinear"
         return self._replace(maps=self.skip.to(self.compute_dtype), weights=[], biases=[], **nothing, **settings)
 
@@ -246,6 +252,8 @@ def _check_axes(axes: list[int]) -> None:
 
 
 def _check_points(query: Query) -> None:
+    base: Any
+    frac: Any
     base, frac, batch, device = query.base, query.frac, query.maps.shape[0], query.maps.device
     check_tensor("where.base", base, 3, (torch.int32,), device, "maps")
     check_tensor("where.frac", frac, 3, (torch.float32, torch.float64), device, "maps")

@@ -6,6 +6,7 @@ apply the trunk, add the skip field.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,12 +56,12 @@ def inr_query(
         (B, Q, O).
     """
     dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
-    to = lambda t: None if t is None else t.to(dtype)  # noqa: E731
+    to: Any = lambda t: None if t is None else t.to(dtype)  # noqa: E731
     corners = Corners(base, frac, axes, maps, mask, wrap, ensemble == "none", weighting, dtype)
     kappa = None if cell is None else to(cell if cell.dim() == 3 else cell[:, None])
     args = (to(maps), corners, to(rho_w), to(cell_w), to(bias), to(phase), kappa)
     if feature == "dot":
-        y = _compute_dot(*args, act)
+        y: Any = _compute_dot(*args, act)
     else:
         make = {"fourier": _compute_fourier, "slope": _compute_slope, "affine": _compute_affine}[feature]
         depth = count_channels(feature, ensemble, maps.shape[1], heads, dk)[0]
@@ -71,7 +72,7 @@ def inr_query(
         else:
             first_key = count_channels(feature, ensemble, maps.shape[1], heads, dk)[1]
             y = apply_trunk(_combine_corners(ensemble, h, to(maps), corners, to(rho_bias), heads, dk, first_key), trunk)
-    valid = None if mask is None else corners.valid
+    valid: Any = None if mask is None else corners.valid
     if skip is not None:
         along = corners
         if ensemble == "none" or weighting == "areas":
@@ -143,14 +144,15 @@ class Corners:
         else:
             raw = [along[0][a][2] * along[1][b][2] for a, b in pairs]
         self.weights = [w.expand(batch, full) for w in raw]
-        self.mask = None
+        self.mask: Any = None
+        self.valid: Tensor
         if mask is not None:
             flat = mask.flatten(1)
             self.mask = [flat.gather(1, index) for index in self.index]
             known_weights = [torch.where(m, w, 0) for m, w in zip(self.mask, self.weights, strict=True)]
-            total = sum(known_weights)
-            self.valid = total > 0
-            self.weights = [w / torch.where(self.valid, total, 1) for w in known_weights]
+            known: Any = sum(known_weights)
+            self.valid = known > 0
+            self.weights = [w / torch.where(self.valid, known, 1) for w in known_weights]
 
     def gather(self, maps: Tensor, j: int) -> Tensor:
         """Return the values of maps (B, C, H, W) at corner j, (B, Q, C), zero where the mask is False."""
@@ -237,7 +239,7 @@ def _combine_corners(ensemble, h, maps, corners, rho_bias, heads, dk, first_key)
     keys, contents = maps[:, first_key:].split(heads * dk, 1)
     q = sum(w[..., None] * corners.gather(contents, j) for j, w in enumerate(corners.weights))
     q = q.unflatten(-1, (heads, dk))
-    logits = []
+    logits: Any = []
     for j in range(corners.count):
         k = corners.gather(keys, j).unflatten(-1, (heads, dk))
         term = (q * k).sum(-1) / math.sqrt(dk)

@@ -114,8 +114,8 @@ def _backward_triton(grad_y, q, k, v, y, lse, window, needs_grad):
 
 
 def _backward_reference(grad_y, q, k, v, y, lse, window, needs_grad):
-    def function(*tensors):
-        return reference.window_attention2d(*tensors, window)
+    def function(q, k, v):
+        return reference.window_attention2d(q, k, v, window)
 
     return compute_vjp(function, (q, k, v), (grad_y,), needs_grad)
 

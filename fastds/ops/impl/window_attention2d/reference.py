@@ -52,4 +52,5 @@ def compute_log_sum_exp(q, k, window=30):
         (B, H, W).
     """
     with torch.no_grad():
-        return _compute_logits(*upcast_half(q, k), window)[0].logsumexp(1)
+        q, k = upcast_half(q, k)
+        return _compute_logits(q, k, window)[0].logsumexp(1)
