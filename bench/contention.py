@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ops and networks beside other busy processes: `python -m bench.contention [--busy 0 1 2] [--csv FILE]`.
+"""Time ops and networks while other processes keep the cores busy: `python -m bench.contention [--csv FILE]`.
 
 Each call is timed with one thread, with all threads in all loops, and as fastds runs it, which uses one thread while
 several threads are slower (csrc/core/team.h). Rows named torch are the same computation by PyTorch's operators. The

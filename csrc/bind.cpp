@@ -84,7 +84,6 @@ PYBIND11_MODULE(_fastds, m) {
     m.def("set_isa", &fastds::set_isa);
     m.def("set_team_mode", &fastds::set_team_mode);
     m.def("simulate_teams", &fastds::simulate_teams);
-    m.def("count_single_loops", &fastds::count_single_loops);
     m.def("begin_scope", &fastds::begin_scope);
     m.def("end_scope", &fastds::end_scope);
     m.def("scope_threads", &fastds::scope_threads);

@@ -43,17 +43,13 @@ struct Observed {
     double stalled = 0;               // measured, of loops that waited for a thread to start
     double since = 0;                 // measured since the last comparison
     int64_t last = 0, loops = 0;      // duration of the last loop; number of loops after short ones
-    int64_t single_loops = 0;
     Pause own, torch;                 // of the loops of this module and of torch
     int scopes = 0, threads = 0;      // depth of scopes; number of threads of the outermost one
     bool slow = false;                // several threads were slower in the last comparison
     bool changed = false;             // whether torch's number of threads is 1 instead of `threads`
 
     // Returns whether a loop that starts now runs on one thread.
-    bool is_paused(int64_t now) {
-        single_loops += now < own.end;
-        return now < own.end;
-    }
+    bool is_paused(int64_t now) const { return now < own.end; }
 
     // Returns whether the next loop on several threads is measured. The CPU clock takes some 0.2 us, so that only some of the
     // loops after short ones are.
@@ -155,7 +151,5 @@ void set_team_mode(const char* name) {
         throw std::invalid_argument("team mode must be auto, all or one, got " + given);
     mode = given == "auto" ? Mode::automatic : given == "all" ? Mode::all : Mode::one;
 }
-
-int64_t count_single_loops() { return observed.single_loops; }
 
 }  // namespace fastds

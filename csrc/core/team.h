@@ -36,6 +36,5 @@ void set_openmp(void (*set)(int));
 
 // "auto": as described above; "all": all threads in all loops; "one": one thread in all loops. For tests and benchmarks.
 void set_team_mode(const char* name);
-int64_t count_single_loops();  // loops that this thread ran on one thread because of other processes
 
 }  // namespace fastds

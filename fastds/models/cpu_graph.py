@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastds.ops.core import buffer_pool, native, onednn, packed_weight_cache
 from fastds.ops.core.registry import OPS
-from fastds.ops.core.teams import adapt_threads
+from fastds.ops.core.teams import adapt_threads_to
 
 _UNREPEATABLE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded)
 _CONVOLUTIONS = torch.ops.aten.convolution.default, torch.ops.aten.conv2d.default
@@ -125,7 +125,7 @@ class GraphRecorder(TorchDispatchMode):
             return None
         geometry = v["padding"], v["stride"], v["dilation"], v["groups"]
         prepared = x, onednn.prepare_filters(weight, x, *geometry), v["bias"], *geometry
-        return prepared if _is_equal(onednn.convolve(*prepared), result) else None
+        return prepared if is_equal(onednn.convolve(*prepared), result) else None
 
 
 def _tensors(tree) -> list[Tensor]:
@@ -161,7 +161,7 @@ def _copy(to, results) -> None:
             stored.copy_(result)
 
 
-def _is_equal(a, b) -> bool:
+def is_equal(a, b) -> bool:
     """Return True if all values are equal. Two missing values (NaN) count as equal."""
     if not isinstance(a, Tensor):
         return a == b
@@ -194,7 +194,7 @@ class CPUForwardGraph:
     def __init__(self, model: nn.Module, arguments, dtype: torch.dtype, function: Callable[..., Any] = call_module):
         self.model, self.dtype = copy.deepcopy(model).eval().requires_grad_(False), dtype
         self.function = function
-        examples = [z.detach() for z in arguments.leaves if isinstance(z, Tensor)]
+        examples = [z.detach() for z in arguments.tensors]
         self.inputs = [z.clone() for z in examples]
         self.args, self.kwargs = arguments.replace_tensors(self.inputs)
         with torch.no_grad(), native.private_workspaces() as spaces, packed_weight_cache.private_cache() as weights:
@@ -225,14 +225,14 @@ class CPUForwardGraph:
         got = tree_leaves(self(*tensors))
         with torch.no_grad():
             expected = tree_leaves(self._forward())  # reads self.inputs, into which the replay copied the tensors
-        if not all(map(_is_equal, got, expected)):
+        if not all(map(is_equal, got, expected)):
             raise RuntimeError("the forward cannot be repeated: for other inputs the replay and the model differ")
 
     @torch.no_grad()
     def __call__(self, *tensors: Tensor) -> Any:
         for new, held in zip(tensors, self.inputs, strict=True):
             held.copy_(new)
-        with adapt_threads(not getattr(self.model, "bits_depend_on_threads", False)):
+        with adapt_threads_to(self.model):
             for function, args, kwargs in self.calls:
                 function(*args, **kwargs)
         return tree_map_only(Tensor, torch.clone, self.output)

@@ -173,6 +173,7 @@ class Arguments:
     def __init__(self, args: tuple, kwargs: dict[str, Any], device: torch.device):
         self.leaves, self.spec = tree_flatten((args, kwargs))
         self.device = device
+        self.tensors = [z for z in self.leaves if isinstance(z, Tensor)]
         for i, z in enumerate(self.leaves):
             if isinstance(z, Tensor) and z.device != device:
                 raise ValueError(f"input {i} is on {z.device}, expected {device}, the device of the model")
@@ -187,8 +188,10 @@ class Arguments:
         if spec != self.spec:
             raise ValueError(f"the arguments must be those the graph was captured for, {self.spec}, got {spec}")
         for i, (new, held) in enumerate(zip(leaves, self.leaves, strict=True)):
-            if _describe(new) != _describe(held):
-                raise ValueError(f"input {i} is {_describe(new)}, the graph was captured for {_describe(held)}")
+            if describe_argument(new) != describe_argument(held):
+                raise ValueError(
+                    f"input {i} is {describe_argument(new)}, the graph was captured for {describe_argument(held)}"
+                )
         return [z for z in leaves if isinstance(z, Tensor)]
 
     def replace_tensors(self, tensors: list[Tensor]) -> tuple[tuple, dict[str, Any]]:
@@ -197,7 +200,8 @@ class Arguments:
         return tree_unflatten([next(rest) if isinstance(z, Tensor) else z for z in self.leaves], self.spec)
 
 
-def _describe(z: Any) -> str:
+def describe_argument(z: Any) -> str:
+    """Describe what a graph is captured for: the shape and dtype of a tensor, the value of another argument."""
     return f"a {z.dtype} tensor of shape {tuple(z.shape)}" if isinstance(z, Tensor) else repr(z)
 
 
@@ -232,7 +236,7 @@ class ForwardGraph:
         self, model: nn.Module, arguments: Arguments, dtype: torch.dtype, function: Callable[..., Any] = call_module
     ):
         self.model, self.dtype, self.function = freeze_model(model, dtype), dtype, function
-        self.inputs = [z.detach().clone() for z in arguments.leaves if isinstance(z, Tensor)]
+        self.inputs = [z.detach().clone() for z in arguments.tensors]
         self.arguments = arguments.replace_tensors(self.inputs)
         with torch.no_grad():
             self.graph, self.output = self.capture()
@@ -271,7 +275,7 @@ class GradientGraph:
     def __init__(
         self, model: nn.Module, arguments: Arguments, dtype: torch.dtype, function: Callable[..., Any] = call_module
     ):
-        examples = tuple(z.detach().clone() for z in arguments.leaves if isinstance(z, Tensor))
+        examples = tuple(z.detach().clone() for z in arguments.tensors)
         self.run = self.capture(TensorModule(model, arguments, dtype, function), examples)
 
     def capture(self, module: "TensorModule", examples: tuple[Tensor, ...]) -> Callable[..., Any]:

@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fastds.models import graph
+from fastds.models.cpu_graph import is_equal
+from fastds.models.graph import Arguments
 from fastds.ops.core.backends import forced_backend
-from fastds.ops.core.teams import adapt_threads
+from fastds.ops.core.teams import adapt_threads_to
 from fastds.ops.impl.conv3x3.algorithm import current_algorithm
 
 TRAIN_DEVICES = ("cuda",)  # on which a backward can be captured
@@ -116,85 +118,77 @@ class GraphCache:
     ) -> Any:  # fmt: skip
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else torch.float32
         try:
-            arguments = graph.Arguments(args, kwargs, device)
+            arguments = Arguments(args, kwargs, device)
         except ValueError:  # a tensor on another device
             return _run(function, module, args, kwargs)
-        tensors = [z for z in arguments.leaves if isinstance(z, Tensor)]
         entry = self._find_entry(module, function, arguments, dtype)
-        if entry is None or not _can_replay(tensors, finite):
+        if entry is None or not _can_replay(arguments.tensors, finite):
             return _run(function, module, args, kwargs)
         if entry.graph is not None and not entry.on_probation:
             self.replays += 1
-            return entry.graph(*tensors)
+            return entry.graph(*arguments.tensors)
         start = time.perf_counter()
         y = _run(function, module, args, kwargs)
         entry.calls, entry.seconds = entry.calls + 1, entry.seconds + time.perf_counter() - start
         if entry.graph is not None:
-            self._check_again(module, function, arguments, entry, entry.graph, dtype)
+            self._check_again(entry, entry.graph, arguments)
         elif self._is_due(entry, device):
-            self._capture(module, function, arguments, entry, dtype, y)
+            self._capture(entry, arguments, y)
         return y
 
     def _find_entry(
-        self, module: nn.Module, function: Callable[..., Any], arguments: graph.Arguments, dtype: torch.dtype
+        self, module: nn.Module, function: Callable[..., Any], arguments: Arguments, dtype: torch.dtype
     ) -> "_Entry | None":
         """Return the entry of a call, or None if there are too many entries."""
-        parts = tuple(map(graph._describe, arguments.leaves))
+        parts = tuple(map(graph.describe_argument, arguments.leaves))
         key: tuple[Any, ...] = (module, getattr(module, "capture_state", None), function, arguments.spec, parts, dtype)
         if self.train:  # a graph reads the memory of the weights
             key = (*key, *((p.data_ptr(), p.requires_grad) for p in module.parameters()))
         if key not in self._entries and len(self._entries) >= MAX_SHAPES:
             return None
-        return self._entries.setdefault(key, _Entry())
+        return self._entries.setdefault(key, _Entry(module, function, dtype))
 
     def _is_due(self, entry: "_Entry", device: torch.device) -> bool:
-        rule, graphs = RULES[device.type], sum(e.graph is not None for e in self._entries.values())
-        if entry.failed or entry.calls < rule.calls or graphs >= MAX_GRAPHS:
+        rule = RULES[device.type]
+        if entry.failed or entry.calls < rule.calls:
             return False
-        return rule.max_seconds is None or entry.seconds / entry.calls <= rule.max_seconds
+        if rule.max_seconds is not None and entry.seconds / entry.calls > rule.max_seconds:
+            return False
+        return sum(e.graph is not None for e in self._entries.values()) < MAX_GRAPHS
 
-    def _capture(
-        self, module: nn.Module, function: Callable[..., Any], arguments: graph.Arguments, entry: "_Entry",
-        dtype: torch.dtype, y: Any,
-    ) -> None:  # fmt: skip
+    def _capture(self, entry: "_Entry", arguments: Arguments, y: Any) -> None:
         """Capture a graph and check it with the inputs of a call, of which y is the output, and with other inputs."""
-        tensors = [z for z in arguments.leaves if isinstance(z, Tensor)]
-        others = [z.flip(-1) if z.is_floating_point() and z.dim() else z for z in tensors]
+        others = [z.flip(-1) if z.is_floating_point() and z.dim() else z for z in arguments.tensors]
         try:
-            with _preserve_state(module, arguments.device):
+            with _preserve_random_state(arguments.device), _preserve_buffers(entry.module):
                 with torch.autocast(arguments.device.type, enabled=False):
-                    made = graph.capture(module, arguments, dtype, function, self.train)
+                    made = graph.capture(entry.module, arguments, entry.dtype, entry.function, self.train)
                 if self.train:
-                    _check_gradients(made, module, function, arguments, others, dtype)
+                    _check_gradients(made, entry, arguments, others)
                 else:
                     exact = arguments.device.type == "cpu"
-                    _check_outputs(made(*tensors), y, dtype, exact)
-                    args, kwargs = arguments.replace_tensors(others)
-                    _check_outputs(made(*others), function(module, *args, **kwargs), dtype, exact)
+                    _check_outputs(made(*arguments.tensors), y, entry.dtype, exact)
+                    _check_outputs(made(*others), entry.run(arguments, others), entry.dtype, exact)
         except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError) as error:
-            entry.failed = True
-            self._note_failure(module, error)
+            self._note_failure(entry, error)
             return
         entry.graph, entry.on_probation = made, self.train
         if not self.train:
-            self._weights.setdefault(module, [t.detach().clone() for t in _list_weights(module)])
+            self._weights.setdefault(entry.module, [t.detach().clone() for t in _list_weights(entry.module)])
 
-    def _check_again(
-        self, module: nn.Module, function: Callable[..., Any], arguments: graph.Arguments, entry: "_Entry",
-        made: Callable[..., Any], dtype: torch.dtype,
-    ) -> None:  # fmt: skip
+    def _check_again(self, entry: "_Entry", made: Callable[..., Any], arguments: Arguments) -> None:
         """Check a graph with gradients after a step of the optimizer, which has changed the weights."""
-        tensors = [z for z in arguments.leaves if isinstance(z, Tensor)]
         try:
-            with _preserve_state(module, arguments.device):
-                _check_gradients(made, module, function, arguments, tensors, dtype)
+            with _preserve_random_state(arguments.device), _preserve_buffers(entry.module):
+                _check_gradients(made, entry, arguments, arguments.tensors)
         except RuntimeError as error:
-            entry.failed, entry.graph = True, None
-            self._note_failure(module, error)
+            entry.graph = None
+            self._note_failure(entry, error)
         entry.on_probation = False
 
-    def _note_failure(self, module: nn.Module, error: Exception) -> None:
-        name = getattr(getattr(module, "card", None), "name", "") or type(module).__name__
+    def _note_failure(self, entry: "_Entry", error: Exception) -> None:
+        entry.failed = True
+        name = getattr(getattr(entry.module, "card", None), "name", "") or type(entry.module).__name__
         self.failures.setdefault(name, (str(error) or type(error).__name__).splitlines()[0][:_MAX_REASON])
 
     def drop_outdated(self) -> None:
@@ -220,6 +214,9 @@ class _Entry:
     """Calls of one module and method with one set of shapes.
 
     Attributes:
+        module: network.
+        function: method of the network.
+        dtype: dtype of the arithmetic.
         calls: number of calls without a graph.
         seconds: their duration.
         graph: the graph, or None.
@@ -227,11 +224,19 @@ class _Entry:
         failed: whether a graph could not be captured or its outputs were wrong.
     """
 
+    module: nn.Module
+    function: Callable[..., Any]
+    dtype: torch.dtype
     calls: int = 0
     seconds: float = 0.0
     graph: Callable[..., Any] | None = None
     on_probation: bool = False
     failed: bool = False
+
+    def run(self, arguments: Arguments, tensors: list[Tensor]) -> Any:
+        """Run the method without a graph, with these tensors in place of those among the arguments."""
+        args, kwargs = arguments.replace_tensors(tensors)
+        return self.function(self.module, *args, **kwargs)
 
 
 _active: ContextVar[GraphCache | None] = ContextVar("graph cache", default=None)
@@ -277,8 +282,7 @@ def capturable(function: Callable[..., Any] | None = None, *, finite: bool = Fal
 
 
 def _run(function: Callable[..., Any], module: nn.Module, args: tuple, kwargs: dict) -> Any:
-    # In the backward pass, bits of torch's operators depend on the number of threads.
-    with adapt_threads(not (torch.is_grad_enabled() or getattr(module, "bits_depend_on_threads", False))):
+    with adapt_threads_to(module):
         return function(module, *args, **kwargs)
 
 
@@ -293,18 +297,21 @@ def _list_weights(module: nn.Module) -> list[Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-@contextlib.contextmanager
-def _preserve_state(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Context manager that restores the buffers of a module and the random state of its device.
+def _preserve_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Return a context that restores torch's random state on the CPU and on the device."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
-    The runs of a capture and its checks would change the statistics of batch normalisation.
-    """
+
+@contextlib.contextmanager
+def _preserve_buffers(module: nn.Module) -> Iterator[None]:
+    """Context manager that restores the buffers of a module, such as the statistics of batch normalisation."""
     before = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    try:
         yield
-    with torch.no_grad():
-        for buffer, values in before:
-            buffer.data.copy_(values)  # autograd may have saved the buffer
+    finally:
+        with torch.no_grad():
+            for buffer, values in before:
+                buffer.data.copy_(values)  # autograd may have saved the buffer
 
 
 def _check_outputs(got: Any, expected: Any, dtype: torch.dtype, exact: bool) -> None:
@@ -321,13 +328,11 @@ def _check_outputs(got: Any, expected: Any, dtype: torch.dtype, exact: bool) -> 
         raise RuntimeError("the graph and the forward differ in the number of outputs")
     for a, b in zip(first, second, strict=True):
         if not isinstance(b, Tensor):
-            same = a == b or a is b
+            same = is_equal(a, b)
         elif a.shape != b.shape or a.dtype != b.dtype:
             same = False
-        elif exact or not b.is_floating_point():
-            same = bool(((a == b) | ((a != a) & (b != b))).all())
         else:
-            same = _is_close(a, b, TOLERANCES[dtype])
+            same = is_equal(a, b) if exact or not b.is_floating_point() else _is_close(a, b, TOLERANCES[dtype])
         if not same:
             raise RuntimeError("the graph and the forward give different outputs for the same inputs")
 
@@ -341,27 +346,18 @@ def _is_close(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return bool((a - b).square().sum() <= tolerance**2 * b.square().sum())
 
 
-def _check_gradients(
-    made: Callable[..., Any], module: nn.Module, function: Callable[..., Any], arguments: graph.Arguments,
-    tensors: list[Tensor], dtype: torch.dtype,
-) -> None:  # fmt: skip
+def _check_gradients(made: Callable[..., Any], entry: _Entry, arguments: Arguments, tensors: list[Tensor]) -> None:
     """Raise RuntimeError if outputs or gradients of a graph are not those of the forward and the backward.
 
     Args:
         made: the graph.
-        module: network.
-        function: method of the network.
+        entry: entry of the calls.
         arguments: arguments of the capture.
         tensors: tensors that replace those of the arguments.
-        dtype: dtype of the arithmetic.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    args, kwargs = arguments.replace_tensors(tensors)
-    statistics = [buffer.detach().clone() for buffer in module.buffers()]
-    expected = function(module, *args, **kwargs)
-    with torch.no_grad():
-        for buffer, values in zip(module.buffers(), statistics, strict=True):
-            buffer.data.copy_(values)  # autograd may have saved the buffer
+    parameters, dtype = [p for p in entry.module.parameters() if p.requires_grad], entry.dtype
+    with _preserve_buffers(entry.module):
+        expected = entry.run(arguments, tensors)
     got = made(*tensors)
     _check_outputs(got, expected, dtype, exact=False)
     gradients = []

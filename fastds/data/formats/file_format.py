@@ -24,7 +24,7 @@ class Format(NamedTuple):
             that matches few files needs a lower number than a format that matches the same files and others.
         read_files: Function that reads and joins all files of an input; None: `read` is called for each file.
         lead_is_data: If True, the coordinate `lead` of a dataset is data of the user. If False, `read` sets this scalar
-            coordinate to the lead time, so that forecasts can be told from observations.
+            coordinate to the lead time, so that forecasts can be distinguished from observations.
     """
 
     name: str

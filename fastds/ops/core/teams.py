@@ -4,10 +4,11 @@
 import ctypes
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fastds.ops.core import native
 
@@ -46,3 +47,12 @@ def adapt_threads(enabled: bool = True) -> Iterator[None]:
         yield
     finally:
         module.end_scope()
+
+
+def adapt_threads_to(module: nn.Module) -> AbstractContextManager[None]:
+    """Return adapt_threads for a forward of a module.
+
+    It is disabled with gradients, because bits of torch's operators depend on the number of threads in the backward
+    pass, and for modules with the attribute `bits_depend_on_threads`.
+    """
+    return adapt_threads(not (torch.is_grad_enabled() or getattr(module, "bits_depend_on_threads", False)))
