@@ -3,7 +3,7 @@
 
 Each call is timed with one thread, with all threads in all loops, and as fastds runs it, which uses one thread while
 several threads are slower (csrc/core/team.h). Rows named torch are the same computation by PyTorch's operators. The
-modes take turns of half a second, so that other work affects all of them alike. Busy processes are Python loops.
+modes take turns of two seconds, so that other work affects all of them alike. Busy processes are Python loops.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from bench.torch_cells import compute_lstm_cell
 from fastds import nn, ops
 from fastds.ops.core import native
 
-TURNS, TURN_SECONDS = 8, 0.5
+TURNS, TURN_SECONDS = 3, 2
 MODES = {"one thread": ("one", False), "all threads": ("all", True), "fastds": ("auto", True)}
 COLUMNS = ("busy", "call", "mode", "median_ms", "mean_ms", "p90_ms")
 

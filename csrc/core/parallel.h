@@ -54,7 +54,7 @@ inline void for_rectangles(Range cells, int64_t width, const Body& body) {
     }
 }
 
-// Calls work(i, count) once for each thread i of a team of at most `pieces` threads, where `count` is the size of the team.
+// Calls work(i, count) once for each i in [0, count), where `count` <= `pieces` is the size of a team of threads.
 // Builds with ThreadSanitizer use std::thread, because ThreadSanitizer reports the barriers of libgomp as races.
 template <class Work>
 inline void run_team(int64_t pieces, const Work& work) {
@@ -69,14 +69,18 @@ inline void run_team(int64_t pieces, const Work& work) {
         return;
     }
     int64_t work_cpu = 0;
+    Shares shares;
 #pragma omp parallel num_threads(team.threads)
     {
-        const int64_t i = omp_get_thread_num();
+        const int thread = omp_get_thread_num(), count = omp_get_num_threads();
+        shares.enter(thread);
         const int64_t start_cpu = team.measured ? read_cpu_clock() : 0;
-        work(i, int64_t{omp_get_num_threads()});
+        for (int share = shares.claim(thread, count); share >= 0; share = shares.claim(thread, count))
+            work(int64_t{share}, int64_t{count});
         if (team.measured) __atomic_fetch_add(&work_cpu, read_cpu_clock() - start_cpu, __ATOMIC_RELAXED);
+        shares.leave(count, team.start);
     }
-    report_team(team, work_cpu);
+    report_team(team, work_cpu, shares.has_late_thread());
 #endif
 }
 

@@ -6,9 +6,19 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <climits>
+#include <cstdio>
 #include <ctime>
 #include <stdexcept>
 #include <string>
+
+#include <fcntl.h>
+#include <sched.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#endif
 
 namespace fastds {
 namespace {
@@ -16,11 +26,13 @@ namespace {
 enum class Mode { automatic, all, one };
 
 constexpr int64_t kWindow = 2'000'000;  // ns of parallel loops after which the durations are compared
-constexpr int64_t kShort = 50'000;      // ns; longer loops are all measured
+constexpr int64_t kShort = 200'000;     // ns; longer loops are all measured
 constexpr int64_t kMeasuredShare = 4;   // one of this number of shorter loops is measured
-constexpr int64_t kStall = 1'000'000;   // ns; a longer loop that is slower than on one thread waited for a thread to start
-constexpr double kMaxStalled = 0.1;     // part of the duration of all loops
+constexpr double kMaxLate = 0.5;        // part of the duration of all loops, of loops in which a thread started late
 constexpr int64_t kFactor = 4;
+constexpr int64_t kFirstLook = 1'000'000, kLongestLook = 1'000'000'000;  // ns between readings of the number of running threads
+constexpr int64_t kActiveWait = 20'000, kYield = 1'000'000;  // ns of waiting for other threads before a thread sleeps
+constexpr int kPauses = 16;                                  // between readings of the clock
 
 std::atomic<Mode> mode{Mode::automatic};
 
@@ -40,37 +52,55 @@ struct Pause {
 // comparison.
 struct Observed {
     double parallel = 0, single = 0;  // measured; CPU time, which is the duration on one thread
-    double stalled = 0;               // measured, of loops that waited for a thread to start
+    double late_loops = 0;            // measured, of loops in which a thread started late
     double since = 0;                 // measured since the last comparison
     int64_t last = 0, loops = 0;      // duration of the last loop; number of loops after short ones
+    int64_t look = 0, wait = kFirstLook;  // time of the next reading of the number of running threads; ns between readings
+    bool resumed = false;             // a pause was ended early, and durations were not compared since
     Pause own, torch;                 // of the loops of this module and of torch
     int scopes = 0, threads = 0;      // depth of scopes; number of threads of the outermost one
     bool slow = false;                // several threads were slower in the last comparison
     bool changed = false;             // whether torch's number of threads is 1 instead of `threads`
 
-    // Returns whether a loop that starts now runs on one thread.
-    bool is_paused(int64_t now) const { return now < own.end; }
+    // Returns whether a loop that starts now runs on one thread. Ends the pauses early if has_idle_core(): the other processes
+    // have ended or wait. If several threads are slower again, the next readings come at longer intervals, because the threads
+    // may be slow for another reason, such as a quota.
+    template <class Function>
+    bool is_paused(int64_t now, const Function& has_idle_core) {
+        if (now >= own.end) return false;
+        if (now < look) return true;
+        look = now + wait;
+        if (!has_idle_core()) return true;
+        own.end = torch.end = now;
+        parallel = single = late_loops = since = 0;
+        slow = false;
+        resumed = true;
+        return false;
+    }
 
     // Returns whether the next loop on several threads is measured. The CPU clock takes some 0.2 us, so that only some of the
     // loops after short ones are.
     bool is_measured() { return last > kShort || loops++ % kMeasuredShare == 0; }
 
     // Adds a loop on several threads. Returns whether durations were compared.
-    bool add(const Team& team, int64_t now, int64_t work_cpu) {
+    bool add(const Team& team, int64_t now, int64_t work_cpu, bool late) {
         const int64_t duration = now - team.start;
         last = duration;
         if (!team.measured) return false;
         parallel += duration;
         since += duration;
         single += work_cpu;
-        if (duration > kStall && duration > work_cpu) stalled += duration;
+        if (late) late_loops += duration;
         if (since < kWindow) return false;
         own.update(parallel > single, now);
-        torch.update(stalled > kMaxStalled * parallel, now);
+        torch.update(late_loops > kMaxLate * parallel, now);
         slow = now < std::max(own.end, torch.end);
+        wait = !slow ? kFirstLook : resumed ? std::min(kFactor * wait, kLongestLook) : wait;
+        look = now + wait;
+        resumed = false;
         parallel /= kFactor;
         single /= kFactor;
-        stalled /= kFactor;
+        late_loops /= kFactor;
         since = 0;
         return true;
     }
@@ -84,12 +114,46 @@ int64_t read_clock() {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+void pause_core() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+// Sleeps until `value` is not `seen` any more, if `seen` is less than `count`.
+void sleep_until_change(std::atomic<int>& value, int seen, int count) {
+#if defined(__linux__)
+    if (seen < count) syscall(SYS_futex, &value, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+#else
+    if (seen < count) sched_yield();
+#endif
+}
+
 // Sets the number of threads of torch inside of a scope.
 void adapt_torch(Observed& o, bool single) {
     const auto set = set_openmp_threads.load(std::memory_order_relaxed);
     if (!set || o.threads <= 1 || single == o.changed) return;
     set(single ? 1 : o.threads);
     o.changed = single;
+}
+
+// Returns whether fewer threads run or are ready to run on this machine than it has cores. Returns false if the file is missing
+// or if this process may use only a part of the cores and another thread runs.
+bool find_idle_core() {
+    static const int file = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
+    static const long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    char text[64];
+    const ssize_t length = file < 0 ? -1 : pread(file, text, sizeof text - 1, 0);
+    int running = 0;
+    if (length <= 0) return false;
+    text[length] = 0;
+    if (std::sscanf(text, "%*f %*f %*f %d/", &running) != 1) return false;
+    bool all = false;
+#if defined(__linux__)
+    cpu_set_t allowed;
+    all = sched_getaffinity(0, sizeof allowed, &allowed) == 0 && CPU_COUNT(&allowed) == cores;
+#endif
+    return running <= 1 || (all && running < cores);
 }
 
 }  // namespace
@@ -103,28 +167,69 @@ int64_t read_cpu_clock() {
 Team choose_team(int64_t pieces) {
     const Mode now = mode.load(std::memory_order_relaxed);
     if (now == Mode::one) return {1, false, 0};
-    if (now == Mode::all) return {static_cast<int>(pieces), false, 0};
     const int64_t start = read_clock();
-    if (observed.is_paused(start)) return {1, false, start};
+    if (now == Mode::all) return {static_cast<int>(pieces), false, start};
+    const bool slow = observed.slow;
+    if (observed.is_paused(start, find_idle_core)) return {1, false, start};
+    if (slow != observed.slow && observed.scopes > 0) adapt_torch(observed, false);
     return {static_cast<int>(pieces), observed.is_measured(), start};
 }
 
-void report_team(const Team& team, int64_t work_cpu) {
-    if (team.start == 0) return;
+void report_team(const Team& team, int64_t work_cpu, bool late) {
     Observed& o = observed;
-    if (o.add(team, read_clock(), work_cpu) && o.scopes > 0) adapt_torch(o, o.slow);
+    if (o.add(team, read_clock(), work_cpu, late) && o.scopes > 0) adapt_torch(o, o.slow);
 }
 
-std::vector<int> simulate_teams(const std::vector<std::pair<int64_t, int64_t>>& loops) {
+int get_core() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+void Shares::leave_core([[maybe_unused]] int core) {
+#if defined(__linux__)
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    cpu_set_t others = allowed;
+    CPU_CLR(core, &others);
+    if (CPU_COUNT(&others) == 0) return;
+    if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
+#endif
+}
+
+void Shares::wait(int count, int64_t start) {
+    const int64_t begin = read_clock(), active_end = begin + kActiveWait + (begin - start) / 2, end = active_end + kYield;
+    for (int left = left_.load(); left < count; left = left_.load()) {
+        const int64_t now = read_clock();
+        if (now < active_end) {
+            for (int k = 0; k < kPauses && left_.load(std::memory_order_relaxed) < count; k++) pause_core();
+        } else if (now < end) {
+            sched_yield();
+        } else {
+            sleeping_.store(true);
+            sleep_until_change(left_, left_.load(), count);
+        }
+    }
+}
+
+void Shares::wake() {
+#if defined(__linux__)
+    syscall(SYS_futex, &left_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+#endif
+}
+
+std::vector<int> simulate_teams(const std::vector<std::tuple<int64_t, int64_t, bool>>& loops) {
     Observed o;
     int64_t now = 1;
     std::vector<int> threads;
-    for (const auto& [parallel, single] : loops) {
-        const bool paused = o.is_paused(now);
+    for (const auto& [parallel, single, idle] : loops) {
+        const bool paused = o.is_paused(now, [idle = idle] { return idle; });
         threads.push_back(paused ? 1 : 2);
         const Team team{2, !paused && o.is_measured(), now};
         now += paused ? single : parallel;
-        if (!paused) o.add(team, now, single);
+        if (!paused) o.add(team, now, single, parallel > single);
     }
     return threads;
 }

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The number of threads of a parallel loop on a machine that other processes use, too.
 //
-// A loop on several threads ends when the last thread has ended. If another process occupies a core, the operating system
-// starts a thread up to 24 ms late, and the loop takes longer than on one thread. Therefore each thread that starts parallel
-// loops compares their durations with estimates for one thread, and runs loops on one thread for a while if these are shorter.
-// Inside of a scope (begin_scope), the parallel loops of torch in the same thread then run on one thread, too.
+// A loop on several threads ends when the last thread has ended. If another process occupies a core, the operating system may
+// start a thread several ms late. The other threads then compute its share of the work (Shares), but each loop still waits
+// until the thread has run for a moment. Therefore each thread that starts parallel loops compares their durations with estimates
+// for one thread, and runs loops on one thread for a while if these are shorter, or until a core is idle. Inside of a scope
+// (begin_scope), the parallel loops of torch in the same thread run on one thread for a while if threads often start late.
 #pragma once
 #include <stdint.h>
+
+#include <atomic>
 
 namespace fastds {
 
@@ -22,11 +25,65 @@ Team choose_team(int64_t pieces);
 int64_t read_cpu_clock();  // CPU time of the calling thread in ns
 
 // Reports the end of a parallel loop on several threads. If choose_team has set `measured`, work_cpu is the CPU time in ns of
-// the work of all threads, without the time for which they wait.
-void report_team(const Team& team, int64_t work_cpu);
+// the work of all threads, without the time for which they wait. `late`: a thread had not started when another one had ended.
+void report_team(const Team& team, int64_t work_cpu, bool late);
 
-// Between begin_scope and end_scope, this thread sets torch's number of OpenMP threads to 1 for a while if parallel loops
-// waited for threads to start. end_scope restores the number, which begin_scope gets. Scopes may be nested.
+int get_core();  // the core on which the calling thread runs, -1 where the operating system does not say it
+
+// The shares of the work of a parallel loop, one for each thread of its team. A thread computes its own share first and then
+// shares of threads that have not started, so that the loop does not wait for the work of a thread that starts late. The thread
+// that starts the loop is thread 0 and constructs the object.
+class Shares {
+public:
+    static constexpr int kMost = 64;  // in larger teams the shares are taken in order, whichever thread is first
+
+    // Called by each thread before its first share. Moves a thread away from the core of thread 0: an operating system that starts
+    // a thread on the core of the thread that woke it leaves it there for several ms, even if other cores are idle.
+    void enter(int thread) {
+        if (thread != 0 && first_core_ >= 0 && get_core() == first_core_) leave_core(first_core_);
+    }
+
+    // Returns a share that no thread computes yet, for a thread of a team of `count` threads, or -1.
+    int claim(int thread, int count) {
+        if (count > kMost) {
+            const int share = next_.fetch_add(1);
+            return share < count ? share : -1;
+        }
+        for (int k = 0; k < count; k++) {
+            const int share = thread + k < count ? thread + k : thread + k - count;
+            if (taken_[share].load(std::memory_order_relaxed) || taken_[share].exchange(true)) continue;
+            if (k > 0) late_.store(true, std::memory_order_relaxed);
+            return share;
+        }
+        return -1;
+    }
+
+    // Called by each thread of a team of `count` threads after its last share. Returns when all threads have called it. A thread
+    // waits actively for a while, and then sleeps, so that the operating system can run the others on its core. The threads of
+    // OpenMP, in contrast, wait actively for several ms, also on the core that the last thread needs. `start` is Team::start.
+    void leave(int count, int64_t start) {
+        if (left_.fetch_add(1) != count - 1)
+            wait(count, start);
+        else if (sleeping_.load())
+            wake();
+    }
+
+    // Returns whether a thread computed the share of another one.
+    bool has_late_thread() const { return late_.load(std::memory_order_relaxed); }
+
+private:
+    static void leave_core(int core);
+    void wait(int count, int64_t start);
+    void wake();
+
+    const int first_core_ = get_core();
+    std::atomic<bool> taken_[kMost] = {};
+    std::atomic<bool> late_{false}, sleeping_{false};
+    std::atomic<int> next_{0}, left_{0};
+};
+
+// Between begin_scope and end_scope, this thread sets torch's number of OpenMP threads to 1 for a while if threads of parallel
+// loops often started late. end_scope restores the number, which begin_scope gets. Scopes may be nested.
 void begin_scope(int threads);
 void end_scope();
 int scope_threads();  // the number of threads of the outermost scope, 0 outside of scopes

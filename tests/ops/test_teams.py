@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of parallel loops on a machine that other processes use: choice of the number of threads, equal bits."""
 
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -14,9 +18,14 @@ QUIET_SHORT, QUIET_LONG = (20 * US, 35 * US), (2 * MS, 4 * MS)  # durations on t
 STALL, LONG_STALL = (8 * MS, 35 * US), (24 * MS, 4 * MS)
 
 
-def shares(native, loops):
+def simulate(native, loops, idle=False):
+    """Return the number of threads of each loop on a machine on which a core is idle or not."""
+    return native.simulate_teams([(*loop, idle) for loop in loops])
+
+
+def shares(native, loops, idle=False):
     """Return the part of the time in which loops run on two threads, and the time relative to one thread."""
-    threads = native.simulate_teams(loops)
+    threads = simulate(native, loops, idle)
     times = [loop[0] if n == 2 else loop[1] for loop, n in zip(loops, threads, strict=True)]
     parallel = sum(time for time, n in zip(times, threads, strict=True) if n == 2)
     return parallel / sum(times), sum(times) / sum(loop[1] for loop in loops)
@@ -36,14 +45,27 @@ def test_stalled_loops_run_on_one_thread(native, quiet, stall):
 
 
 def test_one_stall_costs_a_tenth_of_a_second(native):
-    threads = native.simulate_teams([QUIET_LONG] * 100 + [LONG_STALL] + [QUIET_LONG] * 1000)
+    threads = simulate(native, [QUIET_LONG] * 100 + [LONG_STALL] + [QUIET_LONG] * 1000)
     assert threads[:101] == [2] * 101 and threads[-900:] == [2] * 900
     assert 0 < 4 * threads.count(1) <= 120  # ms
 
 
 def test_loops_use_all_threads_again_after_a_busy_time(native):
-    threads = native.simulate_teams([LONG_STALL] * 2000 + [QUIET_LONG] * 4000)
+    threads = simulate(native, [LONG_STALL] * 2000 + [QUIET_LONG] * 4000)
     assert threads[1000:2000].count(2) < 50 and threads[-2000:] == [2] * 2000
+
+
+def test_loops_use_all_threads_when_a_core_becomes_idle(native):
+    """A process that is busy in half of each 10 ms: the loops of the other half run on two threads."""
+    busy, idle = [(8 * MS, 2 * MS, False)], [(MS, 2 * MS, True)] * 5
+    threads = native.simulate_teams((busy * 2 + idle) * 1000)
+    assert sum(n == 2 for n, k in zip(threads, range(7 * 1000), strict=True) if k % 7 > 1) >= 4 * 1000
+
+
+def test_slow_threads_on_an_idle_machine_run_on_one_thread(native):
+    """Under a quota, threads wait although a core of the machine is idle."""
+    parallel, relative = shares(native, [QUIET_SHORT, STALL] * 300_000, idle=True)
+    assert parallel < 0.05 and relative < 1.05
 
 
 def test_sleeping_threads_are_not_woken_for_short_loops(native):
@@ -108,6 +130,40 @@ def test_bits_do_not_depend_on_the_team(native, name, dtype):
     for mode in ("one", "auto"):
         for a, b in zip(found[mode], found["all"], strict=True):
             assert (a is None and b is None) or torch.equal(a, b)
+
+
+def test_bits_do_not_depend_on_late_threads(native):
+    """More threads than cores: some start late, and others compute their shares, in two Python threads at once."""
+    x, g = torch.rand(2, 16, 40, 36), torch.rand(2, 96, 33, 29)
+    before = torch.get_num_threads()
+
+    def compute():
+        native.set_team_mode("all")
+        return [(ops.pixel_shuffle(x, 4), *ops.lstm_gates(g, g[:, :24])) for _ in range(50)]
+
+    try:
+        torch.set_num_threads(1)
+        expected = ops.pixel_shuffle(x, 4), *ops.lstm_gates(g, g[:, :24])
+        torch.set_num_threads(9)
+        with ThreadPoolExecutor(2) as pool:
+            found = [result for future in [pool.submit(compute) for _ in range(2)] for result in future.result()]
+    finally:
+        native.set_team_mode("auto")
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for result in found for a, b in zip(result, expected, strict=True))
+
+
+def test_threads_keep_their_cores(native):
+    """A thread that leaves the core of the first thread may use all cores afterwards."""
+    x, allowed, before = torch.rand(4, 16, 128, 128), os.sched_getaffinity(0), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for _ in range(20):
+            ops.pixel_shuffle(x, 4)
+            time.sleep(0.005)
+    finally:
+        torch.set_num_threads(before)
+    assert all(os.sched_getaffinity(int(task)) == allowed for task in os.listdir("/proc/self/task"))
 
 
 def test_scope_restores_the_number_of_threads(native):
