@@ -16,9 +16,9 @@ from fastds.data import (
     ReflectivityInput,
     to_reflectivity,
 )
-from fastds.data.formats.opening import InputPaths
 from fastds.data.grid.times import format_time
 from fastds.data.io.mlcast import ArchiveMetadata
+from fastds.data.reading import InputFiles
 from fastds.inference.chunking import compute_lazily, is_lazy
 from fastds.inference.files import (
     RunSummary,
@@ -63,7 +63,7 @@ def nowcast(
 
 
 def nowcast_file(
-    source: InputPaths,
+    source: InputFiles,
     target: str | os.PathLike,
     *,
     model: nn.Module | str | os.PathLike | None = None,
