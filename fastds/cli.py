@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_running_as_cli():
         sys.unraisablehook = _suppress_close_errors
         _escape_unprintable()
-    message = find_unknown_name(argv)
+    argv, words = _split_watch(argv)
+    message = find_unknown_name(argv) or (find_unknown_name(words) if words else None)
     if message is not None:
         print(message, file=sys.stderr)
         return _FAILED
@@ -75,7 +76,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         _import_ops()
         set_memory_retention()
         name = options.subcommand
+        if name == "watch":
+            options[name]["words"] = words
         return _run_with_error_handling(f"fastds {name}", _COMMANDS[name], options[name])
+
+
+def _split_watch(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Split a command line of `fastds watch` at "--" into that of watch and that of the command it runs.
+
+    Others are not split.
+    """
+    if argv[:1] != ["watch"] or "--" not in argv:
+        return argv, []
+    place = argv.index("--")
+    return argv[:place], argv[place + 1 :]
 
 
 def _import_ops() -> None:
@@ -158,6 +172,12 @@ def _compute_archive(task: str, options, chosen: dict) -> None:
     form = {"model": options.model, "progress": True} | execution | collect_options(options, ARCHIVE_OPTIONS)
     summary = compute_archive(task, options.input, options.output, options=chosen, reading=reading, **form)
     print(summary.summary())
+
+
+def _run_watch(options) -> int:
+    from fastds.watch.command import run_watch
+
+    return run_watch(options, options.words)
 
 
 def _run_query(options) -> None:
@@ -371,7 +391,7 @@ _SELF_PARSING_COMMANDS = {
     "info": _run_info,
 }
 _COMMANDS = {
-    "downscale": _run_downscale, "nowcast": _run_nowcast, "query": _run_query, "evaluate": _run_evaluate,
+    "downscale": _run_downscale, "nowcast": _run_nowcast, "watch": _run_watch, "query": _run_query, "evaluate": _run_evaluate,
     "check": _run_check, "convert": _run_convert, "finetune": _run_finetune, "demo": _run_demo,
 }  # fmt: skip
 

@@ -225,7 +225,10 @@ class NowcastPipeline:
         )
         self.z_r, origin = find_z_r(source.dataset, source.raw, options.z_r)
         spacing = compute_mean_spacing(source)
-        self.factor, interval = _find_factor(card, source, options, spacing), _find_interval(card, source.cadence, options)
+        self.factor, interval = (
+            _find_factor(card, source, options, spacing),
+            _find_interval(card, source.cadence, options),
+        )
         self.leads = [(k + 1) * interval for k in range(_count_steps(options, interval))]
         line = Timeline(source.raw[source.dims[0]].values, source.cadence)
         try:

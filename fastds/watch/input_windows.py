@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Selection of the input files of a nowcast by their times."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from fastds.data.grid.times import JITTER, estimate_time_step, find_times
+from fastds.watch.state import Input
+
+_TIMES_FOR_CADENCE = 64  # newest times of which the time step is estimated
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Input files of a nowcast.
+
+    Attributes:
+        files: Names of the files, in alphabetical order.
+        gap: Description of the missing fields; "" if there is none.
+    """
+
+    files: list[str]
+    gap: str = ""
+
+
+def select_window(
+    newest: str, inputs: Mapping[str, Input], find_offsets: Callable[[float], np.ndarray], count: int = 0
+) -> Window:
+    """Select the files with the fields that a nowcast from the last time of a file needs.
+
+    Files with later times are not used. Of several files of one time, that of the nowcast comes first, then the one
+    that arrived last.
+
+    Args:
+        newest: Name of the file whose last time is the initialization time.
+        inputs: All files by name.
+        find_offsets: Function of the time step in seconds that returns the seconds before the initialization time at
+            which fields are needed, ascending from 0.
+        count: Least number of times in the files; 0: those that are needed.
+
+    Raises:
+        ValueError: `find_offsets` raises it.
+    """
+    start = inputs[newest].valid_time
+    earlier = {name: one for name, one in inputs.items() if one.valid_time <= start}
+    times = np.unique([time for one in earlier.values() for time in one.times])[-max(_TIMES_FOR_CADENCE, count) :]
+    if len(times) < 2:
+        return Window([newest], "a nowcast needs fields of two or more times; there is one")
+    seconds = times - times[0]
+    cadence = estimate_time_step(seconds)
+    offsets = find_offsets(cadence)
+    requested = seconds[-1] - offsets
+    missing = requested[find_times(seconds, requested, JITTER * cadence) < 0]
+    if len(missing):
+        texts = ", ".join(_format_seconds(times[0] + one) for one in sorted(missing))
+        return Window([newest], f"no field of {texts}")
+    first = min(requested[-1] - JITTER * cadence, seconds[-count:][0] if count else np.inf)
+    return Window(sorted(_cover(newest, earlier, times[seconds >= first - 1e-3])))
+
+
+def _cover(newest: str, inputs: Mapping[str, Input], times: np.ndarray) -> set[str]:
+    """Return names of files that have all of some times."""
+    uncovered = set(times.tolist()) - set(inputs[newest].times)
+    chosen = {newest}
+    for name, one in sorted(inputs.items(), key=lambda item: (item[1].valid_time, item[1].arrival), reverse=True):
+        if name != newest and uncovered & set(one.times):
+            uncovered -= set(one.times)
+            chosen.add(name)
+    return chosen
+
+
+def _format_seconds(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(round(seconds), datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
