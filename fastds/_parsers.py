@@ -236,8 +236,8 @@ def _watch_parser() -> ArgumentParser:
         "--name",
         metavar="FORMAT",
         default="{stem}.nc",
-        help="names of the outputs, such as '{time:%Y%m%dT%H%M}_nowcast.nc', from the last time and the stem of the newest "
-        "input (default: {stem}.nc)",
+        help="names of the outputs, such as '{time:%Y%m%dT%H%M}_nowcast.nc', from the last time and the stem of the "
+        "newest input (default: {stem}.nc)",
     )
     parser.add_argument(
         "--pattern", metavar="PATTERN", default="*", help="names of the inputs, such as '*.h5' (default: *)"
@@ -266,7 +266,7 @@ def _watch_parser() -> ArgumentParser:
         "--window",
         type=int,
         metavar="N",
-        help="nowcast: read the files of the newest N times, if there are so many (default: those that the model needs)",
+        help="nowcast: read the files of the newest N times, if there are N (default: those that the model needs)",
     )
     parser.add_argument(
         "--keep",
@@ -293,7 +293,7 @@ def _watch_parser() -> ArgumentParser:
     parser.add_argument(
         "--options",
         metavar="FILE",
-        help="text file with further options of the command after --, which SIGHUP reads again, together with the weights",
+        help="text file with further options of the command after --; SIGHUP reads it and the weights again",
     )
     return parser
 

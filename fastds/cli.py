@@ -391,8 +391,9 @@ _SELF_PARSING_COMMANDS = {
     "info": _run_info,
 }
 _COMMANDS = {
-    "downscale": _run_downscale, "nowcast": _run_nowcast, "watch": _run_watch, "query": _run_query, "evaluate": _run_evaluate,
-    "check": _run_check, "convert": _run_convert, "finetune": _run_finetune, "demo": _run_demo,
+    "downscale": _run_downscale, "nowcast": _run_nowcast, "watch": _run_watch, "query": _run_query,
+    "evaluate": _run_evaluate, "check": _run_check, "convert": _run_convert, "finetune": _run_finetune,
+    "demo": _run_demo,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 from fastds.data.grid.times import JITTER, estimate_time_step, find_times
 from fastds.watch.state import Input
 
-_TIMES_FOR_CADENCE = 64  # newest times of which the time step is estimated
+_TIMES_FOR_CADENCE = 64  # times before and after the initialization time of which the time step is estimated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +49,13 @@ def select_window(
     start = inputs[newest].valid_time
     earlier = {name: one for name, one in inputs.items() if one.valid_time <= start}
     times = np.unique([time for one in earlier.values() for time in one.times])[-max(_TIMES_FOR_CADENCE, count) :]
-    if len(times) < 2:
+    # Later times, too: if a field is missing between the first two, these alone would give twice the time step.
+    near = np.union1d(times, [time for one in inputs.values() for time in one.times if time >= start])
+    if len(near) < 2:
         return Window([newest], "a nowcast needs fields of two or more times; there is one")
+    cadence = estimate_time_step((near - near[0])[: len(times) + _TIMES_FOR_CADENCE])
     seconds = times - times[0]
-    cadence = estimate_time_step(seconds)
-    offsets = find_offsets(cadence)
-    requested = seconds[-1] - offsets
+    requested = seconds[-1] - find_offsets(cadence)
     missing = requested[find_times(seconds, requested, JITTER * cadence) < 0]
     if len(missing):
         texts = ", ".join(_format_seconds(times[0] + one) for one in sorted(missing))

@@ -32,6 +32,7 @@ from fastds.watch.state import COMPUTED, DUPLICATE, LATE, REFUSED, SKIPPED, WAIT
 from fastds.watch.wake_up import WakeUp
 
 _RESCAN_S = 0.5  # between two looks at the folder while outputs are computed
+_SHORTEST_WAIT_S = 0.02
 _ATTEMPTS = 3  # of an output after errors of the operating system other than a full disk
 _RETRY_S = 10.0  # before a file that the operating system could not open is opened again
 
@@ -81,7 +82,6 @@ class Service:
         self.arrivals, self.state, self.runner, self.settings = arrivals, state, runner, settings
         self.log, self.heartbeat, self.wake_up = log, heartbeat, wake_up
         self._refused: dict[str, tuple[Stamp, float]] = {}  # stamp, monotonic time of the next attempt
-        self._gaps: dict[str, str] = {}  # input -> gap that was logged
         self._attempts: dict[str, int] = {}
         self._has_scan_error, self._has_changed_input = False, False
 
@@ -95,7 +95,7 @@ class Service:
             self.log.write("removed", output=name, message="left by a process that was killed")
         recovered = self.state.recover()
         if recovered is not None:
-            self.log.write("computed", output=recovered, message="was complete when the process was killed")
+            self.log.write("computed", output=recovered, message="was complete when an earlier process was killed")
         self.state.retry_refused(self.settings.late == "compute")
         while not self.wake_up.stop:
             self.heartbeat.report_progress()
@@ -109,9 +109,8 @@ class Service:
             if once and (wait is None or self._has_scan_error):
                 break
             if not self.wake_up.stop:
-                self.wake_up.wait(
-                    self.wake_up.interval if wait is None else min(self.wake_up.interval, max(wait, 0.02))
-                )
+                longest = self.wake_up.interval
+                self.wake_up.wait(longest if wait is None else min(longest, max(wait, _SHORTEST_WAIT_S)))
 
     def _reload(self) -> None:
         self.wake_up.reload = False
@@ -121,7 +120,6 @@ class Service:
         except (ValueError, OSError, ImportError, MemoryError) as error:
             self.log.write("reloaded", message=f"failed, nothing has changed: {format_error(error)}")
         else:
-            self._gaps.clear()
             self.log.write("reloaded")
 
     def _save_state(self) -> bool:
@@ -144,7 +142,7 @@ class Service:
             return
         self._has_scan_error = False
         self.state.forget_missing(set(found))
-        for names in (self._refused, self._gaps, self._attempts):
+        for names in (self._refused, self._attempts):
             for name in names.keys() - found.keys():
                 del names[name]
         unknown = {name: stamp for name, stamp in found.items() if not self._is_known(name, stamp)}
@@ -163,11 +161,8 @@ class Service:
 
     def _accept_file(self, name: str) -> None:
         """Read a file that has settled, and apply the rules for late and duplicate files."""
-        path, candidate, known = (
-            self.arrivals.folder / name,
-            self.arrivals.candidates[name],
-            self.state.inputs.get(name),
-        )
+        path, candidate = self.arrivals.folder / name, self.arrivals.candidates[name]
+        known = self.state.inputs.get(name)
         try:
             digest = compute_digest(path)
             if known is not None and known.digest == digest:
@@ -269,16 +264,17 @@ class Service:
                 continue
             if not window.gap:
                 return name, window.files
-            if self._gaps.get(name) != window.gap:
-                self._gaps[name] = window.gap
+            if inputs[name].gap != window.gap:
+                inputs[name].gap = window.gap
+                self.state.mark_changed()
                 self.log.write("gap", inputs=[name], valid_time=inputs[name].time, message=window.gap)
         return None, []
 
     def _is_superseded(self, name: str) -> bool:
         """Skip a waiting nowcast if a later one is written, or if a file of the same time has arrived since."""
         inputs, newest = self.state.inputs, self.state.newest
-        one, gap = inputs[name], name in self._gaps
-        if gap and self.settings.late == "skip" and newest is not None and one.valid_time < newest:
+        one = inputs[name]
+        if one.gap and self.settings.late == "skip" and newest is not None and one.valid_time < newest:
             self._finish_without_output(name, SKIPPED, "skipped", "a later nowcast is written")
             return True
         others = (
@@ -315,12 +311,13 @@ class Service:
                 commit_durably(temporary, target)
         except Exception as error:
             self._abandon(temporary)
-            return self._is_changed(files) or self._handle_failure(name, error, facts, temporary)
+            if self._is_changed(files):
+                return True
+            return self._handle_failure(name, error, facts, temporary)
         if is_changed:  # the files are read again when they have settled
             self._abandon(temporary)
             return True
         self._attempts.pop(name, None)
-        self._gaps.pop(name, None)
         self.state.finish()
         seconds, latency = time.monotonic() - began, time.time() - max(self.state.inputs[f].arrival for f in files)
         facts |= {"seconds": round(seconds, 3), "latency": round(latency, 3)}
@@ -333,10 +330,10 @@ class Service:
 
     def _is_changed(self, files: list[str]) -> bool:
         """Return whether a file was written again since it was accepted. Files that were removed are unchanged."""
-        self._has_changed_input |= any(
-            (stamp := self._get_stamp(file)) is not None and stamp != self.state.inputs[file].stamp for file in files
-        )
-        return self._has_changed_input
+        stamps = {file: self._get_stamp(file) for file in files}
+        changed = any(stamp is not None and stamp != self.state.inputs[file].stamp for file, stamp in stamps.items())
+        self._has_changed_input |= changed
+        return changed
 
     def _abandon(self, temporary: Path) -> None:
         self.state.computing = None
@@ -348,12 +345,14 @@ class Service:
 
     def _handle_failure(self, name: str, error: Exception, facts: dict[str, Any], temporary: Path) -> bool:
         """Postpone an output after an error of the operating system, else refuse it; return whether to go on."""
-        message = self._describe(error, facts["inputs"]).replace(
-            str(temporary), str(temporary.parent / facts["output"])
-        )
+        target = temporary.with_name(facts["output"])
+        message = self._describe(error, facts["inputs"]).replace(str(temporary), str(target))
         if is_disk_full(error):
             self.log.write("postponed", **facts, message=message)
             return False
+        if any(self._get_stamp(file) is None for file in facts["inputs"]):
+            self.log.write("skipped", **facts, message="an input was removed before the output was computed")
+            return True
         self._attempts[name] = attempts = self._attempts.get(name, 0) + 1
         if isinstance(error, OSError) and attempts < _ATTEMPTS:
             self.log.write("postponed", **facts, message=message)

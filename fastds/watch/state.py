@@ -30,6 +30,7 @@ class Input:
         arrival: Time of arrival in seconds since 1970.
         status: WAITING (for its output), COMPUTED, LATE, DUPLICATE, SKIPPED or REFUSED. Nowcasts use files of each
             status as input fields of others.
+        gap: Description of the fields that its nowcast lacks, as it was logged; "" if there is no gap.
     """
 
     stamp: Stamp
@@ -39,6 +40,7 @@ class Input:
     output: str
     arrival: float
     status: str = WAITING
+    gap: str = ""
 
     @property
     def valid_time(self) -> float:
