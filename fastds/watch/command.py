@@ -54,6 +54,7 @@ def run_watch(options: Any, words: list[str]) -> int:
         window=options.window or 0,
     )
     format_output_name(settings.name, "2024-06-01T12:00:00", "input.nc")
+    target.mkdir(exist_ok=True)
     settle = _SETTLE_S if numbers["settle"] is None else numbers["settle"]
     with (
         exclusive_lock(target / state.NAME),
@@ -72,13 +73,16 @@ def run_watch(options: Any, words: list[str]) -> int:
 
 def _check_folders(options: Any) -> tuple[Path, Path]:
     folder, target = Path(options.input), Path(options.output)
-    for path in (folder, target):
+    for path in (folder, target.absolute().parent):
         if not path.is_dir():
             raise FileNotFoundError(f"no such folder: {path}")
-    if os.path.samefile(folder, target):
-        raise ValueError(f"OUT_FOLDER must be another folder than IN_FOLDER, got {target} twice")
-    if not os.access(target, os.W_OK):
-        raise PermissionError(f"the folder of the output is read-only: {target}")
+    if target.exists():
+        if not target.is_dir():
+            raise NotADirectoryError(f"OUT_FOLDER must be a folder, {target} is a file")
+        if os.path.samefile(folder, target):
+            raise ValueError(f"OUT_FOLDER must be another folder than IN_FOLDER, got {target} twice")
+        if not os.access(target, os.W_OK):
+            raise PermissionError(f"the folder of the output is read-only: {target}")
     return folder, target
 
 

@@ -87,6 +87,7 @@ def test_folders_are_checked(make_station, capsys):
 
 def test_state_of_another_command_and_damaged_state_are_refused(make_station, capsys):
     station = make_station(TRILINEAR)
+    station.arrive(0)
     station.turn()
     state = station.out / "fastds-watch.json"
     stored = json.loads(state.read_text())
