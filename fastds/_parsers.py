@@ -230,7 +230,9 @@ def _watch_parser() -> ArgumentParser:
     )
     parser.add_argument("input", metavar="IN_FOLDER", help="folder in which files arrive; its folders are not searched")
     parser.add_argument(
-        "output", metavar="OUT_FOLDER", help="folder of the outputs and of the state, fastds-watch.json; made if missing"
+        "output",
+        metavar="OUT_FOLDER",
+        help="folder of the outputs and of the state, fastds-watch.json; made if missing",
     )
     parser.add_argument(
         "--name",

@@ -154,6 +154,9 @@ def _check_supported(options) -> None:
         value = options.get(name)
         if value is not None and value is not False:
             raise ValueError(f"leave out --{name.replace('_', '-')}, which does not work with fastds watch")
+    like = options.get("like")
+    if like is not None and not Path(like).exists():
+        raise FileNotFoundError(f"--like: no such file: {like}")
 
 
 def _collect_arguments(command: str, options) -> tuple[str, dict[str, Any]]:
