@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from fastds import models
-from fastds.models.checkpoint import WEIGHTS
+from fastds.models.weight_files import WEIGHTS
 
 DEEP = "[" * 100_000 + "]" * 100_000
 VALUES = (None, True, -1, 0, 3, 10**9, 10**30, 1e308, float("nan"), float("-inf"))

@@ -5,12 +5,14 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from types import UnionType
-from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_origin, get_type_hints
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # A torch.nn.Module with its model card in `card` and its configuration in `config`; torch declares neither attribute.
 Network: TypeAlias = Any
+TASK_NAMES = ("radar", "nowcast", "fields", "humidity")
 ANY = "any"  # name of an input variable that may have any meaning and any units
 
 
@@ -110,7 +112,7 @@ class ModelCard:
             return ""
         return str(found.get("name", "a simple method"))
 
-    def denormalise(self, y: Tensor) -> Tensor:
+    def denormalise(self, y: "Tensor") -> "Tensor":
         """Convert a network output to the units of the variables and clip it to `valid_range`.
 
         Args:

@@ -9,26 +9,23 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from fastds._argument_types import validate_arguments
-from fastds._options import spell_name
 from fastds._outputs import atomic_write
-from fastds._suggestions import resolve_name, suggest
 from fastds._version import __version__
 from fastds.models.card import ModelCard, Network
 from fastds.models.registry import ARCHITECTURES, PRESETS, TASKS, build, find_architecture, find_task
+from fastds.models.weight_files import FORMAT, find_file, list_shipped, load_card, parse_metadata, read_metadata
 from fastds.ops.core.arguments import check_choice
 
-FORMAT = "fastds-1"
-WEIGHTS = Path(__file__).parent / "weights"
 ModelCache = dict[Path, nn.Module]
 _cache: ModelCache | None = None  # see use_model_cache
 
@@ -44,7 +41,7 @@ def available(pretrained: bool = False, task: str | None = None) -> list[str]:
     Raises:
         ValueError: If the task is unknown.
     """
-    names = sorted(path.stem for path in WEIGHTS.glob("*.safetensors")) if pretrained else sorted(PRESETS)
+    names = list_shipped() if pretrained else sorted(PRESETS)
     if task is None:
         return names
     check_choice("task", task, tuple(TASKS))
@@ -100,7 +97,7 @@ def load(name_or_path: str | os.PathLike) -> nn.Module:
     Warns:
         UserWarning: If the card says that the weights did not outperform a baseline.
     """
-    path = _find(name_or_path)
+    path = find_file(name_or_path)
     if _cache is None:
         return _load_file(path)
     if path not in _cache:
@@ -127,8 +124,8 @@ def use_model_cache(cache: ModelCache) -> Iterator[None]:
 
 
 def _load_file(path: Path) -> nn.Module:
-    metadata, state = _read(path, with_tensors=True)
-    card = _parse_metadata(path, "card", lambda: ModelCard.from_json(metadata["card"]))
+    metadata, state = read_metadata(path), _read_state(path)
+    card = parse_metadata(path, "card", lambda: ModelCard.from_json(metadata["card"]))
     model = _rebuild(path, metadata, state)
     _check_keys(path, model.state_dict(), state)
     if _compute_digest(state) != metadata["sha256"]:
@@ -143,88 +140,21 @@ def _load_file(path: Path) -> nn.Module:
     return model.eval()
 
 
-@validate_arguments
-def load_card(name_or_path: str | os.PathLike) -> ModelCard:
-    """Read the model card of a weights file without reading the weights.
-
-    Args:
-        name_or_path: as for `load`.
-
-    Raises:
-        FileNotFoundError: If `name_or_path` is neither the name of shipped weights nor a file.
-        ValueError: If the file is damaged, is pickled, or was not written by `save`. The weights are not checked.
-    """
-    path = _find(name_or_path)
-    metadata, _ = _read(path, with_tensors=False)
-    return _parse_metadata(path, "card", lambda: ModelCard.from_json(metadata["card"]))
-
-
-def _find(name_or_path: str | os.PathLike) -> Path:
-    shipped = WEIGHTS / f"{name_or_path}.safetensors"
-    if isinstance(name_or_path, str) and shipped.parent == WEIGHTS and shipped.is_file():
-        return shipped
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    names = available(pretrained=True)
-    if isinstance(name_or_path, str) and (name := resolve_name(name_or_path, names)):
-        return WEIGHTS / f"{name}.safetensors"
-    hint = suggest(str(name_or_path), names)
-    if resolve_name(str(name_or_path), PRESETS):
-        hint = "; it is a preset without shipped weights, which create() builds"
-    raise FileNotFoundError(
-        f"{spell_name('name_or_path')} {str(name_or_path)!r} is neither a file nor one of the shipped weights "
-        f"{', '.join(names)}{hint}"
-    )
-
-
-def _read(path: Path, with_tensors: bool) -> tuple[dict, dict[str, Tensor]]:
-    with open(path, "rb") as file:
-        # A safetensors file starts with a length of eight bytes, and these may look like the start of a pickle.
-        start = file.read(9)
-    if start[8:] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
-        raise ValueError(
-            f"{path} is a pickled PyTorch file; weights are never unpickled here: expected a safetensors file that "
-            "fastds.models.save wrote"
-        )
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            names = file.keys() if with_tensors else ()
-            state = {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no readable safetensors file, it is damaged or truncated: {error}") from None
-    if metadata.get("format") != FORMAT:
-        found = metadata.get("format")
-        raise ValueError(
-            f"{path} has no fastds metadata (format {found!r}, expected {FORMAT!r}): it was not written by "
-            "fastds.models.save of this version"
-        )
-    missing = [key for key in ("architecture", "config", "card", "sha256") if key not in metadata]
-    if missing:
-        raise ValueError(f"{path} lacks the metadata {missing}: it was not written by fastds.models.save")
-    return metadata, state
+def _read_state(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _rebuild(path: Path, metadata: dict, state: dict[str, Tensor]) -> nn.Module:
     architecture = metadata["architecture"]
     if architecture not in ARCHITECTURES:
         raise ValueError(f"{path} holds weights of {architecture!r}; this version knows {sorted(ARCHITECTURES)}")
-    config = _parse_metadata(path, "config", lambda: json.loads(metadata["config"]))
+    config = parse_metadata(path, "config", lambda: json.loads(metadata["config"]))
     if not isinstance(config, dict):
         raise ValueError(f"{path} has an unreadable config: expected a JSON object, got {type(config).__name__}")
     _check_sizes(path, config, state)
     with torch.random.fork_rng(devices=[]):
-        return _parse_metadata(path, "config", lambda: build(architecture, config))
-
-
-def _parse_metadata(path: Path, what: str, parse: Callable[[], Any]) -> Any:
-    try:
-        return parse()
-    except RecursionError:
-        raise ValueError(f"{path} has an unreadable {what}: it is nested too deeply") from None
-    except (ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{path} has an unreadable {what}: {error}") from None
+        return parse_metadata(path, "config", lambda: build(architecture, config))
 
 
 def _check_sizes(path: Path, config: dict, state: dict[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fastds._outputs import atomic_write
 from fastds._version import __version__
-from fastds.models.registry import TASKS
+from fastds.models.card import TASK_NAMES
 
 LEADERBOARD = Path(__file__).parent / "leaderboard.json"
 
@@ -116,7 +116,7 @@ def _parse_row(values: object, where: str) -> Row:
             _check(where, name, values[name], str(field.type))
         elif field.default is dataclasses.MISSING:
             raise ValueError(f"{where}: the key {name} is missing")
-    for name, choices in (("task", TASKS), ("better", ("lower", "higher"))):
+    for name, choices in (("task", TASK_NAMES), ("better", ("lower", "higher"))):
         if values[name] not in choices:
             raise ValueError(f"{where}: {name} must be one of {', '.join(choices)}, got {values[name]!r:.60}")
     ends = values.get("low"), values.get("high")

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `fastds models`: list shipped weights and presets, print a model card or the leaderboard."""
+"""The command `fastds models`: list shipped weights and presets, print a model card or the leaderboard.
+
+Only lists of presets import torch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import textwrap
+from pathlib import Path
 
 from fastds._suggestions import resolve_name, suggest
-from fastds.models.card import Network
-from fastds.models.checkpoint import WEIGHTS, available, load, load_card
 from fastds.models.leaderboard import LEADERBOARD, read, table
-from fastds.models.registry import PRESETS
+from fastds.models.weight_files import WEIGHTS, count_values, list_shipped, load_card
 
 _USAGE = """usage: fastds models            the weights in the package
        fastds models --presets  all networks that `fastds train` and fastds.models.create take
@@ -19,21 +21,21 @@ _USAGE = """usage: fastds models            the weights in the package
 
 
 def format_shipped() -> str:
-    """Return a table of the shipped weights: name, task, number of parameters, size, licence and description."""
+    """Return a table of the shipped weights: name, task, number of values, size, licence and description."""
     lines = []
-    for name in available(pretrained=True):
-        size = (WEIGHTS / f"{name}.safetensors").stat().st_size
-        model: Network = load(name)
-        parameters = sum(p.numel() for p in model.parameters())
-        licence = model.card.licence.partition(" ")[0]
-        lines.append(f"{name:18} {model.card.task:9} {parameters:9,} parameters {size / 1e3:6.0f} kB  {licence}")
-        lines.append(textwrap.fill(model.card.description, 116, initial_indent="    ", subsequent_indent="    "))
+    for name in list_shipped():
+        path, card = WEIGHTS / f"{name}.safetensors", load_card(name)
+        values, size, licence = count_values(path), path.stat().st_size, card.licence.partition(" ")[0]
+        lines.append(f"{name:18} {card.task:9} {values:9,} values {size / 1e3:6.0f} kB  {licence}")
+        lines.append(textwrap.fill(card.description, 116, initial_indent="    ", subsequent_indent="    "))
     return "\n".join([*lines, "", "More: fastds models NAME, fastds models --presets"])
 
 
 def format_presets() -> str:
     """Return a table of all presets with their descriptions."""
-    return "\n".join(f"{name:22} {PRESETS[name][2]}" for name in available())
+    from fastds.models.registry import PRESETS
+
+    return "\n".join(f"{name:22} {PRESETS[name][2]}" for name in sorted(PRESETS))
 
 
 def format_card(name: str) -> str:
@@ -46,20 +48,23 @@ def format_card(name: str) -> str:
         FileNotFoundError: If `name` is neither a name of weights or presets nor a file.
         ValueError: If the file is no weights file.
     """
-    name = resolve_name(name, {*PRESETS, *available(pretrained=True)}) or name
-    if name in PRESETS and name not in available(pretrained=True):
-        architecture, _, description = PRESETS[name]
-        return f"{name}: a preset of {architecture} without shipped weights. {description}"
-    try:
-        fields = dataclasses.asdict(load_card(name))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{name!r} is no file, no weights of the package ({', '.join(available(pretrained=True))}) and none of the "
-            f"{len(PRESETS)} presets{suggest(name, [*PRESETS, *available(pretrained=True)])}"
-        ) from None
+    shipped = list_shipped()
+    if name not in shipped and not Path(name).is_file():
+        from fastds.models.registry import PRESETS
+
+        name = resolve_name(name, {*PRESETS, *shipped}) or name
+        if name in PRESETS and name not in shipped:
+            architecture, _, description = PRESETS[name]
+            return f"{name}: a preset of {architecture} without shipped weights. {description}"
+        if name not in shipped:
+            raise FileNotFoundError(
+                f"{name!r} is no file, no weights of the package ({', '.join(shipped)}) and none of the "
+                f"{len(PRESETS)} presets{suggest(name, [*PRESETS, *shipped])}"
+            )
+    fields = dataclasses.asdict(load_card(name))
     lines = [line for key, value in fields.items() if value not in (None, "", [], {}) for line in _lines(key, value)]
     # Weights of a user may have the name of their preset, but the leaderboard has scores of the shipped weights only.
-    scored = [row for row in read() if name in available(pretrained=True) and row.model == fields["name"]]
+    scored = [row for row in read() if name in shipped and row.model == fields["name"]]
     return "\n".join([*lines, *_lines("leaderboard", [f"{r.data}: {r.score} {r.text()}" for r in scored] or None)])
 
 

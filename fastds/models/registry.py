@@ -18,7 +18,7 @@ from fastds.models.fczsm import FCZSM
 from fastds.models.inr import FixedRatioDownscaler, INRDownscaler
 from fastds.models.wgan_gp import HumidityCritic, HumidityGenerator
 
-# The architectures of each task.
+# The architectures of each task in fastds.models.card.TASK_NAMES.
 TASKS: dict[str, tuple[type[nn.Module], ...]] = {
     "radar": (FCZSM, UNet, UNet3D),
     "nowcast": (

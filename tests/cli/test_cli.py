@@ -111,8 +111,8 @@ def test_models_lists_weights_presets_and_cards(capsys):
     assert main(["models"]) == 0
     listed = capsys.readouterr().out
     for name in models.available(pretrained=True):
-        parameters = sum(p.numel() for p in models.load(name).parameters())
-        assert re.search(rf"^{name} .* {parameters:,} parameters .* kB  Apache-2.0$", listed, re.MULTILINE)
+        values = sum(tensor.numel() for tensor in models.load(name).state_dict().values())
+        assert re.search(rf"^{name} .* {values:,} values .* kB  Apache-2.0$", listed, re.MULTILINE)
     assert main(["models", "--presets"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == models.available()
     assert main(["models", "nowcast-small"]) == 0
@@ -154,6 +154,7 @@ FILES = ("numpy", "torch", "xarray", "pandas", "dask", "scipy.fft")
         ("--help", ()), ("--version", ()), ("downscale --help", ()), ("nowcast --help", ()), ("finetune --help", ()),
         ("train --help", ()), ("study --help", ()), ("downscale a b --tile big", ()), ("nowcast a", ()),
         ("downscale --scal 2", ()), ("info --all", ("numpy", "torch")), ("models --presets", ("numpy", "torch")),
+        ("models", ("numpy",)), ("models fczsm-small", ("numpy",)), ("models --leaderboard", ("numpy",)),
         ("check {folder}/in.nc", (*FILES, "cv2")),
         ("convert {folder}/in.nc {folder}/converted.nc", FILES),
     ],

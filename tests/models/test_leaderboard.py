@@ -10,7 +10,7 @@ import pytest
 from fastds import models
 from fastds.cli import main
 from fastds.inference.ood.score import Deviation, OODReport
-from fastds.models import leaderboard
+from fastds.models import card, leaderboard, registry
 from fastds.models.leaderboard import Row, add, read, table
 from fastds.studies import humidity, nowcast, radar, report
 from fastds.studies.common.bootstrap import Estimate
@@ -191,3 +191,7 @@ def test_the_command_of_a_row_names_no_folder_of_the_machine(tmp_path, monkeypat
 def test_estimates_without_an_interval():
     assert report._format_value(Estimate(0.5, np.nan, np.nan)) == {"value": 0.5, "low": None, "high": None}
     assert leaderboard.LEADERBOARD.name == "leaderboard.json"
+
+
+def test_task_names_are_those_of_the_registry():
+    assert tuple(registry.TASKS) == card.TASK_NAMES

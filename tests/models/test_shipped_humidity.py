@@ -7,7 +7,7 @@ pytest.importorskip("lightning", reason="the test regions are those of a trainin
 
 from fastds import models
 from fastds.data.samples.fields import HUMIDITY_RANGE
-from fastds.models.checkpoint import WEIGHTS
+from fastds.models.weight_files import WEIGHTS
 from fastds.tasks.humidity.config import parse_arguments
 from fastds.tasks.humidity.evaluation import evaluate_region
 from fastds.tasks.humidity.samples import read_regions

@@ -9,7 +9,7 @@ pytest.importorskip("lightning", reason="the test starts belong to the training 
 import fastds
 from fastds import models
 from fastds.data import open_dataset, to_reflectivity
-from fastds.models.checkpoint import WEIGHTS
+from fastds.models.weight_files import WEIGHTS
 from fastds.studies.nowcast import RATES, compare_with_reference, score_file, summarize
 from fastds.tasks.nowcast.methods import pick_method
 

@@ -13,7 +13,7 @@ pytest.importorskip("lightning", reason="the evaluation table belongs to the tra
 
 from fastds import models
 from fastds.metrics import interior
-from fastds.models.checkpoint import WEIGHTS
+from fastds.models.weight_files import WEIGHTS
 from fastds.ops.impl.conv3x3.algorithm import winograd_unsupported_reason
 from fastds.studies.radar import (
     BASELINES,
