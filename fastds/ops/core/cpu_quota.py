@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Default number of threads in a container or batch job whose CPU time is limited by a cgroup.
 
-torch starts as many threads as the process may use cores. If a cgroup limits the process to the time of fewer cores, the
-operating system stops all threads for a part of each period, and calls take several times as long.
+torch starts as many threads as the process may use cores. If a cgroup limits the process to the time of fewer cores,
+the operating system stops all threads for a part of each period.
 """
 
 import math
