@@ -74,6 +74,14 @@ int64_t sum_columns(int dtype, int64_t rows, int64_t columns, intptr_t from, int
     return needed;
 }
 
+// Writes the gradients of `count` inputs of an activation: those of its outputs y where y > 0, and slope times those elsewhere.
+void backpropagate_activation(int64_t count, float slope, intptr_t grad_y, intptr_t y, intptr_t grad_x) {
+    const auto* grads = static_cast<const float*>(to_pointer(grad_y));
+    const auto* values = static_cast<const float*>(to_pointer(y));
+    auto* out = static_cast<float*>(to_pointer(grad_x));
+    for (int64_t i = 0; i < count; i++) out[i] = values[i] > 0 ? grads[i] : slope * grads[i];
+}
+
 }  // namespace
 }  // namespace fastds
 
@@ -92,6 +100,7 @@ PYBIND11_MODULE(_fastds, m) {
     fastds::bind_function(m, "same_bytes", &fastds::same_bytes, "");
     m.def("transpose", &fastds::transpose);
     m.def("column_sums", &fastds::sum_columns);
+    m.def("backpropagate_activation", &fastds::backpropagate_activation);
     fastds::plans::register_plans(m);
 #define FASTDS_REGISTER(op) fastds::register_##op(m);
     FASTDS_OPS(FASTDS_REGISTER)

@@ -3,11 +3,8 @@
 // the op.
 //
 // A plan lists the native functions that the earlier call ran, with their arguments. The addresses of inputs, outputs
-// and scratch memory are filled in for each call. fastds/ops/core/plans.py records the plans and decides which calls
-// have one. The key of a plan contains everything that the Python code may depend on: the op, the shape, strides,
-// dtype, device and alignment of each tensor, the value or identity of each other argument, the number of threads and
-// the instruction set. No plan runs under dispatch and function modes, tracers, functorch, forward-mode AD, autocast,
-// the profiler and deterministic algorithms, nor for subclasses of Tensor other than Parameter. Each Python thread has
+// and scratch memory are filled in for each call. The plan of a call with gradients lists the calls of autograd functions
+// (core/gradient_plans.h). fastds/ops/core/plans.py records the plans and decides which calls have one. Each Python thread has
 // its own table of plans.
 #pragma once
 #include <Python.h>
@@ -21,50 +18,17 @@
 #include <unordered_map>
 #include <vector>
 
-#include "core/dlpack_table.h"
-#include "core/team.h"
-#include "core/isa.h"
+#include "core/gradient_plans.h"
+#include "core/plan_key.h"
 
 namespace fastds::plans {
 
 namespace py = pybind11;
 
-constexpr int kMaxTensors = 32;
-constexpr int kMaxKey = 384;        // words
 constexpr size_t kMaxPlans = 1024;  // per thread; if there are more, the less recently used half is dropped
 constexpr size_t kMaxPackedWeights = 1024;            // per input of a plan
 constexpr int64_t kMaxPackedBytes = int64_t(256) << 20;  // per thread, summed over plans; packed weights are dropped beyond it
-constexpr int64_t kAlignment = 64;
 constexpr int64_t kScratchUnit = 1 << 20;  // bytes
-
-// Classes and functions of torch, set once by initialize().
-struct Torch {
-    const dlpack::ExchangeApi* api = nullptr;
-    PyTypeObject *tensor = nullptr, *parameter = nullptr;
-    // functions without arguments
-    PyObject *grad_enabled, *num_threads, *dispatch_modes, *function_modes, *functorch, *autocast, *tracing, *deterministic;
-    PyObject *profiler_module, *profiler_name, *forward_ad_module, *forward_ad_name;  // attributes of modules
-    PyObject *empty_strided, *empty_names, *is_neg, *requires_grad, *table_key;
-    PyTypeObject *dtype = nullptr;
-    int suspended = 0;  // number of open blocks that change how ops decide
-};
-
-inline Torch& torch() {
-    static Torch instance;
-    return instance;
-}
-
-enum class Kind { constant, input, output, temporary, packed, workspace, sequence };
-
-// An argument of a native function: a constant, an address to be filled in, or a tuple or list of arguments.
-struct Argument {
-    Kind kind = Kind::constant;
-    int index = 0;
-    int64_t offset = 0;  // bytes
-    py::object constant;
-    std::vector<Argument> items;
-    bool variable = false;  // contains a slot
-};
 
 struct NativeCall {
     py::object function;
@@ -112,12 +76,13 @@ struct Entry {
     State state = State::seen;
     uint64_t used = 0;
     std::shared_ptr<Plan> plan;
+    std::shared_ptr<GradientPlan> gradients;  // of a key that is tracked
 };
 
 struct Table {
     std::unordered_map<uint64_t, std::shared_ptr<Entry>> entries;
     uint64_t tick = 0, runs = 0;
-    bool recording = false, busy = false;
+    bool recording = false, recording_gradients = false, busy = false;
     char* scratch = nullptr;
     int64_t scratch_bytes = 0;
     ~Table() { std::free(scratch); }
@@ -135,163 +100,6 @@ inline Table* get_table() {
     PyDict_SetItem(dict, torch().table_key, capsule);
     Py_DECREF(capsule);
     return table;
-}
-
-inline uint64_t mix(uint64_t h, uint64_t v) {
-    h ^= v + 0x9e3779b97f4a7c15ull + (h << 6) + (h >> 2);
-    return h * 0xff51afd7ed558ccdull;
-}
-
-// The key of a call and the tensors among its arguments.
-struct Key {
-    int64_t words[kMaxKey];
-    int length = 0;
-    dlpack::Tensor tensors[kMaxTensors];
-    PyObject* objects[kMaxTensors];
-    int count = 0;
-    PyObject* held[64];
-    int held_count = 0;
-
-    bool add(int64_t word) {
-        if (length == kMaxKey) return false;
-        words[length++] = word;
-        return true;
-    }
-    bool hold(PyObject* object) {
-        if (held_count == 64) return false;
-        held[held_count++] = object;
-        return add(reinterpret_cast<int64_t>(object));
-    }
-    uint64_t hash() const {
-        uint64_t h = length;
-        for (int i = 0; i < length; ++i) h = mix(h, words[i]);
-        return h;
-    }
-};
-
-enum Tag : int64_t { kNone = 1, kBool, kInt, kFloat, kObject, kTuple, kList, kTensor };
-
-// Returns 1 if the values of a tensor are stored negated (torch.Tensor.is_neg), 0 if they are not, or -1 with a Python error
-// set. In torch only views of complex memory are stored negated, and their strides are even. Other tensors need no call of torch.
-inline int is_negated(PyObject* object, const dlpack::Tensor& t) {
-    for (int k = 0; k < t.ndim; ++k)
-        if (t.shape[k] > 1 && t.strides[k] % 2 != 0) return 0;
-    py::object result = py::reinterpret_steal<py::object>(PyObject_CallOneArg(torch().is_neg, object));
-    return result ? PyObject_IsTrue(result.ptr()) : -1;
-}
-
-inline bool add_tensor(Key& key, PyObject* object) {
-    if (key.count == kMaxTensors) return false;
-    dlpack::Tensor& t = key.tensors[key.count];
-    if (torch().api->describe(object, &t) != 0) {
-        PyErr_Clear();
-        return false;
-    }
-    if (t.device.type != dlpack::kCpu) return false;
-    // A tensor without memory is a zero tensor of torch, or its storage was freed.
-    if (t.byte_offset != 0 || t.ndim > 8 || t.data == nullptr) return false;
-    const int negated = is_negated(object, t);
-    if (negated != 0) {
-        PyErr_Clear();
-        return false;
-    }
-    key.objects[key.count++] = object;
-    if (key.length + 5 + 2 * t.ndim > kMaxKey) return false;
-    key.add(kTensor);
-    key.add((int64_t(t.dtype.code) << 32) | (int64_t(t.dtype.bits) << 16) | t.ndim);
-    for (int k = 0; k < t.ndim; ++k) {
-        key.add(t.shape[k]);
-        key.add(t.strides[k]);
-    }
-    return key.add(reinterpret_cast<intptr_t>(t.data) % kAlignment);
-}
-
-// Appends an argument to the key. Returns false if calls with such an argument have no plan.
-inline bool add_argument(Key& key, PyObject* object) {
-    if (object == Py_None) return key.add(kNone);
-    PyTypeObject* type = Py_TYPE(object);
-    if (type == torch().tensor || type == torch().parameter) return add_tensor(key, object);
-    if (type == &PyBool_Type) return key.add(kBool) && key.add(object == Py_True);
-    if (type == &PyLong_Type) {
-        int overflow = 0;
-        const int64_t value = PyLong_AsLongLongAndOverflow(object, &overflow);
-        return overflow == 0 && key.add(kInt) && key.add(value);
-    }
-    if (type == &PyFloat_Type) {
-        const double value = PyFloat_AS_DOUBLE(object);
-        int64_t bits;
-        std::memcpy(&bits, &value, sizeof bits);
-        return key.add(kFloat) && key.add(bits);
-    }
-    if (type == &PyUnicode_Type || type == torch().dtype) return key.add(kObject) && key.hold(object);
-    if (type == &PyTuple_Type || type == &PyList_Type) {
-        const Py_ssize_t size = PySequence_Fast_GET_SIZE(object);
-        if (!key.add(type == &PyList_Type ? kList : kTuple) || !key.add(size)) return false;
-        for (Py_ssize_t k = 0; k < size; ++k)
-            if (!add_argument(key, PySequence_Fast_GET_ITEM(object, k))) return false;
-        return true;
-    }
-    return false;
-}
-
-inline bool is_true(PyObject* function) {
-    PyObject* result = PyObject_CallNoArgs(function);
-    const bool truth = result == nullptr || PyObject_IsTrue(result) != 0;
-    if (result == nullptr) PyErr_Clear();
-    Py_XDECREF(result);
-    return truth;
-}
-
-inline int64_t call_for_int(PyObject* function) {
-    PyObject* result = PyObject_CallNoArgs(function);
-    const int64_t value = result == nullptr ? -1 : PyLong_AsLongLong(result);
-    if (PyErr_Occurred()) PyErr_Clear();
-    Py_XDECREF(result);
-    return value;
-}
-
-// Returns whether an attribute of a module is true (a flag) or not negative (a level).
-inline bool attribute_is_set(PyObject* module, PyObject* name, bool level) {
-    PyObject* value = PyObject_GetAttr(module, name);
-    if (value == nullptr) {
-        PyErr_Clear();
-        return true;
-    }
-    const bool set = level ? PyLong_AsLong(value) >= 0 : PyObject_IsTrue(value) != 0;
-    Py_DECREF(value);
-    return set;
-}
-
-// Returns whether a mode, transform or tracer may observe the operations of an op or change how it computes.
-inline bool is_observed() {
-    Torch& t = torch();
-    return is_true(t.dispatch_modes) || is_true(t.function_modes) || is_true(t.autocast) || is_true(t.functorch) ||
-           is_true(t.tracing) || is_true(t.deterministic) ||
-           attribute_is_set(t.profiler_module, t.profiler_name, false) ||
-           attribute_is_set(t.forward_ad_module, t.forward_ad_name, true);
-}
-
-// Builds the key of a call. args[0] is the owner of the plan (an Op, a backend or a function), and the other elements of args are
-// the arguments of the call.
-inline bool make_key(Key& key, PyObject* const* args, Py_ssize_t n) {
-    key.add(scope_threads() > 0 ? scope_threads() : call_for_int(torch().num_threads));
-    key.add(static_cast<int64_t>(isa()));
-    if (!key.hold(args[0])) return false;
-    for (Py_ssize_t k = 1; k < n; ++k)
-        if (!add_argument(key, args[k])) return false;
-    return key.count > 0;
-}
-
-inline bool any_requires_grad(const Key& key) {
-    if (!is_true(torch().grad_enabled)) return false;
-    for (int k = 0; k < key.count; ++k) {
-        PyObject* flag = PyObject_GetAttr(key.objects[k], torch().requires_grad);
-        const bool set = flag != Py_False;
-        Py_XDECREF(flag);
-        if (PyErr_Occurred()) PyErr_Clear();
-        if (set) return true;
-    }
-    return false;
 }
 
 inline std::shared_ptr<Entry> find_entry(Table& table, const Key& key, uint64_t hash) {
@@ -481,6 +289,17 @@ inline PyObject* run_plan(Table& table, const std::shared_ptr<Entry>& entry, con
     return nullptr;
 }
 
+// Runs a plan of a call with gradients. Returns None after a RuntimeError: the Python code of the op then raises it again, with its
+// own message, or computes the result in another way.
+inline PyObject* run_with_gradients(Table& table, const Entry& entry, const Key& key) {
+    const std::shared_ptr<GradientPlan> plan = entry.gradients;  // another call of this thread may drop the entry meanwhile
+    PyObject* result = run_gradient_plan(*plan, key);
+    if (result != nullptr) ++table.runs;
+    if (result != nullptr || !PyErr_ExceptionMatches(PyExc_RuntimeError)) return result;
+    PyErr_Clear();
+    Py_RETURN_NONE;
+}
+
 // find_plan(owner, *args) returns the result of the call if there is a plan for it, True if the caller should record this call,
 // else None.
 inline PyObject* find_plan(PyObject*, PyObject* const* args, Py_ssize_t n) {
@@ -488,12 +307,13 @@ inline PyObject* find_plan(PyObject*, PyObject* const* args, Py_ssize_t n) {
     Table* table = get_table();
     if (table == nullptr || table->recording || is_observed()) Py_RETURN_NONE;
     Key key;
-    if (!make_key(key, args, n) || any_requires_grad(key)) Py_RETURN_NONE;
+    if (!make_key(key, args, n) || (key.tracked && table->recording_gradients)) Py_RETURN_NONE;
     const uint64_t hash = key.hash();
     std::shared_ptr<Entry> entry = find_entry(*table, key, hash);
     if (entry != nullptr) {
         entry->used = ++table->tick;
-        if (entry->state == State::ready) return run_plan(*table, entry, key);
+        if (entry->state == State::ready)
+            return key.tracked ? run_with_gradients(*table, *entry, key) : run_plan(*table, entry, key);
         if (entry->state == State::seen) Py_RETURN_TRUE;
         Py_RETURN_NONE;
     }
@@ -504,35 +324,6 @@ inline PyObject* find_plan(PyObject*, PyObject* const* args, Py_ssize_t n) {
     made->used = ++table->tick;
     std::shared_ptr<Entry> replaced = std::exchange(table->entries[hash], made);
     Py_RETURN_NONE;
-}
-
-inline Argument read_argument(py::handle node) {
-    // The node is one of
-    // ("constant", value) | ("input" | "output" | "temporary" | "packed", index, offset) | ("workspace", 0, 0)
-    // | ("sequence", value, [items])
-    const auto tuple = node.cast<py::tuple>();
-    const auto kind = tuple[0].cast<std::string>();
-    Argument a;
-    if (kind == "constant") {
-        a.constant = tuple[1];
-        return a;
-    }
-    a.variable = true;
-    if (kind == "sequence") {
-        a.kind = Kind::sequence;
-        a.constant = tuple[1];
-        a.variable = false;
-        for (py::handle item : tuple[2]) {
-            a.items.push_back(read_argument(item));
-            a.variable |= a.items.back().variable;
-        }
-        return a;
-    }
-    a.kind = kind == "input" ? Kind::input : kind == "output" ? Kind::output : kind == "temporary" ? Kind::temporary
-             : kind == "packed" ? Kind::packed : Kind::workspace;
-    a.index = tuple[1].cast<int>();
-    a.offset = tuple[2].cast<int64_t>();
-    return a;
 }
 
 inline std::shared_ptr<Plan> read_plan(const py::dict& description) {
@@ -574,7 +365,7 @@ inline py::object get_state(py::args rest) {
     Table* table = get_table();
     Key key;
     if (rest.size() < 2 || torch().api == nullptr || torch().suspended != 0 || table == nullptr || is_observed() ||
-        !make_key(key, args, rest.size()) || any_requires_grad(key))
+        !make_key(key, args, rest.size()))
         return py::none();
     std::shared_ptr<Entry> entry = find_entry(*table, key, key.hash());
     if (entry == nullptr) return py::none();
@@ -616,8 +407,11 @@ inline void set_plan(py::object description, py::args rest) {
     if (table == nullptr || !make_key(key, args, rest.size())) return;
     std::shared_ptr<Entry> entry = find_entry(*table, key, key.hash());
     if (entry == nullptr) return;
-    entry->plan = description.is_none() ? nullptr : read_plan(description.cast<py::dict>());
-    entry->state = entry->plan == nullptr ? State::refused : State::ready;
+    entry->plan = nullptr;
+    entry->gradients = nullptr;
+    if (!description.is_none() && key.tracked) entry->gradients = read_gradient_plan(description.cast<py::dict>());
+    if (!description.is_none() && !key.tracked) entry->plan = read_plan(description.cast<py::dict>());
+    entry->state = entry->plan || entry->gradients ? State::ready : State::refused;
 }
 
 // Runs a description on other arguments of the same key; outputs and scratch memory are filled with 0xff bytes before.
@@ -689,6 +483,8 @@ inline void initialize(py::dict names) {
     t.empty_names = PyTuple_Pack(2, PyUnicode_InternFromString("dtype"), PyUnicode_InternFromString("device"));
     t.is_neg = keep("is_neg");
     t.requires_grad = PyUnicode_InternFromString("requires_grad");
+    t.is_leaf = PyUnicode_InternFromString("is_leaf");
+    t.view_as = PyUnicode_InternFromString("view_as");
     t.table_key = PyUnicode_InternFromString("_fastds_call_plans");
     t.api = dlpack::find_table(reinterpret_cast<PyObject*>(t.tensor));
 }
@@ -711,6 +507,12 @@ inline void register_plans(py::module_& m) {
         Table* table = get_table();
         const bool before = table != nullptr && table->recording;
         if (table != nullptr) table->recording = on;
+        return before;
+    });
+    m.def("plans_recording_gradients", [](bool on) {
+        Table* table = get_table();
+        const bool before = table != nullptr && table->recording_gradients;
+        if (table != nullptr) table->recording_gradients = on;
         return before;
     });
     m.def("plans_clear", [] {

@@ -4,9 +4,10 @@
 help(fastds.ops.NAME) shows the formula, shapes, units, gradients, errors and source of an op. GridSpec and PointSpec
 describe the query points of inr_query.
 
-The number of threads is that of torch (torch.set_num_threads). A process that is forked after torch or an op used
-several threads hangs when it starts threads itself. Either call torch.set_num_threads(1) first in the forked process,
-as the workers of torch's DataLoader do, or start processes with the method "spawn".
+The number of threads is that of torch (torch.set_num_threads). If a cgroup limits the CPU time of the process, the
+import reduces torch's default to the limit. A process that is forked after torch or an op used several threads hangs
+when it starts threads itself. Either call torch.set_num_threads(1) first in the forked process, as the workers of
+torch's DataLoader do, or start processes with the method "spawn".
 
 Each folder impl/<op> is imported here. `__all__` of its op.py lists the public functions.
 """
@@ -16,6 +17,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 from fastds.ops import impl
+from fastds.ops.core.cpu_quota import limit_default_threads
 
 if TYPE_CHECKING:  # type checkers and editors cannot evaluate the loop below
     from fastds.ops.impl.conv1x1.op import *  # noqa: F403
@@ -37,6 +39,8 @@ for _folder in sorted(module.name for module in iter_modules(impl.__path__)):
     __all__ += _op.__all__
 
 __all__.sort()
+
+limit_default_threads()
 
 from fastds.ops.flops import register_formulas as _register_formulas  # noqa: E402  needs the ops imported above
 

@@ -76,7 +76,7 @@ def test_load_leaves_the_random_state_alone(file):
 
 
 def test_load_accepts_shipped_names(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(weight_files, "WEIGHTS", tmp_path)
     assert models.available(pretrained=True) == ["small"]
     assert models.load("small").config == fastds.load(str(file)).config
     assert {"fczsm", "fczsm-d", "fczsm-ds", "fczsm-s", "fczsm-small"} <= set(models.available())

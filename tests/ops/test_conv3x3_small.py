@@ -57,7 +57,7 @@ def test_small_input_result_and_gradients(act, shuffle, residual, layout, monkey
     "changes",
     [
         {"B": 2},
-        {"C1": 1, "H": 1, "W": op.ALWAYS_TORCH_ELEMENTS + 1},
+        {"C1": 1, "H": 1, "W": op.MAX_TORCH_ELEMENTS + 1},
         {"C2": 1},
         {"padding_mode": "replicate"},
         {"dtype": torch.bfloat16},
@@ -70,7 +70,7 @@ def test_saved_tensors_of_the_op(changes):
 
 
 def test_arguments_passed_to_torch():
-    largest = Problem(**{**ONE_MAP, "C1": 1, "H": 1, "W": op.ALWAYS_TORCH_ELEMENTS})
+    largest = Problem(**{**ONE_MAP, "C1": 1, "H": 1, "W": op.MAX_TORCH_ELEMENTS})
     assert name_of_node(Problem(**ONE_MAP)) == name_of_node(largest) == "ConvolutionBackward0"
 
 
@@ -132,3 +132,16 @@ def test_sparse_inputs_are_rejected():
     tensors[0] = tensors[0].detach().to_sparse()
     with pytest.raises(TypeError, match="x is a tensor of layout torch.sparse_coo, expected a dense one"):
         Problem(**ONE_MAP).run(tensors, "auto")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+def test_activation_gradient_has_the_bits_of_torch(dtype, layout, slope):
+    grad, y = torch.randn(2, 2, 5, 7, 9, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    y[0, 0, 0, :4] = torch.tensor([float("nan"), 0.0, -0.0, float("inf")])
+    grad, y = grad.contiguous(memory_format=layout), y.contiguous(memory_format=layout)
+    found = library.backpropagate_epilogue(grad, y, slope, 1)
+    expected = torch.ops.aten.leaky_relu_backward(grad, y, slope, True)
+    assert found.stride() == expected.stride() and torch.equal(found, expected)
+    assert torch.equal(found.signbit(), expected.signbit())

@@ -44,11 +44,16 @@ def _permute_to_channels_last(tensor: Tensor) -> Tensor:
     return result
 
 
-def _can_use_native_kernel(tensor: Tensor) -> bool:
-    """Return True if the native kernel is faster than torch and neither a tracer nor autograd records the operation."""
+def _can_use_native_kernel(tensor: Tensor, min_elements: int = MIN_NATIVE_ELEMENTS) -> bool:
+    """Return True if the native kernel is faster than torch and neither a tracer nor autograd records the operation.
+
+    Args:
+        tensor: argument of the operation.
+        min_elements: number of elements from which on the native kernel is faster.
+    """
     if type(tensor) is not Tensor or not tensor.is_cpu or native.get_missing_reason() is not None:
         return False
-    if tensor.numel() < MIN_NATIVE_ELEMENTS or tensor.dtype.itemsize not in (2, 4):
+    if tensor.numel() < min_elements or tensor.dtype.itemsize not in (2, 4):
         return False
     tracked = tensor.requires_grad and torch.is_grad_enabled()
     return not (
@@ -88,10 +93,10 @@ def transpose_matrix(matrix: Tensor) -> Tensor:
 def sum_per_channel(maps: Tensor) -> Tensor:
     """Sum feature maps (B, C, H, W) over images and pixels, in float32 or better: (C,).
 
-    torch is slow for this sum in channels_last.
+    torch is slow for this sum in channels_last. The native kernel also sums small maps, because plans can repeat it.
     """
     if not (
-        _can_use_native_kernel(maps) and maps.is_floating_point() and maps.is_contiguous(memory_format=CHANNELS_LAST)
+        _can_use_native_kernel(maps, 1) and maps.is_floating_point() and maps.is_contiguous(memory_format=CHANNELS_LAST)
     ):
         return maps.sum((0, 2, 3), dtype=torch.promote_types(maps.dtype, torch.float32))
     channels, result = maps.shape[1], torch.empty(maps.shape[1], dtype=torch.float32)

@@ -5,7 +5,8 @@ The checks, selections and conversions of a small call cost more than its kernel
 shapes, strides, dtypes, options, threads) is therefore recorded: its native calls, and which of their arguments are
 addresses of inputs, outputs, temporaries, packed weights or workspace. The recorded plan runs on other values, and is
 stored if it gives the same bits as the Python code. Later calls with the key run in csrc/core/call_plans.h. A call has
-no plan if its result depends on anything else than native calls and copies, or if its tensors are large.
+no plan if its result depends on anything else than native calls and copies, or if its tensors are large. The plans of
+calls with gradients are described in gradient_plans.py.
 
 The environment variable FASTDS_PLANS=0 switches plans off.
 """
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from fastds.ops.core import native
+from fastds.ops.core import gradient_plans, native
 
 # 4 MiB: the Python code takes a negligible part of the time of a call with larger tensors.
 MAX_BYTES = 4 << 20
@@ -226,6 +227,11 @@ def record(function: Callable[..., Any], owner: object, args: tuple, kwargs: dic
     key = (*args, *kwargs.values(), tuple(kwargs)) if kwargs else args
     if _overlap(list(_tensors(key))):  # an address could belong to two inputs; a later call of the key is recorded
         return function(*args, **kwargs)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(key)):
+        with gradient_plans.observe_functions(_module) as calls:
+            result = function(*args, **kwargs)
+        _module.plans_set(gradient_plans.describe_calls(calls, list(_tensors(key)), result), owner, *key)
+        return result
     before = _module.plans_recording(True)
     description = None
     try:

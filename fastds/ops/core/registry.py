@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 from fastds.ops.core import plans
 from fastds.ops.core.arguments import check_dense
 from fastds.ops.core.backends import Backend, forced_backend, select_backend
+from fastds.ops.core.gradient_plans import apply_function
 
 LIBRARY = torch.library.Library("fastds", "DEF")
 OPS: dict[str, "Op"] = {}
@@ -170,7 +171,7 @@ class Op:
                 return run(*args)
             if not visible and not torch.compiler.is_compiling():
                 run = partial(_run_planned, backend)
-            return self.function.apply(run, *(args if visible else self._wrap_leaf_weights(args)))
+            return apply_function(self.function, run, args, args if visible else self._wrap_leaf_weights(args))
         except RuntimeError:
             if any(map(is_batched, args)):
                 return self.reference(*args)

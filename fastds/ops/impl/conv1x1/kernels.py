@@ -92,7 +92,7 @@ def _compute_source_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, needs_grad: tuple[bool, bool]
 ) -> list[Tensor | None]:
     """Compute the gradients of x and of the second source; gradients that are not needed are None."""
-    parts = transpose_matrix(_to_dense_rows(weight).flatten(1)).tensor_split([x.shape[1]])
+    parts = transpose_matrix(_to_dense_rows(weight).view(weight.shape[:2])).tensor_split([x.shape[1]])
     return [
         _multiply([grad], part, None, None, "none", 0.0) if needed else None
         for part, needed in zip(parts, needs_grad, strict=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastds.ops.core import onednn, triton_loader
+from fastds.ops.core import native, onednn, triton_loader
 from fastds.ops.core.arguments import get_autocast_dtype, without_autocast
 from fastds.ops.core.layout import (
     CHANNELS_LAST,
@@ -25,6 +25,7 @@ from fastds.ops.impl.conv3x3 import reference, triton_implicit_gemm
 from fastds.ops.impl.conv3x3.algorithm import current_algorithm
 from fastds.ops.impl.conv3x3.costs import MAX_SMALL_IMAGE_ELEMENTS, has_amx_kernels
 
+MAX_SMALL_GRADIENT_ELEMENTS = 16384  # for larger maps, a call of torch takes a small part of the time
 MAX_FLIPPED_OUTPUTS = 16  # outputs of a group, see _is_flipped_convolution_faster
 
 
@@ -421,8 +422,30 @@ def backpropagate_epilogue(grad_y: Tensor, y: Tensor | None, negative_slope: flo
         shuffle: factor of the pixel shuffle, 1: none.
     """
     if y is not None:
-        grad_y = torch.ops.aten.leaky_relu_backward(grad_y, y, negative_slope, True)
+        grad_y = _backpropagate_activation(grad_y, y, negative_slope)
     return reference.unshuffle_pixels(grad_y, shuffle) if shuffle > 1 else grad_y
+
+
+def _backpropagate_activation(grad_y: Tensor, y: Tensor, negative_slope: float) -> Tensor:
+    """Return the gradient of an activation's input.
+
+    A native kernel computes it for small maps, because a plan can repeat its call.
+
+    Args:
+        grad_y: gradient of the activation's output y.
+        y: the output.
+        negative_slope: float, slope of the activation for negative inputs.
+    """
+    is_small = grad_y.is_cpu and 0 < grad_y.numel() <= MAX_SMALL_GRADIENT_ELEMENTS
+    is_dense = grad_y.is_contiguous() or grad_y.is_contiguous(memory_format=CHANNELS_LAST)
+    is_equal = grad_y.stride() == y.stride() and grad_y.dtype == y.dtype == torch.float32
+    can_read = is_small and is_dense and is_equal and not (grad_y.is_neg() or y.is_neg())
+    if not can_read or native.get_missing_reason() is not None or is_intercepted(grad_y, y) or is_batched(grad_y):
+        return torch.ops.aten.leaky_relu_backward(grad_y, y, negative_slope, True)
+    result = torch.empty_strided(grad_y.shape, grad_y.stride(), dtype=grad_y.dtype)
+    addresses = grad_y.data_ptr(), y.data_ptr(), result.data_ptr()
+    native.get_module().backpropagate_activation(grad_y.numel(), negative_slope, *addresses)
+    return result
 
 
 @without_autocast

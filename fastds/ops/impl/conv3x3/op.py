@@ -27,6 +27,7 @@ from fastds.ops.core.arguments import (
     to_float,
 )  # fmt: skip
 from fastds.ops.core.backends import Backend
+from fastds.ops.core.gradient_plans import call_function
 from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import can_bypass_dispatcher, define, needs_weight_grad
 from fastds.ops.core.tracing import Proxy, record_op
@@ -35,7 +36,8 @@ from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, count_epilogue_passes,
 
 __all__ = ["conv3x3"]
 
-ALWAYS_TORCH_ELEMENTS = 3000  # size of an image that torch convolves in training, whatever the cost model says
+
+MAX_TORCH_ELEMENTS = 400  # size of an image that torch convolves in training, whatever the cost model says
 
 
 def check(
@@ -372,7 +374,7 @@ def _prefer_torch(x, weight, x2, residual, act, padding_mode, shuffle, out_dtype
     trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if not trained or native.get_missing_reason() is not None or not can_bypass_dispatcher(x, weight):
         return False
-    if x.numel() <= ALWAYS_TORCH_ELEMENTS:
+    if x.numel() <= MAX_TORCH_ELEMENTS:
         return True
     passes = count_epilogue_passes(residual, act, shuffle)
     return select_algorithm(algorithm, x, x.shape[1], weight.shape[0], x.dtype, True, passes=passes) == "direct"
@@ -465,5 +467,6 @@ def conv3x3(
     check(*args)
     if _prefer_torch(x, weight, second_input, residual, activation, padding_mode, upscale_factor, out_dtype, algorithm):
         check_dense(CONV3X3.arguments, args)
-        return library.apply_epilogue(F.conv2d(x, weight, bias, padding=1), residual, activation, slope, upscale_factor)
+        y = call_function(F.conv2d, x, weight, bias, 1, 1)  # stride 1, padding 1
+        return call_function(library.apply_epilogue, y, residual, activation, slope, upscale_factor)
     return CONV3X3.call_unchecked(*args)

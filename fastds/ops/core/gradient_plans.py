@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans of calls with gradients: repeat the calls of autograd functions without the Python code around them.
+
+The public function of an op checks its arguments, selects a backend and calls an autograd.Function. The second call
+with the same key is recorded: the autograd functions and functions of torch that it calls, and which of their arguments
+are arguments of the call, views of leaves, results of an earlier function, or constants. Later calls with the key call
+the same functions from csrc/core/gradient_plans.h. A call has no plan if its result or an argument of a function is any
+other tensor.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Recorder(threading.local):
+    """The calls of autograd functions since the recording of a call began, None outside of it."""
+
+    calls: list[tuple] | None = None
+
+
+_recorder = _Recorder()
+
+
+def apply_function(function: Any, run: Callable, args: tuple, wrapped: tuple) -> Any:
+    """Call an autograd function, and note the call if this thread records one.
+
+    Args:
+        function: the torch.autograd.Function, or an object with a function `apply`.
+        run: first argument of `apply`.
+        args: other arguments.
+        wrapped: the same arguments with views in place of some leaves. The function gets these.
+    """
+    result = function.apply(run, *wrapped)
+    if _recorder.calls is not None:
+        _recorder.calls.append((function, run, args, wrapped, result))
+    return result
+
+
+def call_function(function: Callable, *args: Any) -> Any:
+    """Call a differentiable function of torch, and note the call if this thread records one.
+
+    Args:
+        function: function whose result depends only on its arguments. It may overwrite results of earlier functions.
+        *args: its arguments.
+    """
+    result = function(*args)
+    if _recorder.calls is not None:
+        _recorder.calls.append((function, None, args, args, result))
+    return result
+
+
+@contextmanager
+def observe_functions(module: Any) -> Iterator[list[tuple]]:
+    """Collect the calls of autograd functions that this thread makes inside the `with` block.
+
+    Args:
+        module: the native module. It runs no plans with gradients inside the block.
+    """
+    before, calls = module.plans_recording_gradients(True), _recorder.calls
+    _recorder.calls = []
+    try:
+        yield _recorder.calls
+    finally:
+        _recorder.calls = calls
+        module.plans_recording_gradients(before)
+
+
+def describe_calls(calls: list[tuple], inputs: list[Tensor], result: Any) -> dict[str, Any] | None:
+    """Describe recorded calls for `plans_set` of the native module.
+
+    Args:
+        calls: from observe_functions.
+        inputs: the tensors among the arguments of the call.
+        result: result of the call.
+
+    Returns:
+        the description, or None if the calls do not determine the result.
+    """
+    nodes: dict[int, tuple] = {id(tensor): ("input", k, 0) for k, tensor in enumerate(inputs)}
+    described = []
+    for k, (function, run, args, wrapped, made) in enumerate(calls):
+        arguments = [
+            _describe_argument(a, nodes, viewed=w is not a) for a, w in zip(args, wrapped, strict=True)
+        ]  # fmt: skip
+        if None in arguments:
+            return None
+        described.append((function if run is None else _get_apply(function), run, arguments))
+        values = made if isinstance(made, tuple) else (made,)
+        nodes |= {id(value): ("output", k, j) for j, value in enumerate(values) if isinstance(value, Tensor)}
+    values = (result,) if isinstance(result, Tensor) else result
+    if not described or not isinstance(values, tuple | list):
+        return None
+    results = [_describe_argument(value, nodes) for value in values]
+    if None in results:
+        return None
+    return {
+        "calls": described,
+        "results": results,
+        "result": 0 if isinstance(result, Tensor) else 1 + isinstance(result, list),
+    }
+
+
+def _describe_argument(value: Any, nodes: dict[int, tuple], viewed: bool = False) -> tuple | None:
+    """Describe an argument, or return None for a tensor that is neither in `nodes` nor a view of an input."""
+    if isinstance(value, tuple | list):
+        items = [_describe_argument(item, nodes) for item in value]
+        copy = value[:] if isinstance(value, list) else value  # the caller may change its list later
+        return None if None in items else ("sequence", copy, items)
+    if not isinstance(value, Tensor):
+        return "constant", value
+    node = nodes.get(id(value))
+    return (*node[:2], 1) if viewed and node is not None and node[0] == "input" else None if viewed else node
+
+
+def _get_apply(function: Any) -> Callable:
+    """Return the `apply` of an autograd function without the checks of Function.apply.
+
+    These checks concern functorch transforms, in which no plan runs, and functions with setup_context.
+    """
+    if isinstance(function, type) and issubclass(function, torch.autograd.Function):
+        return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    return function.apply

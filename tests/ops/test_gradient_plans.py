@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of plans of calls with gradients: the same results, gradients and errors as without plans."""
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import fastds
+from fastds import nn, ops
+from fastds.ops.core import plans
+from fastds.ops.impl.conv_rnn.fused import recompute_gates
+
+pytestmark = pytest.mark.skipif(plans._module is None, reason="plans are switched off, or torch has no DLPack table")
+C = 8
+
+
+@pytest.fixture(autouse=True)
+def empty_table():
+    """Start each test without plans."""
+    plans.clear()
+    yield
+    plans.clear()
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return x.to(memory_format=torch.channels_last) if len(shape) == 4 else x
+
+
+def list_calls():
+    x, h, c, bias, three = draw(1, C, 6, 5), draw(1, C, 6, 5), draw(1, C, 6, 5), draw(C), draw(C, C, 3, 3)
+    large = draw(1, C, 24, 20)
+    return {
+        "conv3x3 by torch": (
+            lambda x, w, b, r: ops.conv3x3(x, w, b, residual=r, activation="relu"),
+            (x, three, bias, h),
+        ),
+        "conv3x3": (lambda x, w: ops.conv3x3(x, w, algorithm="winograd", activation="relu"), (large, three)),
+        "conv1x1": (lambda x, w, b, h: ops.conv1x1(x, w, b, second_input=h), (x, draw(C, 2 * C, 1, 1), bias, h)),
+        "conv2d": (lambda x, w, b: ops.conv2d(x, w, b), (x, draw(C, C, 5, 5), bias)),
+        "deform_conv2d": (
+            lambda x, o, w, m: ops.deform_conv2d(x, o, w, padding=1, mask=m),
+            (x, draw(1, 18, 6, 5), three, draw(1, 9, 6, 5)),
+        ),
+        "lstm_gates": (ops.lstm_gates, (draw(1, 4 * C, 6, 5), c)),
+        "gru_update": (ops.gru_update, (x, h, c)),
+        "conv_lstm_cell": (ops.conv_lstm_cell, (x, h, c, draw(4 * C, 2 * C, 3, 3), draw(4 * C))),
+        "conv_gru_cell": (
+            lambda *t: ops.conv_gru_cell(*t, keep="1-z"),
+            (x, h, draw(2 * C, 2 * C, 3, 3), draw(2 * C), draw(C, 2 * C, 3, 3), bias),
+        ),
+        "pixel_shuffle": (lambda x, b: ops.pixel_shuffle(x, 2, bias=b), (x, draw(C))),
+        "null_op": (lambda x, y: ops.null_op(x, y, 2.0), (x, h)),
+    }  # fmt: skip
+
+
+CALLS = list_calls()
+
+
+def differentiate(call, tensors, needed=None, order=1):
+    """Return the results of a call on new leaves and the gradients of the leaves that need one.
+
+    Args:
+        call: function of the tensors.
+        tensors: its arguments.
+        needed: bool for each tensor, whether it requires a gradient. None: all.
+        order: 1, or 2 to also return gradients of the first ones.
+    """
+    needed = [True] * len(tensors) if needed is None else needed
+    leaves = [t.detach().clone().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)]
+    results = call(*leaves)
+    results = [results] if isinstance(results, torch.Tensor) else list(results)
+    wanted = [t for t in leaves if t.requires_grad]
+    loss = sum((y * y * torch.linspace(-1, 2, y.numel()).view(y.shape)).sum() for y in results)
+    grads = list(torch.autograd.grad(loss, wanted, create_graph=order > 1))
+    if order > 1:
+        grads += torch.autograd.grad(sum((g * g).sum() for g in grads), wanted, allow_unused=True)
+    return [*results, *grads]
+
+
+def assert_equal(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None and b is None) or (a.stride() == b.stride() and torch.equal(a, b))
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("order", [1, 2])
+def test_gradients_are_those_without_plans(name, order):
+    call, tensors = CALLS[name]
+    with plans.suspended():
+        expected = differentiate(call, tensors, order=order)
+    for repeat in range(4):
+        before = plans.count_runs()
+        leaves = [t.detach().clone().requires_grad_() for t in tensors]
+        call(*leaves)
+        assert (plans.count_runs() > before) == (repeat > 1)
+    assert_equal(differentiate(call, tensors, order=order), expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_tensors_without_gradients_are_another_key(name):
+    call, tensors = CALLS[name]
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed % 6)
+        needed = [bool(n) for n in torch.randint(2, (len(tensors),), generator=generator)]
+        if not any(needed):
+            continue
+        with plans.suspended():
+            expected = differentiate(call, tensors, needed)
+        assert_equal(differentiate(call, tensors, needed), expected)
+        leaves = [t.detach().clone().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)]
+        results = call(*leaves)
+        results = [results] if isinstance(results, torch.Tensor) else results
+        assert all(y.requires_grad for y in results)
+
+
+def test_a_large_weight_is_a_leaf_or_not():
+    """The weight of an expensive gradient is wrapped in a view if it is a leaf (registry.Op)."""
+    x, weight = draw(4, 64, 120, 120), draw(64, 64, 3, 3).requires_grad_()
+    for _ in range(4):
+        (grad,) = torch.autograd.grad(ops.conv3x3(x, weight).sum(), weight)
+    for _ in range(4):
+        (other,) = torch.autograd.grad(ops.conv3x3(x, weight * 1).sum(), weight)
+    assert torch.equal(grad, other)
+
+
+def test_settings_of_later_calls_are_theirs():
+    """Blocks that change how an op computes gradients apply to calls with a plan, too."""
+    call, tensors = CALLS["conv_lstm_cell"]
+    for _ in range(4):
+        plain = differentiate(call, tensors)
+    saved = []
+    with (
+        recompute_gates(),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
+    ):
+        assert_equal(differentiate(call, tensors), plain)
+    assert not any(t.shape[1] == 4 * C for t in saved if t.dim() == 4 and t.shape[2:] == (6, 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert call(*tensors)[0].dtype == torch.bfloat16
+
+
+def test_same_errors():
+    call = CALLS["conv1x1"][0]
+    tensors = [t.clone().requires_grad_() for t in CALLS["conv1x1"][1]]
+    for _ in range(4):
+        call(*tensors)
+    with pytest.raises(ValueError, match="weight has shape"):
+        call(tensors[0], draw(C, C, 1, 1).requires_grad_(), *tensors[2:])
+    y = call(*tensors)
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        y.sum().backward()
+    tensors[0].data.add_(1)
+    z = call(*tensors)
+    with torch.no_grad():
+        tensors[1].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+
+def test_hooks_checkpoints_and_batched_gradients():
+    call, tensors = CALLS["conv_lstm_cell"]
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    for _ in range(4):
+        call(*leaves)
+    seen = []
+    leaves[0].register_hook(lambda grad: seen.append(grad))
+    h, c = call(*leaves)
+    h.register_hook(lambda grad: 2 * grad)
+    expected = torch.autograd.grad(2 * h.sum() + c.sum(), leaves[0], retain_graph=True)[0]
+    (h.sum() + c.sum()).backward()
+    torch.testing.assert_close(
+        seen[-1], torch.autograd.grad(2 * call(*leaves)[0].sum() + call(*leaves)[1].sum(), leaves[0])[0]
+    )
+    assert expected.shape == leaves[0].shape
+    found = torch.autograd.grad(checkpoint(call, *leaves, use_reentrant=False)[0].sum(), leaves[3])[0]
+    assert torch.equal(found, torch.autograd.grad(call(*leaves)[0].sum(), leaves[3])[0])
+    h = call(*leaves)[0]
+    many = torch.autograd.grad(
+        h, leaves[0], torch.stack([torch.ones_like(h), -torch.ones_like(h)]), is_grads_batched=True
+    )[0]
+    torch.testing.assert_close(many[0], -many[1])
+
+
+def test_transforms_after_plans():
+    call, tensors = CALLS["gru_update"]
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    for _ in range(4):
+        call(*leaves)
+    jacobian = torch.func.jacrev(call)(*tensors)
+    _, tangent = torch.func.jvp(call, tuple(tensors), tuple(torch.ones_like(t) for t in tensors))
+    assert jacobian.shape == (*tensors[0].shape, *tensors[0].shape) and torch.isfinite(tangent).all()
+
+
+def test_lists_given_by_the_caller_may_change():
+    x, offset, weight = draw(1, C, 9, 9).requires_grad_(), draw(1, 18, 9, 9), draw(C, C, 3, 3)
+    padding = [1, 1]
+    for _ in range(4):
+        y = ops.deform_conv2d(x, offset, weight, padding=padding)
+    padding[:] = [0, 0]
+    assert torch.equal(ops.deform_conv2d(x, offset, weight, padding=[1, 1]), y)
+
+
+def test_a_training_gives_the_same_weights():
+    def train():
+        torch.manual_seed(3)
+        cell, out = nn.ConvLSTMCell(3, C), torch.nn.Conv2d(C, 1, 1)
+        optimizer = torch.optim.SGD([*cell.parameters(), *out.parameters()], 0.05)
+        frames = torch.rand(2, 4, 3, 12, 10)
+        for _ in range(8):
+            states, _ = cell.sequence(frames)
+            optimizer.zero_grad()
+            (out(states[:, -1]) - 0.3).square().mean().backward()
+            optimizer.step()
+        return [*cell.parameters(), *out.parameters()]
+
+    with plans.suspended():
+        expected = train()
+    assert_equal(train(), expected)
+
+
+def test_explain_reports_plans_with_gradients():
+    x, weight = draw(1, C, 24, 20).requires_grad_(), draw(C, C, 3, 3).requires_grad_()
+    for _ in range(3):
+        ops.conv3x3(x, weight, algorithm="winograd")
+    assert fastds.explain("conv3x3", x, weight, algorithm="winograd")["plan"] == "used"
