@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import fastds
 from fastds import models
-from fastds.models import ModelCard, checkpoint
+from fastds.models import ModelCard, checkpoint, weight_files
 from tests.hostile import campaign
 
 
