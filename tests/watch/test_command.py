@@ -9,19 +9,22 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
 
+from fastds._parsers import build_command_parser
 from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
 from fastds.watch import heartbeat, service, wake_up
 from fastds.watch.input_windows import select_window
 from fastds.watch.state import Input
+from tests.support import watch_cases
 from tests.support.watch_cases import kinds
 
-TRILINEAR = "downscale --model trilinear"
+EXTRAPOLATION, TRILINEAR = "nowcast --model extrapolation --steps 1", "downscale --model trilinear"
 
 
 @pytest.mark.parametrize(
@@ -106,6 +109,22 @@ def test_names_and_retention(make_station):
     assert station.outputs() == ["20240601T1150.nc", "20240601T1210_r002.nc", "20240601T1215_r003.nc"]
     station.arrive(4)
     assert kinds(station.turn(*options)[1]) == ["computed", "removed"]
+
+
+def test_pattern_window_and_limit_of_a_computation(make_station):
+    station = make_station(EXTRAPOLATION)
+    station.arrive(*range(4))
+    station.arrive(5, name="other.nc")
+    station.turn("--pattern", "r*.nc", "--window", "3", "--hang", "60")
+    inputs = [len(event["inputs"]) for event in station.events("computed")]
+    assert inputs == [2, 3, 3] and station.outputs() == ["r001.nc", "r002.nc", "r003.nc"]
+
+
+def test_every_option_is_tested():
+    text = "".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
+    text += Path(watch_cases.__file__).read_text()
+    names = [action.option_strings for action in build_command_parser("watch")._actions if action.option_strings]
+    assert not [found for found in names if found[-1] != "--help" and found[-1] not in text]
 
 
 def test_times_of_one_file(make_station, tmp_path):
