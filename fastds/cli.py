@@ -140,7 +140,8 @@ def _report_scores(options, task: str, report: dict, read: dict) -> None:
     from fastds.tasks.api import evaluate, get_task_function
 
     if options.truth:
-        evaluate(options.output, options.truth, input=options.input, progress=True, **read, **report).print()
+        table = evaluate(options.output, options.truth, input=options.input, progress=True, **read, **report)
+        table.print(all_scores=bool(options.get("all_scores")))
     elif report:
         get_task_function(task, "report_files")(options.output, options.input, **read, **report)
 
@@ -162,7 +163,7 @@ def _run_nowcast(options) -> None:
         return
     summary = nowcast_file(options.input, options.output, model=options.model, progress=True, **chosen, **form)
     print(summary.summary())
-    _report_scores(options, "nowcast", report, read)
+    _report_scores(options, "nowcast" if options.probability is None else "probability", report, read)
 
 
 _ARCHIVE_OPTIONS = ("workers", "scheduler", "append", "keep_going")
@@ -217,7 +218,7 @@ def _run_evaluate(options) -> None:
     table = evaluate(*files, progress=True, **chosen)
     if options.csv:  # written first, because printing fails if standard output is closed
         table.to_csv(options.csv)
-    table.print()
+    table.print(all_scores=options.all_scores)
 
 
 def _run_check(options) -> int:
@@ -300,8 +301,6 @@ def _parse_probability(options) -> dict:
     """Return the option --probability as an argument, if it was given."""
     if options.probability is None:
         return {}
-    if options.report:
-        raise ValueError("--report draws forecasts, and --probability leaves none: give --members")
     try:
         return {"probability": [float(rate) for rate in options.probability.split(",")]}
     except ValueError:
