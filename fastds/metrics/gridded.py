@@ -10,7 +10,7 @@ import scipy  # its submodules are imported at first use
 import torch
 from torch import Tensor
 
-from fastds.metrics.ensembles import compute_crps_parts, rank_histogram, spread, sum_crps_bins
+from fastds.metrics.ensembles import compute_crps_parts, rank_histogram, sum_crps_bins
 from fastds.metrics.fields import compute_band_powers
 
 FINE_BAND = (2.0, 4.0)  # wavelengths, cells
@@ -100,12 +100,15 @@ class EnsembleScores:
         valid = ~(torch.isnan(members).any(0) | torch.isnan(truth))
         if not valid.any():
             return
-        w, x, t = weights.double().expand(truth.shape)[valid], members[:, valid].double(), truth[valid].double()
+        w, x, t = weights.double().expand(truth.shape)[valid], members[:, valid], truth[valid]
         total, m = float(w.sum()), len(members)
-        error = float((w * (x.mean(0) - t).square()).sum())
-        self.sums += [total, total * spread(x, w) ** 2, error * m / (m + 1)]
-        self.bins = self.bins + sum_crps_bins(x, t, w)
         self.ranks = self.ranks + total * np.array(rank_histogram(x, t, weights=w))
+        # Cells where all members equal the truth, such as dry cells, have no error and no spread.
+        differ = (x != t).any(0)
+        w, x, t = w[differ], x[:, differ].double(), t[differ].double()
+        error = float((w * (x.mean(0) - t).square()).sum())
+        self.sums += [total, float((w * x.var(0)).sum()), error * m / (m + 1)]
+        self.bins = self.bins + sum_crps_bins(x, t, w)
 
     def __iadd__(self, other: EnsembleScores) -> EnsembleScores:
         """Add the fields of another object."""

@@ -57,12 +57,10 @@ def make_ensemble_maps(forecasts: Forecasts, number: int, frames: Sequence[tuple
 def make_ensemble_charts(rows: EnsembleRows) -> list[Chart]:
     """Return charts of the ranks of the truth, and of CRPS and spread/skill by lead time."""
     chosen = select_evenly(len(rows.leads), _MAX_LEADS)
-    ranks = {f"+{rows.leads[k] / 60:g} min": rows.ranks[k].tolist() for k in chosen}
+    ranks = {f"+{rows.leads[k] / 60:g} min": rows.wet_ranks[k].tolist() for k in chosen}
     ends = "; ".join(f"{name}: outside the members {values[0] + values[-1]:.3f}" for name, values in ranks.items())
-    text = f"Share of pixels by rank of the truth, flat is reliable; ties, such as dry members, at random. {ends}"
-    charts = [
-        Chart("Rank of the truth among the members", text, functools.partial(draw_rank_histogram, ranks)),
-    ]
+    text = f"Where a member or the truth has rain: share of pixels by rank of the truth; flat is reliable. {ends}"
+    charts = [Chart("Rank of the truth where there is rain", text, functools.partial(draw_rank_histogram, ranks))]
     if len(rows.leads) < 2:
         return charts
     crps = {

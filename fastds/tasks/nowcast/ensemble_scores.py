@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from fastds.inference.tables import format_number, make_score_table
-from fastds.metrics import EnsembleScores, reliability_counts
+from fastds.metrics import EnsembleScores, rank_histogram, reliability_counts
 from fastds.tasks.nowcast.windows import WET_RATE, count_in_windows
 
 if TYPE_CHECKING:
@@ -55,13 +55,15 @@ class EnsembleRows:
             MIN_SHARE of the pixels), calibration (mean difference over all pixels), fss (of the probabilities), csi (of
             the ensemble mean), csi_matched (of the ensemble mean above the threshold that gives the mean area of the
             members).
-        ranks: (n, M + 1), rank histogram.
+        ranks: (n, M + 1), rank histogram of all pixels; ties, such as those of dry members, are broken at random.
+        wet_ranks: (n, M + 1), rank histogram of the pixels where a member or the truth has rain; NaN without any.
     """
 
     members: int
     leads: np.ndarray
     rows: dict[str, np.ndarray]
     ranks: np.ndarray
+    wet_ranks: np.ndarray
 
     def list_csv_rows(self, method: str) -> list[list[str]]:
         """Return the rows of a CSV file: method, lead time in minutes, score, rate in mm/h, value."""
@@ -71,8 +73,9 @@ class EnsembleRows:
             for lead, values in zip(self.leads, self.rows[score].reshape(len(self.leads), -1), strict=True)
             for label, value in zip([f"{r:g}" for r in RATES] if score in BY_RATE else [""], values, strict=True)
         ] + [
-            [method, f"{lead / 60:g}", "ensemble rank", f"{rank}", f"{share:.6g}"]
-            for lead, shares in zip(self.leads, self.ranks, strict=True)
+            [method, f"{lead / 60:g}", f"ensemble {name}", f"{rank}", f"{share:.6g}"]
+            for name, histograms in (("rank", self.ranks), ("rank of rain", self.wet_ranks))
+            for lead, shares in zip(self.leads, histograms, strict=True)
             for rank, share in enumerate(shares)
         ]
 
@@ -112,9 +115,9 @@ class EnsembleRows:
             "a single field in mm/h; its parts are those of the members as they are: reliability, which a calibration "
             "would remove, and potential; spread/skill: 1 is right, below 1 the members differ too little; outliers: "
             f"share of the truth outside all members, {2 / (self.members + 1):.3f} is right; rank histogram: its "
-            "largest difference from flat; reliability: difference between forecast probability and frequency, largest over "
-            f"probabilities that at least {MIN_SHARE:.1%} of the pixels have; FSS of the probabilities; matched mean: "
-            "where the mean is highest, on the area that the members have."
+            "largest difference from flat; reliability: difference between forecast probability and frequency, largest "
+            f"over probabilities that at least {MIN_SHARE:.1%} of the pixels have; FSS of the probabilities; matched "
+            "mean: where the mean is highest, on the area that the members have."
         ]
 
 
@@ -132,7 +135,7 @@ class EnsembleSums:
     def __init__(self, members: int, leads: ArrayLike):
         self.members, self.leads = members, np.asarray(leads, float)
         shapes: dict[str, tuple[int, ...]] = {"scores": (3,), "ranks": (members + 1,), "rain": (4,)}
-        shapes["bins"] = members + 1, 3
+        shapes |= {"bins": (members + 1, 3), "wet_ranks": (members + 1,)}
         shapes |= {"reliability": (len(RATES), members + 1, 2), "windows": (len(RATES), 2), "hits": (len(RATES), 4)}
         self.sums = {name: np.zeros((len(self.leads), *shape)) for name, shape in shapes.items()}
 
@@ -152,6 +155,10 @@ class EnsembleSums:
         scores.add(x, torch.where(valid, y, torch.nan), torch.ones(y.shape))
         x, y = torch.where(valid, x, 0.0), torch.where(valid, y, 0.0)
         mean, sums = x.double().mean(0), self.sums
+        wet = (x > 0).any(0) | (y > 0)
+        if wet.any():
+            shares = rank_histogram(x[:, wet], y[wet])
+            sums["wet_ranks"][lead] += int(wet.sum()) * np.array(shares)
         parts = mean, y, (x > 0).double().mean(0), y > 0
         sums["scores"][lead] += scores.sums
         sums["ranks"][lead] += scores.ranks
@@ -190,7 +197,9 @@ class EnsembleSums:
             rows["fss"] = 1 - sums["windows"][..., 0] / sums["windows"][..., 1]
             rows["calibration"] = (np.where(points > 0, error, 0) * points).sum(-1) / total[..., 0]
         rows["reliability"] = np.where(points >= MIN_SHARE * total, error, 0).max(-1)
-        return EnsembleRows(self.members, self.leads, rows, ranks)
+        with np.errstate(invalid="ignore"):
+            wet_ranks = sums["wet_ranks"] / sums["wet_ranks"].sum(-1, keepdims=True)
+        return EnsembleRows(self.members, self.leads, rows, ranks, wet_ranks)
 
 
 def _find_threshold(field: torch.Tensor, count: float) -> float:

@@ -125,7 +125,7 @@ def nowcast_file(
         from fastds.tasks.nowcast.evaluation import check_truth
 
         # probabilities are compared with climatology, which needs no observed fields before the forecasts
-        baselines = None if chosen.probability is None else []
+        baselines: list[str] | None = None if chosen.probability is None else []
 
         def fits(file: xr.Dataset) -> None:
             check_truth(file, *forecasts, var=chosen.var, z_r=chosen.z_r, baselines=baselines)

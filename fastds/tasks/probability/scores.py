@@ -256,8 +256,8 @@ class ProbabilityTable(ScoreTables):
         return [
             f"{format_count(self.starts, 'start' if self.has_leads else 'time')}; {part}. Brier score: 0 is perfect; "
             "Brier skill: 1 is perfect, 0 is that of the observed frequency of the sample as forecast; ROC area: 1 is "
-            "perfect, 0.5 is no discrimination. Brier score = reliability - resolution + uncertainty, by classes of 1 % "
-            "of the probability.",
+            "perfect, 0.5 is no discrimination. Brier score = reliability - resolution + uncertainty, by classes of 1 "
+            "% of the probability.",
             *self.notes,
         ]
 
