@@ -156,16 +156,17 @@ class EnsembleSums:
         x, y = torch.where(valid, x, 0.0), torch.where(valid, y, 0.0)
         mean, sums = x.double().mean(0), self.sums
         wet = (x > 0).any(0) | (y > 0)
+        x_wet, y_wet = x[:, wet], y[wet]
         if wet.any():
-            shares = rank_histogram(x[:, wet], y[wet])
-            sums["wet_ranks"][lead] += int(wet.sum()) * np.array(shares)
+            sums["wet_ranks"][lead] += len(y_wet) * np.array(rank_histogram(x_wet, y_wet))
         parts = mean, y, (x > 0).double().mean(0), y > 0
         sums["scores"][lead] += scores.sums
         sums["ranks"][lead] += scores.ranks
         sums["bins"][lead] += scores.bins
         sums["rain"][lead] += [float(part.double().sum()) for part in parts]
         for column, rate in enumerate(RATES):
-            sums["reliability"][lead, column] += reliability_counts(x[:, valid], y[valid], rate).numpy()
+            sums["reliability"][lead, column] += reliability_counts(x_wet, y_wet, rate).numpy()
+            sums["reliability"][lead, column, 0, 0] += int(valid.sum()) - len(y_wet)  # dry in all members and the truth
             happened = y >= rate
             events = mean >= rate, mean >= _find_threshold(mean, int((x >= rate).sum()) / self.members)
             hits = (part for event in events for part in (event & happened, event | happened))

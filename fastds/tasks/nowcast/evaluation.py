@@ -104,7 +104,8 @@ class EvaluationItems:
             members = start.members[:, lead]
             sums.add(lead, members, rain)
             missing = np.isnan(members).any(0)
-            probability = np.stack([np.where(missing, np.nan, (members >= rate).mean(0)) for rate in RATES])
+            counts = (np.sum(members >= rate, axis=0, dtype=np.uint16) for rate in RATES)
+            probability = np.stack([np.where(missing, np.nan, count / np.float32(forecasts.count)) for count in counts])
             events = np.stack([rain >= rate for rate in RATES])
             shares.add(start.number, len(self), lead, probability, events, rain)
         return ScoreSums(members=sums, shares=shares)

@@ -115,7 +115,8 @@ class NowcastTable(ScoreTables):
     def _make_main_table(self) -> Table:
         rates = [(score, rate) for score, rates in _MAIN.items() for rate in rates]
         heads = ("method", "MSE dBZ²", *(f"{_format_name(score)} {rate:g}" for score, rate in rates))
-        table = make_score_table("Scores at rain rates in mm/h, mean over leads", (*heads, "wet area", "mean rain"))
+        title = "Main scores, CSI and FSS at rain rates in mm/h, mean over leads"
+        table = make_score_table(title, (*heads, "wet area", "mean rain"))
         for method in self.rows:
             skills = (self.means(method, score)[RAIN_THRESHOLDS.index(rate)] for score, rate in rates)
             biases = (float(self.means(method, score)) for score in _BIASES)
