@@ -29,7 +29,7 @@ def draw_graticule(axes: Axes, x: ArrayLike, y: ArrayLike, latitude: ArrayLike, 
     )
     for values, position, along, set_ticks, ends in edges:
         low, high = np.nanmin(values), np.nanmax(values)
-        levels = np.asarray(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high))
+        levels = np.asarray(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
         levels = levels[(levels > low) & (levels < high)]
         if levels.size:
             axes.contour(x, y, values, levels=levels, colors="0.55", linewidths=0.4, linestyles="solid")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,9 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from fastds.plot.graticule import draw_graticule
+from fastds.plot.graticule import draw_graticule, format_degrees
 from fastds.plot.maps import colour_bar, draw_cells, label_map
 from fastds.plot.style import probability_style
+
+_MIN_WIDTH = 5.0  # inches
+_LETTERS_PER_INCH = 11  # of the title
 
 
 def draw_probability(
@@ -63,9 +67,8 @@ def draw_probability_maps(
     if len(probabilities) != len(events) or any(len(row) != len(times) for row in probabilities):
         shape = len(probabilities), [len(row) for row in probabilities]
         raise ValueError(f"expected {len(events)} x {len(times)} maps, one per event and time, got {shape}")
-    height, width = np.shape(probabilities[0][0])
-    side = min(3.6, 17.0 / len(times))
-    size = (side * len(times) + 0.9, (side * height / width + 0.28) * len(events) + 1.6)
+    side, ratio = min(3.6, 17.0 / len(times)), _compute_ratio(np.shape(probabilities[0][0]), x, y, unit)
+    size = (max(side * len(times) + 0.9, _MIN_WIDTH), (side * ratio + 0.28) * len(events) + 1.6)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(events), len(times), squeeze=False, sharex=True, sharey=True)
     image = None
@@ -77,11 +80,25 @@ def draw_probability_maps(
             if latitude is not None and longitude is not None and x is not None and y is not None:
                 draw_graticule(axes, x, y, latitude, longitude)
                 axes.set(xlabel="", ylabel="")
+            elif unit == "degrees" and y is not None:
+                axes.set_aspect(1 / np.cos(np.deg2rad(np.mean(y))))
+                axes.xaxis.set_major_formatter(lambda value, _: format_degrees(value, "EW"))
+                axes.yaxis.set_major_formatter(lambda value, _: format_degrees(value, "NS"))
+                axes.set(xlabel="", ylabel="")
     assert image is not None
     colour_bar(figure, image, grid, probability_style()[2], "probability (%); grey: missing", "neither")
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(textwrap.fill(title, int(_LETTERS_PER_INCH * size[0])), fontsize=11)
     return figure
+
+
+def _compute_ratio(shape: tuple[int, ...], x: ArrayLike | None, y: ArrayLike | None, unit: str) -> float:
+    """Return height over width of a map on the ground."""
+    if x is None or y is None or min(shape) < 2:
+        return shape[0] / shape[1]
+    steps = [abs(float(np.diff(np.asarray(axis, dtype=float)[:2])[0])) for axis in (y, x)]
+    across = np.cos(np.deg2rad(np.mean(y))) if unit == "degrees" else 1.0
+    return float(steps[0] * shape[0] / (steps[1] * shape[1] * across))
 
 
 def draw_reliability_diagram(curves: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:

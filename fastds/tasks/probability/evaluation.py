@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 
 import numpy as np
@@ -15,23 +14,8 @@ from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
 from fastds.tasks.nowcast.evaluation import check_grid
 from fastds.tasks.nowcast.starts import Timeline, read_coarse_frames
 from fastds.tasks.probability.forecasts import ProbabilityForecasts
-from fastds.tasks.probability.scores import ProbabilitySums, ProbabilityTable
+from fastds.tasks.probability.scores import ComparedProbabilities, ProbabilitySums, ProbabilityTable
 from fastds.training.radar_files import open_reflectivity
-
-
-@dataclasses.dataclass(frozen=True)
-class ComparedProbabilities:
-    """Probabilities of one initialization time and the observed fields.
-
-    Attributes:
-        number: index of the initialization time.
-        probabilities: (thresholds, n, h, w), NaN = missing.
-        after: observed field (h, w) in dBZ, NaN = missing, at each lead time, or None where the truth has none.
-    """
-
-    number: int
-    probabilities: np.ndarray
-    after: list[np.ndarray | None]
 
 
 class EvaluationItems:

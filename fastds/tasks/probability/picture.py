@@ -44,8 +44,8 @@ def write_picture(path: str | os.PathLike, dataset: xr.Dataset) -> str:
         title=f"Probabilities from {start} with {forecasts.name}" + _describe_members(dataset),
     )  # fmt: skip
     save_png(figure, path)
-    left_out = len(forecasts.thresholds) - len(thresholds)
-    return f"wrote {path}" + f", without the {left_out} highest thresholds" * bool(left_out)
+    highest = forecasts.labels[thresholds[-1]]
+    return f"wrote {path}" + f", without thresholds above {highest}" * (len(thresholds) < len(forecasts.thresholds))
 
 
 def _describe_members(dataset: xr.Dataset) -> str:

@@ -17,9 +17,8 @@ from fastds.report import MapGrid, Maps, Page, check_report, make_probability_st
 from fastds.tasks.nowcast.report import list_map_frames
 from fastds.tasks.nowcast.starts import Timeline, read_coarse_frames
 from fastds.tasks.probability.charts import make_probability_charts
-from fastds.tasks.probability.evaluation import ComparedProbabilities
 from fastds.tasks.probability.forecasts import ProbabilityForecasts
-from fastds.tasks.probability.scores import ProbabilityTable
+from fastds.tasks.probability.scores import ComparedProbabilities, ProbabilityTable
 
 _MAX_BEFORE = 3  # number of observed frames on the maps before the forecast
 _RAIN_DBZ = 25.0  # the maps show the initialization time with the most observed cells above this reflectivity

@@ -42,6 +42,21 @@ _MAX_PARTS = 200  # maximum number of parts of the sample; more initialization t
 _QUANTILES = 0.025, 0.975
 
 
+@dataclasses.dataclass(frozen=True)
+class ComparedProbabilities:
+    """Probabilities of one initialization time and the observed fields.
+
+    Attributes:
+        number: index of the initialization time.
+        probabilities: (thresholds, n, h, w), NaN = missing.
+        after: observed field (h, w) in dBZ, NaN = missing, at each lead time, or None where the truth has none.
+    """
+
+    number: int
+    probabilities: np.ndarray
+    after: list[np.ndarray | None]
+
+
 class ProbabilitySums:
     """Accumulated tallies of probabilities.
 
