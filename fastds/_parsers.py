@@ -260,7 +260,9 @@ def _evaluate_parser() -> ArgumentParser:
         "Print the scores of PRED and of the baselines. PRED has downscaled radar or gridded fields, an ensemble (with "
         "a dimension realization), forecasts, or probabilities of exceedance; the kind is read from PRED."
     )
-    parser.add_argument("prediction", metavar="PRED", help="downscaled file, or forecasts made by fastds nowcast")
+    parser.add_argument(
+        "prediction", metavar="PRED", help="downscaled file, or forecasts or probabilities of fastds nowcast"
+    )
     parser.add_argument(
         "truth",
         metavar="TRUTH",

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from fastds.data.grid.times import format_time
-from fastds.data.radar.reflectivity import find_z_r
+from fastds.data.radar.reflectivity import find_z_r, to_reflectivity
 from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
 from fastds.tasks.nowcast.evaluation import check_grid
 from fastds.tasks.nowcast.starts import Timeline, read_coarse_frames
@@ -112,6 +112,9 @@ def evaluate(
         model: name or file of the weights whose card is in the report; None: the model that the prediction names.
         score_items: function that computes the scores in other processes, see fastds.inference.scoring.
 
+    Returns:
+        Scores by threshold and lead time.
+
     Raises:
         ValueError: thresholds, units, grids or times that do not fit, or probabilities that are not from 0 to 1.
     """
@@ -120,7 +123,8 @@ def evaluate(
     if report is not None:
         from fastds.tasks.probability.report import EvaluationReport
 
-        page = EvaluationReport(report, forecasts, scoring.source, truth if observed is None else observed, model)
+        before = scoring.source if observed is None else to_reflectivity(observed, var, z_r=z_r)
+        page = EvaluationReport(report, forecasts, scoring.source, before, model)
     sums = sum_scores(scoring, "starts", progress, None if page is None else page.add, score_items)
     if not sums:
         raise _make_time_error(forecasts, scoring.line)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, Unpack
 
 import numpy as np
-import xarray as xr
 
 from fastds.data import ReflectivityInput, open_input, to_reflectivity
 from fastds.data.reading import ReadOptions
@@ -31,7 +30,7 @@ class EvaluationReport:
         path: HTML file to write.
         forecasts: the probabilities.
         source: observed fields.
-        observed: dataset of the fields before the forecasts.
+        before: observed fields before the forecasts; it may be the same as source.
         model: see fastds.inference.run_facts.describe_run.
     """
 
@@ -40,13 +39,12 @@ class EvaluationReport:
         path: str | os.PathLike,
         forecasts: ProbabilityForecasts,
         source: ReflectivityInput,
-        observed: xr.Dataset,
+        before: ReflectivityInput,
         model: str | os.PathLike | None,
     ):
-        check_report(path, *map(get_file, (forecasts.dataset, source.dataset, observed)))
+        check_report(path, *map(get_file, (forecasts.dataset, source.dataset, before.dataset)))
         self.path, self.forecasts, self.source, self.model = path, forecasts, source, model
-        self.before = source if observed is source.dataset else to_reflectivity(observed)
-        self.most = -1.0
+        self.before, self.most = before, -1.0
         self.drawn: Any = None  # number and observed fields of the initialization time on the maps
 
     def add(self, item: ComparedProbabilities) -> None:
