@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastds.data.reading import InputData
     from fastds.tasks.fields.scores import FieldTable
     from fastds.tasks.nowcast.scores import NowcastTable
+    from fastds.tasks.probability.scores import ProbabilityTable
     from fastds.tasks.radar.scores import EvaluationTable
 
     Model = nn.Module | str | os.PathLike | None
@@ -252,7 +253,7 @@ class Accessor:
         start: str | None = None,
         stop: str | None = None,
         progress: bool = False,
-    ) -> EvaluationTable | FieldTable | NowcastTable:
+    ) -> EvaluationTable | FieldTable | NowcastTable | ProbabilityTable:
         """Verify these downscaled fields, ensembles or nowcasts against the truth. This is fastds.evaluate.
 
         Args:

@@ -56,8 +56,6 @@ def parse_probability(options) -> dict:
     """Return the option --probability as an argument, if it was given."""
     if options.probability is None:
         return {}
-    if options.report:
-        raise ValueError("--report draws forecasts, and --probability leaves none: give --members")
     try:
         return {"probability": [float(rate) for rate in options.probability.split(",")]}
     except ValueError:

@@ -211,13 +211,16 @@ def _nowcast_parser() -> ArgumentParser:
         "step (default: cf)",
     )
     parser.add_argument(
-        "--picture", metavar="PNG", help="image to write: observed fields, forecast and their difference"
-    )
+        "--picture", metavar="PNG",
+        help="image to write: observed fields, forecast and their difference, or with --probability the probabilities "
+        "by lead time and rate",
+    )  # fmt: skip
     parser.add_argument(
         "--truth",
         metavar="FILE",
         help="file with the observed fields of the forecast times (hindcasts: IN): print the scores by lead time",
     )
+    _add_all_scores(parser)
     _add_report(parser)
     return parser
 
@@ -333,9 +336,11 @@ def _query_parser() -> ArgumentParser:
 def _evaluate_parser() -> ArgumentParser:
     parser = _create_parser(
         "Print the scores of PRED and of the baselines. PRED has downscaled radar or gridded fields, an ensemble (with "
-        "a dimension realization) or forecasts; the kind is read from PRED."
+        "a dimension realization), forecasts, or probabilities of exceedance; the kind is read from PRED."
     )
-    parser.add_argument("prediction", metavar="PRED", help="downscaled file, or forecasts made by fastds nowcast")
+    parser.add_argument(
+        "prediction", metavar="PRED", help="downscaled file, or forecasts or probabilities of fastds nowcast"
+    )
     parser.add_argument(
         "truth",
         metavar="TRUTH",
@@ -352,7 +357,8 @@ def _evaluate_parser() -> ArgumentParser:
     )
     _add_read_options(parser)
     _add_z_r(parser)
-    parser.add_argument("--csv", metavar="FILE", help="CSV file to which the scores are also written")
+    parser.add_argument("--csv", metavar="FILE", help="CSV file to which all scores are also written")
+    _add_all_scores(parser)
     _add_workers(parser, "archives")
     _add_report(parser)
     return parser
@@ -550,6 +556,12 @@ def _add_format(parser: ArgumentParser, text: str) -> None:
         "--created-with",
         metavar="URL",
         help="MLCast archives: address of a repository, which MLCast's catalogue requires",
+    )
+
+
+def _add_all_scores(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--all-scores", action="store_true", help="print all scores (default: of forecasts, the main scores)"
     )
 
 

@@ -139,7 +139,8 @@ def _report_scores(options, task: str, report: dict, read: dict) -> None:
     from fastds.tasks.api import evaluate, get_task_function
 
     if options.truth:
-        evaluate(options.output, options.truth, input=options.input, progress=True, **read, **report).print()
+        table = evaluate(options.output, options.truth, input=options.input, progress=True, **read, **report)
+        table.print(all_scores=bool(options.get("all_scores")))
     elif report:
         get_task_function(task, "report_files")(options.output, options.input, **read, **report)
 
@@ -156,7 +157,8 @@ def _run_nowcast(options) -> None:
         return
     summary = nowcast_file(options.input, options.output, model=options.model, progress=True, **chosen, **form)
     print(summary.summary())
-    _report_scores(options, "nowcast", report, collect_nowcast_reading(options))
+    task = "nowcast" if options.probability is None else "probability"
+    _report_scores(options, task, report, collect_nowcast_reading(options))
 
 
 def _compute_archive(task: str, options, chosen: dict) -> None:
@@ -208,7 +210,7 @@ def _run_evaluate(options) -> None:
     table = evaluate(*files, progress=True, **chosen)
     if options.csv:  # written first, because printing fails if standard output is closed
         table.to_csv(options.csv)
-    table.print()
+    table.print(all_scores=options.all_scores)
 
 
 def _run_check(options) -> int:

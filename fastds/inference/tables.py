@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastds._options import spell_argument
 from fastds._outputs import atomic_write
 from fastds.inference.progress import progress_bar
 
@@ -50,13 +51,17 @@ class ScoreTables(abc.ABC):
 
     @abc.abstractmethod
     def tables(self) -> list[Table]:
-        """Return the tables as they are printed."""
+        """Return all tables."""
+
+    def main_tables(self) -> list[Table]:
+        """Return the tables that are printed by default."""
+        return self.tables()
 
     @abc.abstractmethod
     def list_notes(self) -> list[str]:
         """Return the notes below the tables, one sentence each."""
 
-    def print(self, console=None) -> None:
+    def print(self, console=None, *, all_scores: bool = False) -> None:
         """Print the tables with rich.
 
         Numbers are never truncated: a table that is wider than the terminal is split by columns. If the output is not a
@@ -64,13 +69,18 @@ class ScoreTables(abc.ABC):
 
         Args:
             console: rich console; default: standard output.
+            all_scores: print all tables. Default: the main scores, with a note about further tables.
         """
         from rich.console import Console
 
         console = console or Console()
-        for table in self.tables():
+        shown, tables = self.main_tables(), self.tables()
+        for table in tables if all_scores else shown:
             print_table(table, console)
-        for sentence in self.list_notes():
+        notes = self.list_notes()
+        if not all_scores and len(shown) < len(tables):
+            notes = [*notes, f"{spell_argument('all_scores')} prints all scores."]
+        for sentence in notes:
             console.print(sentence, style="dim", markup=False)
 
     def to_html(self, path: str | os.PathLike) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of ensembles of fields."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +49,72 @@ def crps(members: Tensor, truth: Tensor, weights: Tensor | None = None) -> float
     rank_weights = torch.arange(1 - m, m, 2, dtype=torch.float64).reshape(-1, *[1] * truth.ndim)
     difference = (rank_weights * x).sum(0) / (m * (m - 1))
     return compute_weighted_mean((x - truth.double()).abs().mean(0) - difference, weights)
+
+
+def sum_crps_bins(members: Tensor, truth: Tensor, weights: Tensor) -> np.ndarray:
+    """Sum the distances between the sorted members below and above the truth, from which the CRPS follows.
+
+    Args:
+        members: (M >= 2, N), without NaN.
+        truth: (N,), without NaN.
+        weights: (N,), weights of the points.
+
+    Returns:
+        (M + 1, 3) float64, weighted sums over the points. Row i is the interval between the sorted members i and i + 1;
+        rows 0 and M are outside of all members. Columns: alpha, the part of the interval below the truth; beta, the
+        part above it; in rows 0 and M: weight of the points whose truth is in this interval.
+
+    Source: Hersbach 2000, equation 26 and Table 1.
+    """
+    x = members.sort(0).values
+    limits = x[:-1], x[1:]
+    middle = torch.maximum(torch.minimum(truth, limits[1]), limits[0])
+    below, above = (truth - x[-1]).clamp(min=0), (x[0] - truth).clamp(min=0)
+    sums = np.zeros((len(x) + 1, 3))
+    sums[1:-1, 0], sums[1:-1, 1] = (middle - limits[0]) @ weights, (limits[1] - middle) @ weights
+    sums[-1, 0], sums[0, 1] = float(below @ weights), float(above @ weights)
+    sums[-1, 2], sums[0, 2] = float(weights[below > 0].sum()), float(weights[above > 0].sum())
+    return sums
+
+
+def compute_crps_parts(bins: np.ndarray, weight: float) -> dict[str, float]:
+    """Compute the CRPS and its decomposition from sums over all points.
+
+        crps_ensemble = sum_i alpha_i p_i^2 + beta_i (1 - p_i)^2 = crps_reliability + crps_potential,  p_i = i / M
+
+    Args:
+        bins: (M + 1, 3), see sum_crps_bins; sums of several fields can be added.
+        weight: sum of the weights of all points.
+
+    Returns:
+        crps: fair CRPS, that of an unlimited number of such members, see crps.
+        crps_ensemble: CRPS of the M members as they are.
+        crps_reliability: part of crps_ensemble that a calibration of the probabilities would remove.
+        crps_potential: crps_ensemble of the calibrated probabilities: uncertainty minus resolution.
+        All in the unit of the fields, NaN if the weight is 0.
+
+    Source: Hersbach 2000, equations 27 and 35 to 39; Ferro 2014, equation 8.
+    """
+    if not weight:
+        return dict.fromkeys(("crps", "crps_ensemble", "crps_reliability", "crps_potential"), float("nan"))
+    m = len(bins) - 1
+    p = np.arange(m + 1) / m
+    alpha, beta = bins[:, 0] / weight, bins[:, 1] / weight
+    width = alpha + beta
+    with np.errstate(divide="ignore", invalid="ignore"):
+        frequency = beta / width
+        # Outside of all members: the frequency is that of the truth, the width follows from it.
+        frequency[0], frequency[-1] = bins[0, 2] / weight, 1 - bins[-1, 2] / weight
+        width[0], width[-1] = beta[0] / frequency[0], alpha[-1] / (1 - frequency[-1])
+        reliability = np.where(width > 0, width * (frequency - p) ** 2, 0).sum()
+        potential = np.where(width > 0, width * frequency * (1 - frequency), 0).sum()
+    total = float((alpha * p**2 + beta * (1 - p) ** 2).sum())
+    # The sum over all pairs of members is 2 sum_i i (M - i) (alpha_i + beta_i).
+    pairs = 2 * float((np.arange(1, m) * np.arange(m - 1, 0, -1) * (alpha + beta)[1:-1]).sum())
+    return {
+        "crps": total - pairs / (2 * m * m * (m - 1)), "crps_ensemble": total,
+        "crps_reliability": float(reliability), "crps_potential": float(potential),
+    }  # fmt: skip
 
 
 def spread(members: Tensor, weights: Tensor | None = None) -> float:

@@ -113,9 +113,14 @@ def error_sums(prediction: Tensor, truth: Tensor, valid: Tensor, edges: Sequence
     Returns:
         (classes, 3) float64: number of pixels, sum of prediction - truth, sum of its square.
     """
+    edges = np.asarray(edges, float)
     p, t = (z[valid].double().clamp(0.0, CEILING_DBZ).numpy() for z in (prediction, truth))
-    sums = (np.histogram(t, edges, weights=w)[0] for w in (np.ones_like(t), p - t, np.square(p - t)))
-    return np.stack(list(sums), -1)
+    inside = (t >= edges[0]) & (t <= edges[-1])
+    p, t = p[inside], t[inside]
+    # np.histogram with weights would sort the values. The last class includes its upper edge, as in np.histogram.
+    number = np.minimum(np.searchsorted(edges, t, side="right") - 1, len(edges) - 2)
+    sums = (np.bincount(number, w, minlength=len(edges) - 1) for w in (None, p - t, np.square(p - t)))
+    return np.stack([part.astype(np.float64) for part in sums], -1)
 
 
 def ssim(prediction: Tensor, truth: Tensor, valid: Tensor, value_range: float) -> float:

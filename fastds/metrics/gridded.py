@@ -10,7 +10,7 @@ import scipy  # its submodules are imported at first use
 import torch
 from torch import Tensor
 
-from fastds.metrics.ensembles import crps, rank_histogram, spread
+from fastds.metrics.ensembles import compute_crps_parts, rank_histogram, sum_crps_bins
 from fastds.metrics.fields import compute_band_powers
 
 FINE_BAND = (2.0, 4.0)  # wavelengths, cells
@@ -85,8 +85,9 @@ class EnsembleScores:
     """Scores of ensembles of M members, accumulated field by field."""
 
     def __init__(self):
-        self.sums = np.zeros(4)
+        self.sums = np.zeros(3)
         self.ranks: float | np.ndarray = 0.0
+        self.bins: float | np.ndarray = 0.0
 
     def add(self, members: Tensor, truth: Tensor, weights: Tensor) -> None:
         """Add a field.
@@ -99,30 +100,35 @@ class EnsembleScores:
         valid = ~(torch.isnan(members).any(0) | torch.isnan(truth))
         if not valid.any():
             return
-        w, x, t = weights.double().expand(truth.shape)[valid], members[:, valid].double(), truth[valid].double()
+        w, x, t = weights.double().expand(truth.shape)[valid], members[:, valid], truth[valid]
         total, m = float(w.sum()), len(members)
-        error = float((w * (x.mean(0) - t).square()).sum())
-        self.sums += [total, total * crps(x, t, w), total * spread(x, w) ** 2, error * m / (m + 1)]
         self.ranks = self.ranks + total * np.array(rank_histogram(x, t, weights=w))
+        # Cells where all members equal the truth, such as dry cells, have no error and no spread.
+        differ = (x != t).any(0)
+        w, x, t = w[differ], x[:, differ].double(), t[differ].double()
+        error = float((w * (x.mean(0) - t).square()).sum())
+        self.sums += [total, float((w * x.var(0)).sum()), error * m / (m + 1)]
+        self.bins = self.bins + sum_crps_bins(x, t, w)
 
     def __iadd__(self, other: EnsembleScores) -> EnsembleScores:
         """Add the fields of another object."""
-        self.sums, self.ranks = self.sums + other.sums, self.ranks + other.ranks
+        self.sums, self.ranks, self.bins = self.sums + other.sums, self.ranks + other.ranks, self.bins + other.bins
         return self
 
     def means(self) -> dict[str, float]:
         """Compute the scores over all cells of all fields; NaN without any cell.
 
         Returns:
-            crps: fair CRPS, see crps.
+            crps, crps_ensemble, crps_reliability, crps_potential: fair CRPS, CRPS of the members as they are, and its
+                two parts, see compute_crps_parts.
             spread: see spread.
             spread_skill: see spread_skill.
             outliers: share of cells where the truth is outside of all members; 2 / (M + 1) for a reliable ensemble.
         """
-        weight, score, variance, error = self.sums
+        weight, variance, error = self.sums
         histogram = self.rank_histogram()
         return {
-            "crps": _divide(score, weight), "spread": _divide(variance, weight) ** 0.5,
+            **compute_crps_parts(np.atleast_2d(self.bins), weight), "spread": _divide(variance, weight) ** 0.5,
             "spread_skill": _divide(variance, error) ** 0.5, "outliers": histogram[0] + histogram[-1],
         }  # fmt: skip
 

@@ -15,9 +15,23 @@ from fastds.plot.curves import (
     training_curves,
 )
 from fastds.plot.maps import draw_difference, draw_field, field_panel, forecast_strip
-from fastds.plot.style import REFLECTIVITY_LEVELS, difference_style, reflectivity_style, save_png
+from fastds.plot.probabilities import (
+    draw_probability,
+    draw_probability_maps,
+    draw_reliability_diagram,
+    draw_roc_curves,
+)
+from fastds.plot.style import (
+    PROBABILITY_LEVELS,
+    REFLECTIVITY_LEVELS,
+    difference_style,
+    probability_style,
+    reflectivity_style,
+    save_png,
+)
 
 __all__ = [
+    "PROBABILITY_LEVELS",
     "REFLECTIVITY_LEVELS",
     "difference_style",
     "draw_by_factor",
@@ -27,9 +41,14 @@ __all__ = [
     "draw_difference",
     "draw_errors_by_intensity",
     "draw_field",
+    "draw_probability",
+    "draw_probability_maps",
     "draw_rank_histogram",
+    "draw_reliability_diagram",
+    "draw_roc_curves",
     "field_panel",
     "forecast_strip",
+    "probability_style",
     "reflectivity_style",
     "save_png",
     "spectra",

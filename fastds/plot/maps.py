@@ -27,13 +27,22 @@ def _edges(centres: ArrayLike | None, size: int) -> np.ndarray:
     return np.concatenate([centres - step / 2, centres[-1:] + step / 2])
 
 
-def _image(
+def draw_cells(
     axes: Axes,
     values: ArrayLike,
     x: ArrayLike | None,
     y: ArrayLike | None,
     style: tuple[Colormap, BoundaryNorm, Sequence[float]],
 ) -> QuadMesh:
+    """Draw a field as coloured cells on axes and return the artist.
+
+    Args:
+        axes: matplotlib axes.
+        values: (H, W), NaN where missing.
+        x: see draw_field.
+        y: see draw_field.
+        style: colour map, norm and class edges.
+    """
     values = np.ma.masked_invalid(np.asarray(values, dtype=float))
     if values.ndim != 2:
         raise ValueError(f"field must have two dimensions (y, x), got shape {values.shape}")
@@ -62,7 +71,7 @@ def draw_field(
     Raises:
         ValueError: if field is not two-dimensional, or x or y have another length.
     """
-    return _image(axes, field, x, y, reflectivity_style(scale))
+    return draw_cells(axes, field, x, y, reflectivity_style(scale))
 
 
 def draw_difference(
@@ -77,7 +86,7 @@ def draw_difference(
         y: see draw_field.
         limit: last class edge in dB.
     """
-    return _image(axes, difference, x, y, difference_style(limit))
+    return draw_cells(axes, difference, x, y, difference_style(limit))
 
 
 def field_panel(

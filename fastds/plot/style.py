@@ -55,6 +55,24 @@ def reflectivity_style(scale: str = "nws") -> tuple[Colormap, BoundaryNorm, tupl
     return colour_map, BoundaryNorm(levels, len(colours)), levels
 
 
+PROBABILITY_LEVELS = (5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
+# from light to dark, so that the order is visible without the colours
+_PROBABILITY_COLOURS = (
+    "#f7f6bf", "#dcefae", "#b0dfa4", "#7fcca0", "#52b7a7", "#369dae", "#2f80ac", "#37619f", "#43428a", "#4a1f66",
+)  # fmt: skip
+
+
+def probability_style() -> tuple[Colormap, BoundaryNorm, tuple[int, ...]]:
+    """Return colour map, norm and class edges (%) of probabilities: 5 %, 10 %, then every 10 %.
+
+    Values below 5 % are white, missing values grey.
+    """
+    colour_map = ListedColormap(_PROBABILITY_COLOURS, name="probability").with_extremes(
+        under=NO_ECHO_COLOUR, over=_PROBABILITY_COLOURS[-1], bad=MISSING_COLOUR
+    )
+    return colour_map, BoundaryNorm(PROBABILITY_LEVELS, len(_PROBABILITY_COLOURS)), PROBABILITY_LEVELS
+
+
 def difference_style(limit: float = 10.0) -> tuple[Colormap, BoundaryNorm, tuple[float, ...]]:
     """Return colour map, norm and class edges of a difference in dB: eleven classes, white within limit / 20 of zero.
 

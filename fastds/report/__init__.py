@@ -6,7 +6,16 @@ This package does not depend on a task; the tasks fill the pages.
 
 from fastds.report.charts import Chart
 from fastds.report.grid import MapGrid
-from fastds.report.maps import MAX_FRAMES, MAX_PIXELS, Maps, MapStyle, field_style, radar_style, select_evenly
+from fastds.report.maps import (
+    MAX_FRAMES,
+    MAX_PIXELS,
+    Maps,
+    MapStyle,
+    field_style,
+    make_probability_style,
+    radar_style,
+    select_evenly,
+)
 from fastds.report.page import Page, check_report
 
 __all__ = [
@@ -20,5 +29,6 @@ __all__ = [
     "check_report",
     "select_evenly",
     "field_style",
+    "make_probability_style",
     "radar_style",
 ]

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from fastds.data.grid.axes import unwrap_longitudes
 from fastds.data.grid.grids import find_latitude_longitude
 from fastds.data.grid.units import get_metres_per_unit
+from fastds.plot.graticule import format_degrees
 
 _TICKS = 4
 
@@ -69,8 +70,7 @@ class MapGrid:
     def _label(self, value: float, ends: str) -> str:
         if self.unit != "degrees":
             return f"{value:g}".replace("-", "\N{MINUS SIGN}")
-        value = (value + 180) % 360 - 180 if ends == "EW" else value
-        return f"{abs(value):g}°{ends[int(value < 0)] if value else ''}"
+        return format_degrees(value, ends)
 
 
 @dataclasses.dataclass(frozen=True)

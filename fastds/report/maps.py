@@ -20,11 +20,12 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from fastds.data import reflectivity_to_rate
-from fastds.plot.style import MISSING_COLOUR, reflectivity_style
+from fastds.plot.style import MISSING_COLOUR, probability_style, reflectivity_style
 from fastds.report.grid import MapGrid
 
 MAX_FRAMES = 24
 MAX_PIXELS = 768
+MAX_STAMP_PIXELS = 256
 _WET_DBZ = 15.0
 
 
@@ -82,6 +83,17 @@ def radar_style(z_r: tuple[float, float] | None = None) -> MapStyle:
     )
 
 
+def make_probability_style() -> MapStyle:
+    """Return the colours of probabilities from 0 to 1, labelled in %."""
+    colour_map: Any
+    colour_map, _, levels = probability_style()
+    colours = (to_hex(colour_map.get_under()), *map(to_hex, colour_map.colors))
+    # the tolerance keeps shares of members such as 7 / 10 in float32 in their class
+    edges = tuple(level / 100 - 1e-6 for level in levels[:-1])
+    labels = tuple(map(str, levels[:-1]))
+    return MapStyle("probability (%)", edges, colours, labels, _describe_probability, "below 5 %")
+
+
 def field_style(label: str, low: float, high: float) -> MapStyle:
     """Make a colour scale of about ten classes with round limits.
 
@@ -93,6 +105,13 @@ def field_style(label: str, low: float, high: float) -> MapStyle:
     edges = np.asarray(MaxNLocator(12).tick_values(low, high if high > low else low + 1))[1:-1]
     colours = tuple(map(to_hex, matplotlib.colormaps["viridis"](np.linspace(0, 1, len(edges) + 1))))
     return MapStyle(label, tuple(edges.tolist()), colours, tuple(f"{edge:g}" for edge in edges), _describe_range)
+
+
+def _describe_probability(field: np.ndarray) -> str:
+    if np.isnan(field).all():
+        return "all missing"
+    wide = 100 * np.mean(field[~np.isnan(field)] >= 0.5 - 1e-6)
+    return f"up to {100 * np.nanmax(field):.0f} %, at least 50 % on {wide:.1f} % of the area"
 
 
 def _describe_range(field: np.ndarray) -> str:
@@ -132,6 +151,8 @@ class Maps:
         grid: grid that all panels cover.
         panels: names of the panels, in order.
         style: colours of all panels.
+        title: heading of the group; "" without a heading.
+        small: show small panels side by side, such as stamps of members, with at most MAX_STAMP_PIXELS pixels each way.
 
     Attributes:
         times: labels of the frames.
@@ -139,8 +160,8 @@ class Maps:
         notes: notes below the maps.
     """
 
-    def __init__(self, grid: MapGrid, panels: Sequence[str], style: MapStyle):
-        self.grid, self.style = grid, style
+    def __init__(self, grid: MapGrid, panels: Sequence[str], style: MapStyle, title: str = "", small: bool = False):
+        self.grid, self.style, self.title, self.small = grid, style, title, small
         self.times: list[str] = []
         self.pictures: dict[str, list[Picture | None]] = {name: [] for name in panels}
         self.notes: list[str] = []
@@ -163,17 +184,21 @@ class Maps:
         full = (k for k in range(len(self.times)) if all(pictures[k] for pictures in self.pictures.values()))
         return next(full, 0)
 
+    def thin(self, fields: np.ndarray) -> np.ndarray:
+        """Select every n-th pixel each way of fields (..., H, W), as `add` does, and note it."""
+        height, width = fields.shape[-2:]
+        step = math.ceil(max(height, width) / (MAX_STAMP_PIXELS if self.small else MAX_PIXELS))
+        if step == 1:
+            return fields
+        self._add_note(f"Maps of {height} x {width} pixels show every {step}th pixel each way.")
+        return fields[..., step // 2 :: step, step // 2 :: step]
+
     def _make_picture(self, title: str, field: np.ndarray) -> Picture:
         description = self.style.describe(field)
-        step = math.ceil(max(field.shape) / MAX_PIXELS)
-        if step > 1:
-            self._add_note(f"Maps of {field.shape[0]} x {field.shape[1]} pixels show every {step}th pixel each way.")
-        return Picture(
-            encode_png(self.grid.up(field[step // 2 :: step, step // 2 :: step]), self.style), title, description
-        )
+        return Picture(encode_png(self.grid.up(self.thin(field)), self.style), title, description)
 
     def _add_note(self, text: str) -> None:
-        text = text.replace("2th", "2nd").replace("3th", "3rd")
+        text = text.replace(" 2th", " 2nd").replace(" 3th", " 3rd")
         if text not in self.notes:
             self.notes.append(text)
 
@@ -190,7 +215,7 @@ def encode_png(field: np.ndarray, style: MapStyle) -> str:
     image = Image.fromarray(classes)
     image.putpalette([round(255 * part) for colour in (*style.colours, MISSING_COLOUR) for part in to_rgb(colour)])
     file = io.BytesIO()
-    image.save(file, "png", optimize=True)
+    image.save(file, "png", compress_level=6)  # level 9 takes five times as long for 12 % fewer bytes
     return encode_data_uri(file.getvalue())
 
 

@@ -33,6 +33,7 @@ class Page:
         notes: sentences below the tables.
         maps: maps over time, or None.
         charts: line charts.
+        further_maps: further groups of maps with the times of `maps`; one slider moves all groups.
     """
 
     title: str
@@ -41,6 +42,7 @@ class Page:
     notes: Sequence[str] = ()
     maps: Maps | None = None
     charts: Sequence[Chart] = ()
+    further_maps: Sequence[Maps] = ()
 
     def html(self) -> str:
         """Render the page; it refers to no other file and no network address."""
@@ -48,7 +50,9 @@ class Page:
 
         environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
         template = environment.from_string(importlib.resources.files(__package__).joinpath("page.html").read_text())
-        drawn = {"maps": self.maps, "missing": MISSING_COLOUR}
+        groups = [] if self.maps is None else [self.maps, *self.further_maps]
+        first = 0 if self.maps is None else self.maps.first
+        drawn = {"maps": self.maps, "groups": groups, "first": first, "missing": MISSING_COLOUR}
         made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
         tables = [_extract_cells(table) for table in self.tables]
         return template.render(page=self, tables=tables, **drawn, made=made, version=__version__)

@@ -19,6 +19,7 @@ from fastds.data.grid.variables import classify_rain, is_dbz, is_named_reflectiv
 from fastds.data.reading import InputData, ReadOptions, is_path_like, open_input
 from fastds.tasks.fields.alignment import MEMBER
 from fastds.tasks.nowcast.forecasts import is_forecast
+from fastds.tasks.probability.forecasts import is_probability
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from fastds.inference.scoring import ScoreItems
     from fastds.tasks.fields.scores import FieldTable
     from fastds.tasks.nowcast.scores import NowcastTable
+    from fastds.tasks.probability.scores import ProbabilityTable
     from fastds.tasks.radar.scores import EvaluationTable
 
 Model = nn.Module | str | os.PathLike | None
@@ -424,8 +426,8 @@ def evaluate(
     start: str | None = None,
     stop: str | None = None,
     progress: bool = False,
-) -> EvaluationTable | FieldTable | NowcastTable:
-    """Verify downscaled fields, ensembles or nowcasts, and baselines, against the truth.
+) -> EvaluationTable | FieldTable | NowcastTable | ProbabilityTable:
+    """Verify downscaled fields, ensembles, nowcasts or exceedance probabilities, and baselines, against the truth.
 
     Args:
         prediction: output of downscale, nowcast or another method: a Dataset, DataArray or files.
@@ -445,7 +447,7 @@ def evaluate(
         progress: show a progress bar. Default: False.
 
     Returns:
-        A table with rows, print(), to_csv(path) and to_html(path). For archives see
+        A table with rows, print(all_scores=...), to_csv(path) and to_html(path). For archives see
         fastds.archive.evaluation.evaluate_archive.
 
     Raises:
@@ -470,7 +472,7 @@ def _collect_options(verb: Callable, values: Mapping[str, Any]) -> dict[str, Any
 
 def evaluate_in_processes(
     prediction: InputData, truth: InputData, score_items: Callable[[str], ScoreItems] | None, **options: Any
-) -> EvaluationTable | FieldTable | NowcastTable:
+) -> EvaluationTable | FieldTable | NowcastTable | ProbabilityTable:
     """Evaluate a prediction, optionally in other processes.
 
     Args:
@@ -495,21 +497,23 @@ def evaluate_in_processes(
 
 def get_input_name(task: str) -> str:
     """Return the name of the argument of a task's evaluate that takes the input."""
-    return "observed" if task == "nowcast" else "coarse"
+    return "observed" if task in ("nowcast", "probability") else "coarse"
 
 
 def select_evaluation_task(prediction: xr.Dataset, var: str | None = None) -> str:
     """Return the task that evaluates a prediction.
 
-    Forecasts by initialization and lead time are "nowcast". Otherwise the attribute fastds_task decides. Without this
-    attribute, the result is "fields" for ensembles, for fields over latitude and longitude (except reflectivity) and
-    for quantities other than precipitation; "radar" for all others.
+    Exceedance probabilities are "probability", other forecasts by initialization and lead time are "nowcast". Otherwise
+    the attribute fastds_task decides. Without this attribute, the result is "fields" for ensembles, for fields over
+    latitude and longitude (except reflectivity) and for quantities other than precipitation; "radar" for all others.
 
     Args:
         prediction: dataset.
         var: name of the variable to evaluate; None: all.
     """
     declared = prediction.attrs.get("fastds_task")
+    if is_probability(prediction):
+        return "probability"
     if is_forecast(prediction):
         return "nowcast"
     if MEMBER in prediction.dims and declared != "radar":

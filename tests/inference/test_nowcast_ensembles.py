@@ -429,8 +429,6 @@ BAD = {
     "--probability rain": "--probability must be growing rain rates in mm/h such as 1,5,10, got 'rain'",
     "--probability 1 --quantity reflectivity": "--quantity must be rate with probability, whose thresholds are mm/h",
     "--members 2 --model persistence": "method persistence moves nothing, and members need the motion of two fields",
-    "--probability 1 --picture out.png": "--picture and --truth do not work with --probability",
-    "--probability 1 --report out.html": "--report draws forecasts, and --probability leaves none",
     "--members 2 --to mlcast --license CC0-1.0 --creator A<a@b.org> --identifier DE-A-b": "MLCast's form has one field",
     "--members two": "--members must be a whole number, got 'two'",
 }
@@ -447,10 +445,14 @@ def test_invalid_ensemble_options_are_rejected(event, words, tmp_path, monkeypat
     assert BAD[words] in stderr and stderr.count("\n") == 1 and not (tmp_path / target).exists()
 
 
-def test_probabilities_are_not_evaluated(known, event):
-    made = fastds.nowcast("extrapolation", known, steps=1, probability=[1.0])
-    with pytest.raises(ValueError, match="the file holds probabilities, which are not forecasts of one field: make"):
-        fastds.evaluate(made, event)
+def test_dry_fields_have_probability_zero_and_are_not_missing(known):
+    """0.01 mm/h is below the floor of the method, which dry pixels have."""
+    dry = known.copy(deep=True)
+    dry["reflectivity"][:] = np.where(np.isnan(known.reflectivity), np.nan, -32.0)
+    out = fastds.nowcast("extrapolation", dry, steps=2, members=3, probability=[0.01, 1.0])
+    values = out.probability_of_rainfall_rate_above_threshold.values
+    assert np.array_equal(np.isnan(values[0, 0]), np.isnan(known.reflectivity.values[-1]))
+    assert np.nanmax(values) == 0
 
 
 def test_detection_threshold_of_a_field():

@@ -145,6 +145,10 @@ def test_commands_print_and_write_the_table(event, tmp_path, capsys):
     options = ["--steps", "3", "--every", "15min", "--model", "extrapolation", "--truth", files[0]]
     assert main(["nowcast", *files, *options]) == 0
     printed = capsys.readouterr().out
+    assert "Main scores, CSI and FSS" in printed and "CSI by lead in minutes" not in printed
+    assert printed.count("extrapolation (PRED)") == 1 and "--all-scores prints all scores." in printed
+    assert main(["nowcast", *files, *options, "--all-scores"]) == 0
+    printed = capsys.readouterr().out
     for word in (
         "Scores at rain rates in mm/h",
         "CSI by lead in minutes",
@@ -233,7 +237,7 @@ def test_table_content_by_hand():
         values[:, -1] = np.nan
     table = NowcastTable({"net": row, "none": none}, 300.0 * np.arange(1, 13), (200.0, 1.6), 1, 99, {}, ("a note",))
     out = io.StringIO()
-    table.print(Console(file=out, width=160))
+    table.print(Console(file=out, width=160), all_scores=True)
     lines = [
         [cell.strip() for cell in re.split(r"  +|│|┃", line) if cell.strip()] for line in out.getvalue().splitlines()
     ]
@@ -270,4 +274,13 @@ def test_table_content_by_hand():
     assert rows("Power over the truth's at wavelengths", "net", 1) == [
         ["2-4", *(f"{v:.3f}" for v in row["power"][1::2, 0])]
     ]
+    (main,) = table.main_tables()
+    cells = [next(iter(column.cells)) for column in main.columns]
+    rates = (0.5, 2.0, 10.0), (2.0, 10.0)
+    skills = [
+        f"{row[score].mean(0)[RAIN_THRESHOLDS.index(rate)]:.3f}"
+        for score, some in zip(("csi", "fss"), rates, strict=True)
+        for rate in some
+    ]
+    assert cells == ["net", "205.5", *skills, f"{row['wet'].mean():.3f}", f"{row['rain'].mean():.3f}"]
     assert lines[-1] == ["a note"] and "1 start, 99 valid cells" in out.getvalue()

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CF attributes of projections that are valid without crs_wkt."""
+"""CF attributes of projections that are valid without crs_wkt, and positions of projected grids."""
 
 import warnings
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
+from fastds.data.grid.units import get_metres_per_unit
 from fastds.data.packages import import_pyproj
 
 TOLERANCE = 1e-4  # degrees, about 10 m: the tolerance of MLCast's validator
@@ -39,6 +41,35 @@ def convert_to_metres(crs: Any) -> tuple[Any, float]:
     json.pop("id", None)
     json["name"] = f"{json['name']} in metres"
     return import_pyproj().CRS.from_json_dict(json), factor
+
+
+def compute_latitude_longitude(
+    attrs: dict[Any, Any], x: xr.DataArray, y: xr.DataArray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the positions of the cells of a projected grid.
+
+    Args:
+        attrs: CF attributes of the grid mapping.
+        x: (W,) coordinate in a unit of length (its attribute, else the projection's), or degrees of a rotated pole.
+        y: (H,) coordinate.
+
+    Returns:
+        Latitudes and longitudes (H, W) in degrees.
+
+    Raises:
+        ImportError: pyproj is not installed.
+        RuntimeError: pyproj.exceptions.CRSError, the attributes describe no projection.
+        KeyError: the attributes lack a parameter of the projection.
+    """
+    pyproj = import_pyproj()
+    crs = pyproj.CRS.from_cf(attrs)
+    values = [axis.values for axis in (x, y)]
+    if not crs.is_geographic:  # coordinates of a rotated pole are degrees
+        crs, unit = convert_to_metres(crs)
+        values = [axis.values * (get_metres_per_unit(axis.attrs.get("units", "")) or unit) for axis in (x, y)]
+    to_degrees = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+    lon, lat = to_degrees.transform(*np.meshgrid(*values))
+    return lat, lon
 
 
 def make_cf_attributes(crs: Any, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:

@@ -183,6 +183,12 @@ def to_seconds(interval: np.timedelta64 | datetime.timedelta | float) -> float:
     return float(interval.total_seconds()) if hasattr(interval, "total_seconds") else float(interval)
 
 
+def add_seconds(time: Any, seconds: float) -> Any:
+    """Return the date `seconds` after a date (datetime64 or cftime)."""
+    step = datetime.timedelta(seconds=float(seconds))
+    return time + (np.timedelta64(step) if isinstance(time, np.datetime64) else step)
+
+
 def check_dates(times: xr.DataArray) -> None:
     """Raise ValueError if a coordinate does not hold dates, or if one is missing."""
     values = np.atleast_1d(times.values)

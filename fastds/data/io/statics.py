@@ -11,10 +11,9 @@ import xarray as xr
 from fastds.data.formats.opening import open_dataset
 from fastds.data.grid.axes import check_order, is_latitude, is_longitude, unwrap_longitudes
 from fastds.data.grid.grids import find_grid_mappings, find_latitude_longitude, grid_spacing_m, refine_grid
-from fastds.data.grid.projections import convert_to_metres
-from fastds.data.grid.units import get_metres_per_unit
+from fastds.data.grid.projections import compute_latitude_longitude
 from fastds.data.grid.variables import is_same_unit
-from fastds.data.packages import format_install_command, import_pyproj
+from fastds.data.packages import format_install_command
 
 _MAX_POINTS = 16  # largest number of sampling points along a side of a cell
 _FULL_CIRCLE = 360.0
@@ -341,20 +340,13 @@ def _compute_latitude_longitude(
     names = find_grid_mappings(dataset, field)
     if not names or not all(dim in fine.coords for dim in field.dims):
         raise ValueError(f"{label} is on latitudes and longitudes, and the field has neither these nor a projection")
+    y, x = field.dims
     try:
-        pyproj = import_pyproj()
+        lat, lon = compute_latitude_longitude(dataset[names[0]].attrs, fine[x], fine[y])
     except ImportError:
         raise ImportError(
             f"{label}: latitudes of a projected grid need the package pyproj: {format_install_command('pyproj')}"
         ) from None
-    crs = pyproj.CRS.from_cf(dataset[names[0]].attrs)
-    y, x = field.dims
-    metres = [fine[dim].values for dim in (x, y)]
-    if not crs.is_geographic:  # coordinates of a rotated pole are degrees
-        crs, unit = convert_to_metres(crs)
-        metres = [fine[dim].values * (get_metres_per_unit(fine[dim].attrs.get("units", "")) or unit) for dim in (x, y)]
-    to_degrees = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
-    lon, lat = to_degrees.transform(*np.meshgrid(*metres))
     return xr.DataArray(lat, dims=(y, x)), xr.DataArray(lon, dims=(y, x))
 
 

@@ -28,9 +28,12 @@ REFERENCE = "bicubic"
 _ERRORS = {"mae": "MAE", "rmse": "RMSE", "bias": "bias"}
 _SHAPE = {"correlation": "corr.", "power": "detail"}
 _RAIN = {"wet": "wet area", "rain": "mean rain"}
-_ENSEMBLE = {"crps": "CRPS", "spread": "spread", "spread_skill": "spread/skill", "outliers": "outliers"}
+_ENSEMBLE = {
+    "crps": "CRPS", "crps_reliability": "reliability", "crps_potential": "potential", "spread": "spread",
+    "spread_skill": "spread/skill", "outliers": "outliers",
+}  # fmt: skip
 # printed with the decimals of the variable; correlations have four decimals, other scores three
-_IN_UNITS = {*_ERRORS, "crps", "spread"}
+_IN_UNITS = {*_ERRORS, "crps", "crps_reliability", "crps_potential", "spread"}
 
 
 class VariableScores:
@@ -113,8 +116,9 @@ class FieldTable(ScoreTables):
         rows: variable -> method -> score -> value, NaN for a score that is not defined. mae, rmse and bias: in the
             units of the variable, weighted means over all cells of all fields. correlation: over the cells of a field,
             mean over fields. power: power at wavelengths of 2 to 4 cells relative to the truth. wet and rain
-            (precipitation only): area of at least WET_RATE and mean, relative to the truth. crps (fair), spread,
-            spread_skill and outliers (ensemble mean only): see fastds.metrics.EnsembleScores.
+            (precipitation only): area of at least WET_RATE and mean, relative to the truth. crps (fair),
+            crps_reliability, crps_potential, spread, spread_skill and outliers (ensemble mean only): see
+            fastds.metrics.EnsembleScores.
         units: variable -> units.
         fields: number of fields.
         cells: number of cells of all fields.
@@ -173,8 +177,9 @@ class FieldTable(ScoreTables):
             notes.append(f"Wet area: at least {WET_RATE:g} mm/h.")
         if self.members > 1:
             notes.append(
-                "CRPS: fair, to be compared with the MAE of a single field; spread/skill: 1 is right, below 1 the "
-                "members differ too little; outliers: share of the truth outside all members, "
+                "CRPS: fair, to be compared with the MAE of a single field; reliability and potential: the parts of "
+                "the CRPS of the members as they are, the first of which a calibration would remove; spread/skill: 1 "
+                "is right, below 1 the members differ too little; outliers: share of the truth outside all members, "
                 f"{2 / (self.members + 1):.3f} is right."
             )
         return [*notes, *self.notes]

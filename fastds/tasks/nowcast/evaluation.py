@@ -27,13 +27,14 @@ from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
 from fastds.inference.tables import track_progress
 from fastds.metrics import NowcastScores
 from fastds.models.card import Network
-from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
+from fastds.tasks.nowcast.ensemble_scores import RATES, EnsembleSums
 from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.members import find_trajectories, scale_known_frames
 from fastds.tasks.nowcast.methods import BASELINES, Method, make_baseline
 from fastds.tasks.nowcast.scores import ComparedFields, Comparison, NowcastTable
 from fastds.tasks.nowcast.starts import Timeline, compute_wet_shares, read_coarse_frames
 from fastds.tasks.nowcast.wet_area import limit_wet_area
+from fastds.tasks.probability.scores import ProbabilitySums, ProbabilityTable
 from fastds.training.radar_files import are_different, check_without_warnings, open_reflectivity
 
 _NAMES = ("the observed file", "TRUTH")
@@ -89,17 +90,25 @@ class EvaluationItems:
         comparison.add(np.where(np.isnan(start.made[self.labels[0]]), np.nan, start.after), valid)
         sums = ScoreSums(comparison=comparison)
         if forecasts.count > 1:
-            sums["members"] = self._score_members(start)
+            sums |= self._score_members(start)
         return sums
 
-    def _score_members(self, start: ComparedFields) -> EnsembleSums:
+    def _score_members(self, start: ComparedFields) -> ScoreSums:
+        """Compute the scores of the members, and of the shares of members that reach each rate as probabilities."""
         forecasts = self.forecasts
-        sums = EnsembleSums(forecasts.count, forecasts.leads)
+        sums, shares = EnsembleSums(forecasts.count, forecasts.leads), ProbabilitySums(len(RATES), len(forecasts.leads))
+        shares.starts = 1
         for lead, truth in enumerate(start.after):
             rain = np.where(np.isnan(truth), np.nan, reflectivity_to_rate(truth, forecasts.z_r, forecasts.floor))
             assert start.members is not None
-            sums.add(lead, start.members[:, lead], rain)
-        return sums
+            members = start.members[:, lead]
+            sums.add(lead, members, rain)
+            missing = np.isnan(members).any(0)
+            counts = (np.sum(members >= rate, axis=0, dtype=np.uint16) for rate in RATES)
+            probability = np.stack([np.where(missing, np.nan, count / np.float32(forecasts.count)) for count in counts])
+            events = np.stack([rain >= rate for rate in RATES])
+            shares.add(start.number, len(self), lead, probability, events, rain)
+        return ScoreSums(members=sums, shares=shares)
 
 
 def _compute_forecast(method: Method, known: np.ndarray, wet: np.ndarray, steps: int) -> np.ndarray:
@@ -174,7 +183,11 @@ def evaluate(
     comparison, members = sums["comparison"], sums.get("members")
     left_out = len(forecasts.starts) - comparison.starts
     notes = [f"{left_out} of {len(forecasts.starts)} starts left out, fields before or after them are missing"]
-    table = comparison.table(notes * bool(left_out), None if members is None else members.rows())
+    shares = None
+    if members is not None:
+        labels = [f"{rate:g} mm/h" for rate in RATES]
+        shares = ProbabilityTable.of(sums["shares"], labels, forecasts.leads, True, scoring.labels[0])
+    table = comparison.table(notes * bool(left_out), None if members is None else members.rows(), shares)
     if page is not None:
         page.write(table)
     return table
@@ -188,6 +201,7 @@ def check_truth(
     *,
     var: str | None = None,
     z_r: tuple[float, float] | None = None,
+    baselines: Sequence[str] | None = None,
 ) -> None:
     """Check before the forecast that its result can be evaluated. All values of the truth are read.
 
@@ -198,6 +212,7 @@ def check_truth(
         leads: lead times in seconds.
         var: name of the variable in truth.
         z_r: a and b of Z = a R^b for truth.
+        baselines: names of the baselines to compare; None: all.
 
     Raises:
         ValueError: the truth has another grid, lacks the fields after all initialization times or has implausible
@@ -216,7 +231,8 @@ def check_truth(
                 f"the grids differ: its coordinate {dim} and {input_dim} of the input are different places"
             )
     before, after = (Timeline(s.raw[s.dims[0]].values, s.cadence) for s in (source, fields))
-    known = max((make_baseline(name).known for name in _list_installed()), default=1)
+    names = _list_installed() if baselines is None else baselines
+    known = max((make_baseline(name).known for name in names), default=1)
     required = (before, leads[0] * np.arange(1 - known, 1)), (after, leads)
     if not any(all(line.has(start, shifts) for line, shifts in required) for start in starts):
         raise _make_start_error(known, leads, starts, after)
@@ -276,7 +292,7 @@ class _ObservedFields:
         self.sources = [open_reflectivity(dataset, var, z_r, what) for dataset, what in datasets]
         self.lines = [Timeline(s.raw[s.dims[0]].values, s.cadence) for s in self.sources]
         for source, what in zip(self.sources, _NAMES, strict=True):
-            _check_grid(forecasts, source, what)
+            check_grid(forecasts.variable, forecasts.factor, source, what)
 
     def read_frames(self, number: int) -> list[np.ndarray] | None:
         """Return the frames before and after an initialization time, and the wet fractions of the last frame before.
@@ -298,16 +314,26 @@ class _ObservedFields:
         return read_coarse_frames(source, places, self.forecasts.factor, self.forecasts.floor)
 
 
-def _check_grid(forecasts: Forecasts, source, what: str) -> None:
-    """Raise ValueError if the cells of a source do not form the cells of the forecasts, or have other coordinates."""
-    factor, grid = forecasts.factor, forecasts.variable.shape[-2:]
+def check_grid(variable: xr.DataArray, factor: int, source: ReflectivityInput, what: str) -> None:
+    """Check that the cells of a source form the cells of a forecast, at the same coordinates.
+
+    Args:
+        variable: the forecast (..., y, x).
+        factor: number of cells of the source along the side of a forecast cell.
+        source: observed fields.
+        what: name of the source for the message.
+
+    Raises:
+        ValueError: the grids differ.
+    """
+    grid = variable.shape[-2:]
     if tuple(n // factor for n in source.shape[1:]) != grid:
         raise ValueError(
             f"the grids differ: PRED has {grid} cells of {factor} x {factor} pixels, {what} {source.shape[1:]} pixels"
         )
-    for dim, forecast_dim in zip(source.dims[1:], forecasts.variable.dims[-2:], strict=True):
-        if dim in source.raw.coords and forecast_dim in forecasts.variable.coords:
-            here, there = forecasts.variable[forecast_dim].values, np.asarray(source.raw[dim].values, float)
+    for dim, forecast_dim in zip(source.dims[1:], variable.dims[-2:], strict=True):
+        if dim in source.raw.coords and forecast_dim in variable.coords:
+            here, there = variable[forecast_dim].values, np.asarray(source.raw[dim].values, float)
             if are_different(here, there[: factor * len(here)].reshape(-1, factor).mean(1)):
                 raise ValueError(
                     f"the grids differ: coordinate {forecast_dim} of PRED and {dim} of {what} are different places"

@@ -42,9 +42,7 @@ def write_picture(
     columns = range(0, len(fields) + 1, -(-len(fields) // _MAX_LEADS))
     leads = [0.0 if k == 0 else forecasts.leads[k - 1] for k in columns]
     places = [line.find(start + lead) for lead in leads]
-    (x, unit), (y, unit_y) = (_get_axis(forecast, str(dim)) for dim in (source.dims[2], source.dims[1]))
-    if unit != unit_y:
-        x, y, unit = None, None, "pixels"
+    x, y, unit = get_map_axes(forecast, str(source.dims[2]), str(source.dims[1]))
     of_members = f", mean of {format_count(forecasts.count, 'member')}" if forecasts.count else ""
     figure = forecast_strip(
         [None if p is None else read_coarse_frames(source, [p], forecasts.factor, forecasts.floor)[0] for p in places],
@@ -56,6 +54,12 @@ def write_picture(
         title=f"Nowcast from {format_time(forecasts.starts[0])} with {forecasts.name}{of_members}",
     )
     save_png(figure, path)
+
+
+def get_map_axes(dataset: xr.Dataset, x_dim: str, y_dim: str) -> tuple[np.ndarray | None, np.ndarray | None, str]:
+    """Return the coordinates along x and y for a map, with their unit: "km" or "degrees", or (None, None, "pixels")."""
+    (x, unit), (y, unit_y) = (_get_axis(dataset, dim) for dim in (x_dim, y_dim))
+    return (x, y, unit) if unit == unit_y else (None, None, "pixels")
 
 
 def _get_axis(dataset: xr.Dataset, dim: str) -> tuple[np.ndarray | None, str]:

@@ -350,7 +350,10 @@ class NowcastPipeline:
         members = self.ensemble.draw(known, cast(torch.Tensor, paths), steps, start.time, count)
         if self.options.probability is None:
             return members
-        return compute_exceedance(members, count, rate_to_reflectivity(np.array(self.options.probability), self.z_r))
+        limits = rate_to_reflectivity(np.array(self.options.probability), self.z_r)
+        # Dry pixels have the floor, which must not reach a threshold of less rain.
+        lowest = np.nextafter(np.float32(cast(float, self.method.card.floor_dbz)), np.float32(np.inf))
+        return compute_exceedance(members, count, np.maximum(limits, lowest))
 
     def _limit_wet_area(self, forecast: np.ndarray, paths: torch.Tensor | None, frame: int) -> np.ndarray:
         """Limit the forecast (leads, h, w), in place, to about the wet area of a frame of the source."""

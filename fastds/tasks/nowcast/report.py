@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from fastds.data import RAIN_THRESHOLDS, ReflectivityInput, open_input, reflectivity_to_rate, to_reflectivity
+from fastds.data.grid.times import add_seconds
 from fastds.data.reading import ReadOptions
 from fastds.inference.files import compute_mean_spacing
 from fastds.inference.run_facts import describe_run, format_utc, get_file, read_settings
@@ -20,9 +20,11 @@ from fastds.inference.tables import format_count
 from fastds.plot import draw_by_lead
 from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, Page, check_report, radar_style, select_evenly
 from fastds.report.curves import Curves
+from fastds.tasks.nowcast.ensemble_report import make_ensemble_charts, make_ensemble_maps
 from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.scores import ComparedFields, NowcastTable
 from fastds.tasks.nowcast.starts import Timeline, read_coarse_frames
+from fastds.tasks.probability.charts import make_probability_charts
 
 _BASELINES = ("extrapolation", "persistence")  # the first available one is next to the forecast on the maps
 _MAX_BEFORE = 3  # number of observed frames on the maps before the forecast
@@ -82,8 +84,13 @@ class EvaluationReport:
         files |= {name: (s.dataset, s.raw) for name, s in zip(("observed", "truth"), self.sources, strict=True)}
         facts = describe_run(self.model, read_settings(self.forecasts.dataset), files)
         charts = [*make_lead_charts(table), *self.curves.charts(f"at {table.leads[-1] / 60:g} min")]
+        if table.ensemble is not None:
+            charts += make_ensemble_charts(table.ensemble)
+        if table.shares is not None:
+            charts += make_probability_charts(table.shares)
         title = f"Forecasts: {self.forecasts.name} against the truth"
-        Page(title, facts, table.tables(), table.list_notes(), maps, charts).write(self.path)
+        further = list_further_maps(self.forecasts, number, before)
+        Page(title, facts, table.tables(), table.list_notes(), maps, charts, further).write(self.path)
 
 
 def make_maps(
@@ -102,22 +109,44 @@ def make_maps(
     maps = Maps(grid, ["observed", *made], radar_style(forecasts.z_r))
     if forecasts.count:
         maps.notes.append(f"Maps of the ensemble are the mean of its {format_count(forecasts.count, 'member')}.")
-    start, leads, before = forecasts.starts[number], forecasts.leads, before[-_MAX_BEFORE:]
-    for back, field in enumerate(before, 1 - len(before)):
-        maps.add(f"{format_utc(add_seconds(start, back * leads[0]))}, observed", {"observed": field})
-    chosen = select_evenly(len(leads), MAX_FRAMES - len(before))
-    if len(chosen) < len(leads):
-        maps.notes.append(f"Maps of {len(chosen)} of {len(leads)} leads.")
-    for k in chosen:
-        label = f"{format_utc(add_seconds(start, leads[k]))}, +{leads[k] / 60:g} min"
-        maps.add(label, {"observed": after[k], **{name: fields[k] for name, fields in made.items()}})
+    before = before[-_MAX_BEFORE:]
+    frames, note = list_map_frames(forecasts.starts[number], forecasts.leads, len(before))
+    maps.notes += note
+    for label, earlier, k in frames:
+        if k is None:
+            maps.add(label, {"observed": before[earlier]})
+        else:
+            maps.add(label, {"observed": after[k], **{name: fields[k] for name, fields in made.items()}})
     return maps
 
 
-def add_seconds(time, seconds: float):
-    """Return the time `seconds` after another time."""
-    step = datetime.timedelta(seconds=float(seconds))
-    return time + (np.timedelta64(step) if isinstance(time, np.datetime64) else step)
+def list_further_maps(forecasts: Forecasts, number: int, before: np.ndarray) -> list[Maps]:
+    """Return the maps of an ensemble, with the frames of make_maps; none for a single forecast."""
+    if forecasts.count < 2:
+        return []
+    frames, _ = list_map_frames(forecasts.starts[number], forecasts.leads, len(before[-_MAX_BEFORE:]))
+    return make_ensemble_maps(forecasts, number, frames)
+
+
+def list_map_frames(start: Any, leads: np.ndarray, before: int) -> tuple[list[tuple[str, int, int | None]], list[str]]:
+    """Return the frames of maps of one initialization time.
+
+    Args:
+        start: initialization time.
+        leads: (n,) lead times in seconds; a single 0 for a field without a lead time.
+        before: number of observed frames up to the initialization time.
+
+    Returns:
+        Frames (label, index of the observed frame, None) and (label, 0, index of the lead time), and a note if there
+        are more lead times than frames.
+    """
+    frames: list[tuple[str, int, int | None]] = [
+        (f"{format_utc(add_seconds(start, (k + 1 - before) * leads[0]))}, observed", k, None) for k in range(before)
+    ]
+    chosen = select_evenly(len(leads), MAX_FRAMES - before)
+    for k in chosen:
+        frames.append((f"{format_utc(add_seconds(start, leads[k]))}, +{leads[k] / 60:g} min", 0, k))
+    return frames, [f"Maps of {len(chosen)} of {len(leads)} leads."] * (len(chosen) < len(leads))
 
 
 def make_lead_charts(table: NowcastTable) -> list[Chart]:
@@ -160,13 +189,13 @@ def report_files(
     with open_input(output) as made, open_input(given, var, **reading) as observed:
         source = to_reflectivity(observed, var, z_r=z_r)
         forecasts = Forecasts(made)
-        maps = make_maps(forecasts, 0, *_read_observed(forecasts, source), {forecasts.name: forecasts.read_frames(0)})
+        before, after = _read_observed(forecasts, source)
+        maps = make_maps(forecasts, 0, before, after, {forecasts.name: forecasts.read_frames(0)})
         if len(forecasts.starts) > 1:
             maps.notes.insert(0, f"Maps of the first of {len(forecasts.starts)} starts.")
         files = {"forecasts": (made, forecasts.variable), "observed": (observed, source.raw)}
-        Page(f"Forecast with {forecasts.name}", describe_run(model, read_settings(made), files), maps=maps).write(
-            report
-        )
+        facts, further = describe_run(model, read_settings(made), files), list_further_maps(forecasts, 0, before)
+        Page(f"Forecast with {forecasts.name}", facts, maps=maps, further_maps=further).write(report)
 
 
 def _read_observed(forecasts: Forecasts, source: ReflectivityInput) -> tuple[np.ndarray, list[np.ndarray | None]]:

@@ -85,7 +85,8 @@ def nowcast_file(
         source: input file, folder, pattern or list of files.
         target: output file, NetCDF or Zarr.
         model: see nowcast.
-        picture: PNG file to write, with observed fields, first forecast and difference; None: no image.
+        picture: PNG file to write, with observed fields, first forecast and difference, or the probabilities of the
+            first forecast; None: no image.
         truth: file with which the forecasts will be compared; it is checked before the computation.
         progress: show a progress bar.
         missing: value that marks missing data in source and truth, see fastds.data.reading.
@@ -110,11 +111,6 @@ def nowcast_file(
     chosen = Options(**options)
     if origin is not None and chosen.n_members:
         raise ValueError(f"MLCast's form has one field a time: leave out {spell_argument('members', 'probability')}")
-    if chosen.probability is not None and (picture is not None or truth is not None):
-        raise ValueError(
-            f"{spell_argument('picture', 'truth')} do not work with {spell_argument('probability')}; use "
-            f"{spell_argument('members')}"
-        )
 
     def make(dataset: xr.Dataset, folder: Path) -> tuple[xr.Dataset, RunSummary]:
         out, report = _nowcast(model, dataset, chosen, progress, folder, check)
@@ -129,12 +125,19 @@ def nowcast_file(
     def check_fits(*forecasts) -> None:
         from fastds.tasks.nowcast.evaluation import check_truth
 
+        # probabilities are compared with climatology, which needs no observed fields before the forecasts
+        baselines: list[str] | None = None if chosen.probability is None else []
+
         def fits(file: xr.Dataset) -> None:
-            check_truth(file, *forecasts, var=chosen.var, z_r=chosen.z_r)
+            check_truth(file, *forecasts, var=chosen.var, z_r=chosen.z_r, baselines=baselines)
 
         check_truth_file(cast(str, truth), fits, chosen.var, missing=missing, units=units)
 
     def draw(dataset: xr.Dataset, out: xr.Dataset) -> str:
+        if chosen.probability is not None:
+            from fastds.tasks.probability.picture import write_picture as write_probabilities
+
+            return write_probabilities(cast(str, picture), out)
         from fastds.tasks.nowcast.picture import write_picture
 
         write_picture(Path(cast(str, picture)), out, dataset, chosen.var, chosen.z_r)

@@ -20,6 +20,7 @@ from fastds.metrics import NowcastScores, mean_of_defined
 from fastds.metrics.fields import compute_band_powers
 from fastds.tasks.nowcast.ensemble_scores import EnsembleRows
 from fastds.tasks.nowcast.windows import WET_RATE, count_in_windows
+from fastds.tasks.probability.scores import ProbabilityTable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,6 +34,8 @@ _BY_LEAD = {"csi": RAIN_THRESHOLDS, "csi_near": (2.0, 10.0, 30.0), "fss": (2.0, 
 _ERRORS = ("b_mse", "b_mae", "mse", "mae")
 # Ratios of forecast and truth, 1 without bias.
 _BIASES = {"wet": "Wet area", "rain": "Mean rain"}
+# Score -> rain rates in mm/h of the table that is printed by default.
+_MAIN = {"csi": (0.5, 2.0, 10.0), "fss": (2.0, 10.0)}
 _MAX_COLUMNS = 8  # maximum number of lead times in a table
 
 
@@ -53,6 +56,7 @@ class NowcastTable(ScoreTables):
         counts: method -> (starts, n, thresholds, 4): TP, FN, FP and TN of each initialization time.
         notes: further notes below the tables.
         ensemble: scores of the ensemble, or None. With an ensemble, the last two rows are its mean and one member.
+        shares: scores of the shares of members that reach a rate as probabilities, or None.
     """
 
     rows: dict[str, dict[str, np.ndarray]]
@@ -63,6 +67,7 @@ class NowcastTable(ScoreTables):
     counts: dict[str, np.ndarray]
     notes: tuple[str, ...] = ()
     ensemble: EnsembleRows | None = None
+    shares: ProbabilityTable | None = None
 
     def means(self, method: str, score: str) -> np.ndarray:
         """Return a score of a method averaged over lead times, without undefined values.
@@ -85,6 +90,12 @@ class NowcastTable(ScoreTables):
                     ]
         if self.ensemble is not None:
             lines += self.ensemble.list_csv_rows(list(self.rows)[-2])
+        if self.shares is not None:
+            lines += [
+                [method, lead, f"ensemble {score}", threshold.removesuffix(" mm/h"), value]
+                for method, lead, threshold, score, probability, value in self.shares.list_csv_rows()
+                if not probability
+            ]
         write_csv(path, ["method", "lead_min", "score", "at", "value"], lines)
 
     @property
@@ -92,14 +103,36 @@ class NowcastTable(ScoreTables):
         """Heading of the HTML page."""
         return "Scores of forecasts"
 
+    def main_tables(self) -> list[Table]:
+        """Return the tables that are printed by default."""
+        tables = []
+        if self.ensemble is not None and self.shares is not None:
+            found = zip(self.shares.thresholds, self.shares.rows["brier_skill"], strict=True)
+            skill = {name.removesuffix(" mm/h"): values for name, values in found}
+            tables.append(self.ensemble.make_main_table(skill))
+        return [*tables, self._make_main_table()]
+
+    def _make_main_table(self) -> Table:
+        rates = [(score, rate) for score, rates in _MAIN.items() for rate in rates]
+        heads = ("method", "MSE dBZ²", *(f"{_format_name(score)} {rate:g}" for score, rate in rates))
+        title = "Main scores, CSI and FSS at rain rates in mm/h, mean over leads"
+        table = make_score_table(title, (*heads, "wet area", "mean rain"))
+        for method in self.rows:
+            skills = (self.means(method, score)[RAIN_THRESHOLDS.index(rate)] for score, rate in rates)
+            biases = (float(self.means(method, score)) for score in _BIASES)
+            mse = f"{self.means(method, 'mse'):.1f}"
+            table.add_row(method, mse, *map(format_number, [*skills, *biases]))
+        return table
+
     def tables(self) -> list[Table]:
-        """Return the tables as they are printed."""
+        """Return all tables."""
         skills = {
             score: {f"{rate:g}": (score, RAIN_THRESHOLDS.index(rate)) for rate in rates}
             for score, rates in _BY_LEAD.items()
         }
         return [
             *([] if self.ensemble is None else self.ensemble.tables()),
+            *([] if self.shares is None else self.shares.tables()),
             self._make_skill_table(),
             self._make_error_table(),
             self._make_lead_table("MSE in dBZ²", None, {"": ("mse", 0)}),
@@ -272,7 +305,12 @@ class Comparison:
             self.power[name] += other.power[name]
         return self
 
-    def table(self, notes: Sequence[str] = (), ensemble: EnsembleRows | None = None) -> NowcastTable:
+    def table(
+        self,
+        notes: Sequence[str] = (),
+        ensemble: EnsembleRows | None = None,
+        shares: ProbabilityTable | None = None,
+    ) -> NowcastTable:
         """Return the scores of all methods by lead time."""
         rows = {}
         for name, scores in self.scores.items():
@@ -287,7 +325,7 @@ class Comparison:
             rows[name] = row
         pixels = round(next(iter(self.scores.values())).pixels.mean() / max(self.starts, 1))
         counts = {name: np.array(parts) for name, parts in self.counts.items()}
-        return NowcastTable(rows, self.leads, self.z_r, self.starts, pixels, counts, tuple(notes), ensemble)
+        return NowcastTable(rows, self.leads, self.z_r, self.starts, pixels, counts, tuple(notes), ensemble, shares)
 
 
 def _sum_rain(z: np.ndarray, valid: np.ndarray, z_r: tuple[float, float]) -> np.ndarray:

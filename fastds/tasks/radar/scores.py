@@ -29,6 +29,8 @@ FSS_WINDOW = 9
 FINE_BAND = (2.0, 4.0)
 # SSIM and FSS need packages of the extra "verify"; without them the table has "-" and a note.
 HAS_TORCHMETRICS, HAS_SCORES = (importlib.util.find_spec(name) is not None for name in ("torchmetrics", "scores"))
+# scores of an ensemble, see fastds.metrics.EnsembleScores
+_ENSEMBLE = ("crps", "crps_reliability", "crps_potential", "spread_skill", "outliers")
 
 
 class MethodScores:
@@ -134,7 +136,7 @@ class MethodScores:
         out["recoarsened_rmse"] = float(np.sqrt(total / count)) if count else nan
         for floor, scores in self.ensembles.items():
             means = scores.means()
-            out |= {f"{key}_{floor:g}": means[key] for key in ("crps", "spread_skill", "outliers")}
+            out |= {f"{key}_{floor:g}": means[key] for key in _ENSEMBLE}
             total, weight = self.weighted[f"mae_{floor:g}"]
             out[f"mae_{floor:g}"] = float(total / weight)
         return out
@@ -147,8 +149,8 @@ class EvaluationTable(ScoreTables):
     Columns for each floor f in dBZ: mse_total_f, mse_t2_f, mse_t13_f (dBZ^2), ssim_f. For each threshold q in dBZ:
     csi_q, fss_q. spectrum: power at wavelengths of 2 to 4 pixels relative to the truth. recoarsened_rmse: difference in
     dBZ between the averaged output and the input, at input times. t2 denotes frames between the input times, t13 frames
-    at the input times. The row of an ensemble mean also has, for each floor, crps_f (fair) and mae_f of the mean in dB,
-    spread_skill_f and outliers_f.
+    at the input times. The row of an ensemble mean also has, for each floor, crps_f (fair), crps_reliability_f,
+    crps_potential_f and mae_f of the mean in dB, spread_skill_f and outliers_f.
 
     Attributes:
         rows: the scores.

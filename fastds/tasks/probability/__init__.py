@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verification and pictures of exceedance probabilities."""
