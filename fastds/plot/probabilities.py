@@ -81,7 +81,7 @@ def draw_probability_maps(
                 draw_graticule(axes, x, y, latitude, longitude)
                 axes.set(xlabel="", ylabel="")
             elif unit == "degrees" and y is not None:
-                axes.set_aspect(1 / np.cos(np.deg2rad(np.mean(y))))
+                axes.set_aspect(1 / np.cos(np.deg2rad(np.asarray(y, dtype=float).mean())))
                 axes.xaxis.set_major_formatter(lambda value, _: format_degrees(value, "EW"))
                 axes.yaxis.set_major_formatter(lambda value, _: format_degrees(value, "NS"))
                 axes.set(xlabel="", ylabel="")
@@ -97,7 +97,7 @@ def _compute_ratio(shape: tuple[int, ...], x: ArrayLike | None, y: ArrayLike | N
     if x is None or y is None or min(shape) < 2:
         return shape[0] / shape[1]
     steps = [abs(float(np.diff(np.asarray(axis, dtype=float)[:2])[0])) for axis in (y, x)]
-    across = np.cos(np.deg2rad(np.mean(y))) if unit == "degrees" else 1.0
+    across = np.cos(np.deg2rad(np.asarray(y, dtype=float).mean())) if unit == "degrees" else 1.0
     return float(steps[0] * shape[0] / (steps[1] * shape[1] * across))
 
 

@@ -46,6 +46,7 @@ def test_parts_of_any_probabilities_add_up_with_the_part_within_classes(sample):
     found = metrics.compute_brier_scores(metrics.tally_probabilities(p, event, 10))
     assert found["brier"] == pytest.approx(brier_score(event.astype(float), p).mean(), rel=1e-10)
     total = found["reliability"] - found["resolution"] + found["uncertainty"] + found["within"]
+    assert metrics.tally_probabilities(np.array([0.26, 0.34]), np.ones(2, bool), 10)[3, 0] == 2  # the nearest class
     assert total == pytest.approx(found["brier"]) and abs(found["within"]) > 1e-5
 
 

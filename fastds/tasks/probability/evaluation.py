@@ -11,6 +11,7 @@ import xarray as xr
 from fastds.data.grid.times import format_time
 from fastds.data.radar.reflectivity import find_z_r, to_reflectivity
 from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
+from fastds.inference.tables import format_count
 from fastds.tasks.nowcast.evaluation import check_grid
 from fastds.tasks.nowcast.starts import Timeline, read_coarse_frames
 from fastds.tasks.probability.forecasts import ProbabilityForecasts
@@ -145,9 +146,11 @@ def _list_notes(scoring: EvaluationItems, sums: ProbabilitySums) -> list[str]:
         notes.append(f"Observed rain by Z = {a:g} R^{b:g}, {scoring.origin}.")
     left_out = len(scoring) - sums.starts
     if left_out:
-        notes.append(f"{left_out} of {len(scoring)} starts left out, the truth has no field at their valid times.")
+        starts = format_count(len(scoring), "start")
+        notes.append(f"{left_out} of {starts} left out, the truth has no field at their valid times.")
     if sums.absent:
-        notes.append(f"{sums.absent} fields of other starts left out, the truth lacks their valid times.")
+        fields = format_count(sums.absent, "field")
+        notes.append(f"{fields} of other starts left out, the truth lacks their valid times.")
     return notes
 
 
