@@ -6,7 +6,7 @@ from tests.support.watch_cases import Station, write_frames
 
 @pytest.fixture(scope="session")
 def frames(tmp_path_factory):
-    return write_frames(tmp_path_factory.mktemp("frames"), 24)
+    return write_frames(tmp_path_factory.mktemp("frames"), 18)
 
 
 @pytest.fixture
