@@ -167,7 +167,7 @@ def rolled(printed):
     names = "block", "coarsening", "interval_s", "precision", "z_r"
     assert [out.attrs[f"fastds_{n}"] for n in names] == [2, 2, 600, "bf16", "Z = 300 R^1.4, given"]
     assert out.reflectivity.shape == (4, 20, 22) and out.forecast_reference_time == np.datetime64("2024-06-01T12:50")
-    assert np.array_equal(out.reflectivity[0].isnull(), (z < 0)[::2, ::2]) and "CSI by lead" in printed
+    assert np.array_equal(out.reflectivity[0].isnull(), (z < 0)[::2, ::2]) and "Main scores, CSI and FSS" in printed
     assert Path("now.png").read_bytes()[:4] == b"\x89PNG" and "CSI by lead" in Path("now.html").read_text()
 
 
