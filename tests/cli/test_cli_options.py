@@ -167,7 +167,7 @@ def rolled(printed):
     names = "block", "coarsening", "interval_s", "precision", "z_r"
     assert [out.attrs[f"fastds_{n}"] for n in names] == [2, 2, 600, "bf16", "Z = 300 R^1.4, given"]
     assert out.reflectivity.shape == (4, 20, 22) and out.forecast_reference_time == np.datetime64("2024-06-01T12:50")
-    assert np.array_equal(out.reflectivity[0].isnull(), (z < 0)[::2, ::2]) and "Main scores, CSI and FSS" in printed
+    assert np.array_equal(out.reflectivity[0].isnull(), (z < 0)[::2, ::2]) and "CSI by lead" in printed
     assert Path("now.png").read_bytes()[:4] == b"\x89PNG" and "CSI by lead" in Path("now.html").read_text()
 
 
@@ -289,7 +289,7 @@ RUNS = {
     "downscale humid.nc members.nc --model humid.safetensors --members 2 --seed 3 --level 850": two_members,
     f"nowcast known.nc now.nc --model rolling.safetensors {READING} --steps 4 --block 2 --start 2024-06-01T12:50 "
     "--interval 10min --coarsen 2 --quantity reflectivity --threads 1 --precision bf16 --device cpu "
-    "--graph never --picture now.png "
+    "--graph never --all-scores --picture now.png "
     "--truth known.nc --report now.html": rolled,
     f"nowcast known.nc hind.nc --model persistence {READING} --lead 10min --every 15min": hindcast,
     f"nowcast known.nc hind.zarr --model persistence {READING} --lead 10min --every 5min --workers 1 --append "
@@ -314,7 +314,7 @@ RUNS = {
     f"query fields.nc --points points.csv --output b.csv {FIELDS} --var t --start {SECOND} --stop {SECOND} "
     "--outside nan": second_time,
     f"evaluate pred.nc truth.nc {READING} --start 2024-06-01T12:00 --stop 2024-06-01T12:10 --workers 1": one_pair,
-    f"evaluate pred.nc truth.nc --input in.nc {READING} --csv t.csv --report t.html": table_by_hand,
+    f"evaluate pred.nc truth.nc --input in.nc {READING} --csv t.csv --report t.html --all-scores": table_by_hand,
     f"check truth.nc --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]} "
     "--model radar.safetensors": checked,
     f"convert mapped.nc a.zarr --to mlcast --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]} "
