@@ -129,6 +129,34 @@ void sleep_until_change(std::atomic<int>& value, int seen, int count) {
 #endif
 }
 
+// Returns the core on which the calling thread runs, or -1 where the operating system does not say it.
+int get_core() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+// Moves the calling thread to another core. It may return to the core later.
+void leave_core([[maybe_unused]] int core) {
+#if defined(__linux__)
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    cpu_set_t others = allowed;
+    CPU_CLR(core, &others);
+    if (CPU_COUNT(&others) == 0) return;
+    if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
+#endif
+}
+
+// Wakes the threads that sleep until `value` changes.
+void wake_all([[maybe_unused]] std::atomic<int>& value) {
+#if defined(__linux__)
+    syscall(SYS_futex, &value, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+#endif
+}
+
 // Sets the number of threads of torch inside of a scope.
 void adapt_torch(Observed& o, bool single) {
     const auto set = set_openmp_threads.load(std::memory_order_relaxed);
@@ -180,24 +208,34 @@ void report_team(const Team& team, int64_t work_cpu, bool late) {
     if (o.add(team, read_clock(), work_cpu, late) && o.scopes > 0) adapt_torch(o, o.slow);
 }
 
-int get_core() {
-#if defined(__linux__)
-    return sched_getcpu();
-#else
-    return -1;
-#endif
+Shares::Shares() : first_core_(get_core()), taken_{}, late_(false), sleeping_(false), next_(0), left_(0) {}
+
+void Shares::enter(int thread) {
+    if (thread != 0 && first_core_ >= 0 && get_core() == first_core_) leave_core(first_core_);
 }
 
-void Shares::leave_core([[maybe_unused]] int core) {
-#if defined(__linux__)
-    cpu_set_t allowed;
-    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
-    cpu_set_t others = allowed;
-    CPU_CLR(core, &others);
-    if (CPU_COUNT(&others) == 0) return;
-    if (sched_setaffinity(0, sizeof others, &others) == 0) sched_setaffinity(0, sizeof allowed, &allowed);
-#endif
+int Shares::claim(int thread, int count) {
+    if (count > kMost) {
+        const int share = next_.fetch_add(1);
+        return share < count ? share : -1;
+    }
+    for (int k = 0; k < count; k++) {
+        const int share = thread + k < count ? thread + k : thread + k - count;
+        if (taken_[share].load(std::memory_order_relaxed) || taken_[share].exchange(true)) continue;
+        if (k > 0) late_.store(true, std::memory_order_relaxed);
+        return share;
+    }
+    return -1;
 }
+
+void Shares::leave(int count, int64_t start) {
+    if (left_.fetch_add(1) != count - 1)
+        wait(count, start);
+    else if (sleeping_.load())
+        wake_all(left_);
+}
+
+bool Shares::has_late_thread() const { return late_.load(std::memory_order_relaxed); }
 
 void Shares::wait(int count, int64_t start) {
     const int64_t begin = read_clock(), active_end = begin + kActiveWait + (begin - start) / 2, end = active_end + kYield;
@@ -212,12 +250,6 @@ void Shares::wait(int count, int64_t start) {
             sleep_until_change(left_, left_.load(), count);
         }
     }
-}
-
-void Shares::wake() {
-#if defined(__linux__)
-    syscall(SYS_futex, &left_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
-#endif
 }
 
 std::vector<int> simulate_teams(const std::vector<std::tuple<int64_t, int64_t, bool>>& loops) {

@@ -28,58 +28,38 @@ int64_t read_cpu_clock();  // CPU time of the calling thread in ns
 // the work of all threads, without the time for which they wait. `late`: a thread had not started when another one had ended.
 void report_team(const Team& team, int64_t work_cpu, bool late);
 
-int get_core();  // the core on which the calling thread runs, -1 where the operating system does not say it
-
 // The shares of the work of a parallel loop, one for each thread of its team. A thread computes its own share first and then
 // shares of threads that have not started, so that the loop does not wait for the work of a thread that starts late. The thread
-// that starts the loop is thread 0 and constructs the object.
+// that starts the loop is thread 0 and constructs the object. No function is inline, because code that is compiled for several
+// instruction sets must not contain symbols that the linker merges.
 class Shares {
 public:
     static constexpr int kMost = 64;  // in larger teams the shares are taken in order, whichever thread is first
 
+    Shares();
+
     // Called by each thread before its first share. Moves a thread away from the core of thread 0: an operating system that starts
     // a thread on the core of the thread that woke it leaves it there for several ms, even if other cores are idle.
-    void enter(int thread) {
-        if (thread != 0 && first_core_ >= 0 && get_core() == first_core_) leave_core(first_core_);
-    }
+    void enter(int thread);
 
     // Returns a share that no thread computes yet, for a thread of a team of `count` threads, or -1.
-    int claim(int thread, int count) {
-        if (count > kMost) {
-            const int share = next_.fetch_add(1);
-            return share < count ? share : -1;
-        }
-        for (int k = 0; k < count; k++) {
-            const int share = thread + k < count ? thread + k : thread + k - count;
-            if (taken_[share].load(std::memory_order_relaxed) || taken_[share].exchange(true)) continue;
-            if (k > 0) late_.store(true, std::memory_order_relaxed);
-            return share;
-        }
-        return -1;
-    }
+    int claim(int thread, int count);
 
     // Called by each thread of a team of `count` threads after its last share. Returns when all threads have called it. A thread
     // waits actively for a while, and then sleeps, so that the operating system can run the others on its core. The threads of
     // OpenMP, in contrast, wait actively for several ms, also on the core that the last thread needs. `start` is Team::start.
-    void leave(int count, int64_t start) {
-        if (left_.fetch_add(1) != count - 1)
-            wait(count, start);
-        else if (sleeping_.load())
-            wake();
-    }
+    void leave(int count, int64_t start);
 
     // Returns whether a thread computed the share of another one.
-    bool has_late_thread() const { return late_.load(std::memory_order_relaxed); }
+    bool has_late_thread() const;
 
 private:
-    static void leave_core(int core);
     void wait(int count, int64_t start);
-    void wake();
 
-    const int first_core_ = get_core();
-    std::atomic<bool> taken_[kMost] = {};
-    std::atomic<bool> late_{false}, sleeping_{false};
-    std::atomic<int> next_{0}, left_{0};
+    const int first_core_;  // of thread 0; -1 where the operating system does not say it
+    std::atomic<bool> taken_[kMost];
+    std::atomic<bool> late_, sleeping_;
+    std::atomic<int> next_, left_;
 };
 
 // Between begin_scope and end_scope, this thread sets torch's number of OpenMP threads to 1 for a while if threads of parallel
