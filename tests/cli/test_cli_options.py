@@ -171,6 +171,10 @@ def rolled(printed):
     assert Path("now.png").read_bytes()[:4] == b"\x89PNG" and "CSI by lead" in Path("now.html").read_text()
 
 
+def all_scores(printed):
+    assert "CSI by lead in minutes" in printed and "--all-scores" not in printed
+
+
 def hindcast(printed):
     out, given = xr.open_dataset("hind.nc"), xr.open_dataset("known.nc").rain.where(lambda r: r >= 0)
     assert out.rainfall_rate.dims == ("forecast_reference_time", "forecast_period", "y", "x")
@@ -290,7 +294,7 @@ RUNS = {
     f"nowcast known.nc now.nc --model rolling.safetensors {READING} --steps 4 --block 2 --start 2024-06-01T12:50 "
     "--interval 10min --coarsen 2 --quantity reflectivity --threads 1 --precision bf16 --device cpu "
     "--graph never --picture now.png "
-    "--truth known.nc --report now.html": rolled,
+    "--truth known.nc --report now.html --all-scores": rolled,
     f"nowcast known.nc hind.nc --model persistence {READING} --lead 10min --every 15min": hindcast,
     f"nowcast known.nc hind.zarr --model persistence {READING} --lead 10min --every 5min --workers 1 --append "
     "--keep-going": as_an_archive("hind.zarr"),
@@ -315,6 +319,7 @@ RUNS = {
     "--outside nan": second_time,
     f"evaluate pred.nc truth.nc {READING} --start 2024-06-01T12:00 --stop 2024-06-01T12:10 --workers 1": one_pair,
     f"evaluate pred.nc truth.nc --input in.nc {READING} --csv t.csv --report t.html": table_by_hand,
+    f"evaluate hind.nc known.nc {READING} --all-scores": all_scores,
     f"check truth.nc --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]} "
     "--model radar.safetensors": checked,
     f"convert mapped.nc a.zarr --to mlcast --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]} "
