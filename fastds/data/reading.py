@@ -11,7 +11,8 @@ import xarray as xr
 from fastds.data.formats.opening import open_dataset, select_time_range
 from fastds.data.grid.value_checks import apply_metadata
 
-InputData = xr.Dataset | xr.DataArray | str | os.PathLike | list[str | os.PathLike]
+InputFiles = str | os.PathLike | list[str | os.PathLike]
+InputData = xr.Dataset | xr.DataArray | InputFiles
 
 
 class ReadOptions(TypedDict, total=False):

@@ -24,7 +24,7 @@ from fastds.data.formats.opening import InputPaths, list_files
 from fastds.data.io.files import check_output_format, is_zarr_path
 from fastds.data.io.mlcast import ArchiveMetadata, check_mlcast, save_mlcast
 from fastds.data.io.packing import check_stored_dtype, pack_like
-from fastds.data.reading import ReadOptions
+from fastds.data.reading import InputFiles, ReadOptions
 from fastds.models import ModelCard, load
 from fastds.models.card import Network
 
@@ -139,7 +139,7 @@ def describe_model(model: Network, given: nn.Module | str | os.PathLike) -> str:
 
 
 def process_file(
-    source: str | os.PathLike,
+    source: InputFiles,
     target: str | os.PathLike,
     transform: Callable[[xr.Dataset, Path], tuple[xr.Dataset, RunSummary]],
     finalize: Callable[[xr.Dataset, xr.Dataset], str] | None = None,
@@ -152,7 +152,7 @@ def process_file(
     """Process a file and write the result atomically.
 
     Args:
-        source: input file, folder or pattern.
+        source: input file, folder, pattern or list of files.
         target: output file, NetCDF or Zarr.
         transform: function (dataset, folder for large arrays) -> (new dataset, run summary).
         finalize: function (dataset, new dataset) -> one more note, called after the file is written; None: no further

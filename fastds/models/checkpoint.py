@@ -4,11 +4,12 @@
 Pickled files are rejected, because unpickling can run arbitrary code.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,8 @@ from fastds.ops.core.arguments import check_choice
 
 FORMAT = "fastds-1"
 WEIGHTS = Path(__file__).parent / "weights"
+ModelCache = dict[Path, nn.Module]
+_cache: ModelCache | None = None  # see use_model_cache
 
 
 def available(pretrained: bool = False, task: str | None = None) -> list[str]:
@@ -98,6 +101,32 @@ def load(name_or_path: str | os.PathLike) -> nn.Module:
         UserWarning: If the card says that the weights did not outperform a baseline.
     """
     path = _find(name_or_path)
+    if _cache is None:
+        return _load_file(path)
+    if path not in _cache:
+        _cache[path] = _load_file(path)
+    return _cache[path]
+
+
+@contextlib.contextmanager
+def use_model_cache(cache: ModelCache) -> Iterator[None]:
+    """Context manager in which `load` returns the models in a cache, and adds the models that it reads.
+
+    A process that runs a task for many files thus reads weights once. Its tasks share the models, so that they must not
+    be changed.
+
+    Args:
+        cache: model by the path of its file; {} for an empty cache.
+    """
+    global _cache
+    before, _cache = _cache, cache
+    try:
+        yield
+    finally:
+        _cache = before
+
+
+def _load_file(path: Path) -> nn.Module:
     metadata, state = _read(path, with_tensors=True)
     card = _parse_metadata(path, "card", lambda: ModelCard.from_json(metadata["card"]))
     model = _rebuild(path, metadata, state)
@@ -109,7 +138,7 @@ def load(name_or_path: str | os.PathLike) -> nn.Module:
     model.card = card
     if card.worse_than:
         warnings.warn(
-            f"{path.name} was no better than {card.worse_than} on the validation samples of its training", stacklevel=2
+            f"{path.name} was no better than {card.worse_than} on the validation samples of its training", stacklevel=3
         )
     return model.eval()
 

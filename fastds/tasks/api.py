@@ -567,10 +567,10 @@ def _find_card(model: Model) -> models.ModelCard | None:
     """Return the card of a model, or None if there is no card. Raises exceptions as fastds.models.load_card."""
     if isinstance(model, nn.Module) or model is None:
         return getattr(model, "card", None)
-    return None if model in _list_weightless_methods() else models.load_card(model)
+    return None if model in list_weightless_methods() else models.load_card(model)
 
 
-def _list_weightless_methods() -> set[str]:
+def list_weightless_methods() -> set[str]:
     """Return the names of the baselines of the tasks radar and fields, which need no weights."""
     from fastds.models.baselines.interpolation import METHODS
     from fastds.tasks.radar.methods import BASELINES

@@ -12,6 +12,7 @@ from fastds.data import open_dataset, save_dataset, synthetic_event, to_reflecti
 from fastds.inference import files as inference_files
 from fastds.models.baselines import blurred_persistence, extrapolation
 from fastds.tasks.nowcast import methods
+from fastds.tasks.nowcast.pipeline import Options, find_input_offsets
 from fastds.tasks.nowcast.run import nowcast, nowcast_file
 
 START = "2020-06-01T12:00"
@@ -59,6 +60,16 @@ def check_forecast(out, expected):
     for field, made, cut in zip(values, expected, dried, strict=True):
         assert not cut.any() or made[cut].max() <= made[field > 0].min()
     assert out.attrs["fastds_dried_share"] == pytest.approx(dried.sum() / there.sum(), rel=5e-3)
+
+
+def test_input_offsets_are_the_times_that_a_nowcast_reads(event):
+    model = network()  # reads three fields
+    assert find_input_offsets(model, 300.0, Options()).tolist() == [0, 300, 600]
+    assert find_input_offsets(model, 300.0, Options(interval="10min")).tolist() == [0, 600, 1200]
+    assert find_input_offsets("persistence", 300.0, Options()).tolist() == [0, 300]  # the time step needs two
+    assert find_input_offsets("extrapolation", 300.0, Options()).tolist() == [0, 300]
+    with pytest.raises(ValueError, match=r"interval must be a multiple of the file's 300 s, got '7min'"):
+        find_input_offsets(model, 300.0, Options(interval="7min"))
 
 
 def test_nowcast_passes_the_last_frames_to_the_network(event):

@@ -69,6 +69,17 @@ def test_layout_and_training_mode_do_not_matter(tmp_path):
     assert torch.equal(models.load(tmp_path / "m.safetensors").lstm.gates.weight, model.lstm.gates.weight)
 
 
+def test_load_returns_cached_models_within_the_context(file):
+    cache = checkpoint.ModelCache()
+    with checkpoint.use_model_cache(cache):
+        first = models.load(file)
+        assert models.load(str(file)) is first and list(cache.values()) == [first]
+        with checkpoint.use_model_cache({}):
+            assert models.load(file) is not first
+        assert models.load(file) is first
+    assert models.load(file) is not first
+
+
 def test_load_leaves_the_random_state_alone(file):
     state = torch.get_rng_state()
     models.load(file)

@@ -27,7 +27,7 @@ from fastds.data.grid.grids import find_grid_mappings
 from fastds.data.grid.times import parse_utc_text
 from fastds.data.grid.variables import is_same_unit
 
-_IGNORED_SUFFIXES = (".idx", ".txt", ".md", ".json", ".yaml", ".csv", ".log", ".xml", ".part")  # no fields
+IGNORED_SUFFIXES = (".idx", ".txt", ".md", ".json", ".yaml", ".csv", ".log", ".xml", ".part")  # no fields
 _SAME_GRID = 1e-3  # tolerance of coordinates of different files, in cells
 _UNEXPECTED_ERRORS = (KeyError, TypeError, IndexError, AttributeError, ArithmeticError, RuntimeError, struct.error)
 _STORAGE_KEYS = ("dtype", "scale_factor", "add_offset", "_FillValue")
@@ -117,7 +117,7 @@ def list_files(path: InputPaths) -> list[pathlib.Path]:
         if not _is_folder(given):
             return [given]
         files = [p for p in sorted(given.iterdir()) if p.name[0] != "." and (p.is_file() or FileProbe(p).is_zarr)]
-        files = [p for p in files if p.suffix.lower() not in _IGNORED_SUFFIXES]
+        files = [p for p in files if p.suffix.lower() not in IGNORED_SUFFIXES]
         if not files:
             raise FileNotFoundError(f"there is no file of fields in {given}")
         return files

@@ -166,6 +166,44 @@ def _create_change_counts() -> ChangeCounts:
     return ChangeCounts({"dried": f"are dry so that the wet area stays near that of the last field; {hint}"})
 
 
+def select_method(model: nn.Module | str | os.PathLike | None, options: Options) -> tuple[Method, str]:
+    """Return the method of a nowcast, and a note about it.
+
+    Args:
+        model: see `nowcast`.
+        options: options of the nowcast.
+
+    Raises:
+        ValueError: the method does not have an option, or see pick_method.
+        FileNotFoundError: there are no such weights.
+    """
+    method, note = pick_method(model)
+    method = method if options.block is None else method.with_blocks(options.block)
+    method = method.with_smooth_forecasts() if options.smooth else method
+    return method.to_ensemble_mean() if options.n_members else method, note
+
+
+def find_input_offsets(model: nn.Module | str | os.PathLike | None, cadence: float, options: Options) -> np.ndarray:
+    """Find how long before the initialization time a forecast needs input fields.
+
+    Args:
+        model: see `nowcast`.
+        cadence: time step of the data in seconds.
+        options: options of the nowcast.
+
+    Returns:
+        (n,) seconds, ascending from 0. There are at least two offsets, because the time step of the data is unknown
+        otherwise.
+
+    Raises:
+        ValueError: the option `interval` is not a multiple of the cadence, or see select_method.
+    """
+    method, _ = select_method(model, options)
+    if method.known == 1:
+        return np.array([0.0, cadence])
+    return _find_interval(method.card, cadence, options) * np.arange(method.known)
+
+
 class NowcastPipeline:
     """Computation of the forecasts of a method from radar fields, in chunks.
 
@@ -180,17 +218,17 @@ class NowcastPipeline:
     step_multiple = 1
 
     def __init__(self, model: nn.Module | str | os.PathLike | None, source: ReflectivityInput, options: Options):
-        method, self.note = pick_method(model)
-        method = method if options.block is None else method.with_blocks(options.block)
-        method = method.with_smooth_forecasts() if options.smooth else method
-        self.method = method = method.to_ensemble_mean() if options.n_members else method
+        self.method, self.note = method, _ = select_method(model, options)
         self.options, self.source, card = options, source, method.card
         self.execution = resolve_execution(
             method.model, options.threads, options.precision, options.device, options.graph
         )
         self.z_r, origin = find_z_r(source.dataset, source.raw, options.z_r)
         spacing = compute_mean_spacing(source)
-        self.factor, interval = _find_factor(card, source, options, spacing), _find_interval(card, source, options)
+        self.factor, interval = (
+            _find_factor(card, source, options, spacing),
+            _find_interval(card, source.cadence, options),
+        )
         self.leads = [(k + 1) * interval for k in range(_count_steps(options, interval))]
         line = Timeline(source.raw[source.dims[0]].values, source.cadence)
         try:
@@ -403,10 +441,10 @@ def _find_factor(card, source: ReflectivityInput, options: Options, spacing: flo
     return 1 if spacing is None else _find_multiple(spacing, card.grid_spacing_m)
 
 
-def _find_interval(card, source: ReflectivityInput, options: Options) -> float:
+def _find_interval(card: ModelCard, cadence: float, options: Options) -> float:
     if options.interval is None:
-        return source.cadence * _find_multiple(source.cadence, card.cadence_s)
-    return source.cadence * count_units(options.interval, "interval", source.cadence, "the file's")
+        return cadence * _find_multiple(cadence, card.cadence_s)
+    return cadence * count_units(options.interval, "interval", cadence, "the file's")
 
 
 def _find_multiple(value: float, limits: tuple[float, float] | None) -> int:

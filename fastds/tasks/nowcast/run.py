@@ -18,6 +18,7 @@ from fastds.data import (
 )
 from fastds.data.grid.times import format_time
 from fastds.data.io.mlcast import ArchiveMetadata
+from fastds.data.reading import InputFiles
 from fastds.inference.chunking import compute_lazily, is_lazy
 from fastds.inference.files import (
     RunSummary,
@@ -62,7 +63,7 @@ def nowcast(
 
 
 def nowcast_file(
-    source: str | os.PathLike,
+    source: InputFiles,
     target: str | os.PathLike,
     *,
     model: nn.Module | str | os.PathLike | None = None,
@@ -81,7 +82,7 @@ def nowcast_file(
     Forecasts above 256 MiB are stored in an unnamed temporary file in the folder of the target.
 
     Args:
-        source: input file.
+        source: input file, folder, pattern or list of files.
         target: output file, NetCDF or Zarr.
         model: see nowcast.
         picture: PNG file to write, with observed fields, first forecast and difference; None: no image.
