@@ -222,6 +222,84 @@ def _nowcast_parser() -> ArgumentParser:
     return parser
 
 
+def _watch_parser() -> ArgumentParser:
+    parser = _create_parser(
+        "Compute each new file of a folder in one process that keeps the model loaded: fastds watch IN_FOLDER "
+        "OUT_FOLDER [options] -- nowcast [options of nowcast], or -- downscale [options of downscale]. A nowcast is "
+        "computed from the newest files, a downscaled field from each file. A restarted process continues."
+    )
+    parser.add_argument("input", metavar="IN_FOLDER", help="folder in which files arrive; its folders are not searched")
+    parser.add_argument(
+        "output",
+        metavar="OUT_FOLDER",
+        help="folder of the outputs and of the state, fastds-watch.json; made if missing",
+    )
+    parser.add_argument(
+        "--name",
+        metavar="FORMAT",
+        default="{stem}.nc",
+        help="names of the outputs, such as '{time:%Y%m%dT%H%M}_nowcast.nc', from the last time and the stem of the "
+        "newest input (default: {stem}.nc)",
+    )
+    parser.add_argument(
+        "--pattern", metavar="PATTERN", default="*", help="names of the inputs, such as '*.h5' (default: *)"
+    )
+    parser.add_argument(
+        "--poll",
+        type=float,
+        metavar="SECONDS",
+        help="look for files at this interval, also on network file systems (default: be notified by the operating "
+        "system if the extra `watch` is installed, and look every 10 s; else look every 5 s)",
+    )
+    parser.add_argument(
+        "--settle",
+        type=float,
+        metavar="SECONDS",
+        help="time without a change of size and modification time after which a file is read; 0 for files that appear "
+        "complete, by renaming (default: 2)",
+    )
+    parser.add_argument(
+        "--late",
+        choices=["compute", "skip"],
+        help="files that are older than the newest output: compute or skip their outputs (default: compute for "
+        "downscale, skip for nowcast)",
+    )
+    parser.add_argument(
+        "--window",
+        type=int,
+        metavar="N",
+        help="nowcast: read the files of the newest N times, if there are N (default: those that the model needs)",
+    )
+    parser.add_argument(
+        "--keep",
+        metavar="DURATION",
+        help="remove outputs that are older than the newest output by more than this, such as 2h (default: keep all)",
+    )
+    parser.add_argument(
+        "--deadline",
+        type=float,
+        metavar="SECONDS",
+        help="log and count the outputs that are complete later than this after the arrival of their files",
+    )
+    parser.add_argument("--once", action="store_true", help="compute the files that are there, and end")
+    parser.add_argument("--log", metavar="FILE", help="file to which JSON lines are appended (default: standard error)")
+    parser.add_argument(
+        "--heartbeat", metavar="FILE", help="file that is touched every 5 s, also while waiting, but not while hung"
+    )
+    parser.add_argument(
+        "--hang",
+        type=float,
+        metavar="SECONDS",
+        help="longest computation of one output; after it, the heartbeat stops (default: 300)",
+    )
+    parser.add_argument(
+        "--options",
+        metavar="FILE",
+        help="text file with further options of the command after --; SIGHUP reads it and the weights again",
+    )
+    return parser
+
+
 def _query_parser() -> ArgumentParser:
     parser = _create_parser(
         "Write the values of gridded fields at points, computed by a model and by bilinear interpolation."
@@ -494,6 +572,7 @@ def _add_z_r(parser: ArgumentParser) -> None:
 COMMANDS: dict[str, tuple[Callable[[], ArgumentParser], str]] = {
     "downscale": (_downscale_parser, "downscale radar fields in space and time, or gridded fields in space"),
     "nowcast": (_nowcast_parser, "forecast radar fields from the last frames"),
+    "watch": (_watch_parser, "nowcast or downscale each new file of a folder, in one process"),
     "query": (_query_parser, "interpolate gridded fields to points with an arbitrary-scale model"),
     "evaluate": (_evaluate_parser, "verify downscaled fields, ensembles or nowcasts against the truth"),
     "check": (_check_parser, "print contents of files and the commands that accept them"),

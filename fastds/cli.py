@@ -6,7 +6,6 @@ The packages torch and xarray are imported only after the arguments have been pa
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
@@ -17,6 +16,19 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 
+from fastds._command_arguments import (
+    ARCHIVE_OPTIONS,
+    READ_OPTIONS,
+    WHOLE_RESULT_OPTIONS,
+    collect_downscale_arguments,
+    collect_nowcast_arguments,
+    collect_nowcast_reading,
+    collect_options,
+    collect_read_options,
+    is_archive_requested,
+    parse_mlcast_origin,
+    set_memory_retention,
+)
 from fastds._messages import convert_parser_error, format_error, format_internal_error, show_traceback
 from fastds._options import OptionError, use_option_names
 from fastds._outputs import is_running_as_cli
@@ -41,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_running_as_cli():
         sys.unraisablehook = _suppress_close_errors
         _escape_unprintable()
-    message = find_unknown_name(argv)
+    argv, words = _split_watch(argv)
+    message = find_unknown_name(argv) or (find_unknown_name(words) if words else None)
     if message is not None:
         print(message, file=sys.stderr)
         return _FAILED
@@ -50,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not {"-h", "--help"} & set(argv) and command is not _run_models:
             _import_ops()
             if command is not _run_info:
-                _set_memory_retention()
+                set_memory_retention()
         return _run_with_error_handling(f"fastds {argv[0]}", command, argv[1:])
     names = get_spellings(build_command_parser(argv[0])) if argv and argv[0] in _COMMANDS else {}
     with use_option_names(names):
@@ -61,9 +74,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{program}: {convert_parser_error(error)} (see {program} --help)", file=sys.stderr)
             return _FAILED
         _import_ops()
-        _set_memory_retention()
+        set_memory_retention()
         name = options.subcommand
+        if name == "watch":
+            options[name]["words"] = words
         return _run_with_error_handling(f"fastds {name}", _COMMANDS[name], options[name])
+
+
+def _split_watch(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Split a command line of `fastds watch` at "--" into that of watch and that of the command it runs.
+
+    Others are not split.
+    """
+    if argv[:1] != ["watch"] or "--" not in argv:
+        return argv, []
+    place = argv.index("--")
+    return argv[:place], argv[place + 1 :]
 
 
 def _import_ops() -> None:
@@ -81,51 +107,24 @@ def _import_ops() -> None:
         gc.enable()
 
 
-def _set_memory_retention(enabled: bool = True) -> None:
-    """Set whether this process retains freed memory, if the C library supports it.
-
-    Retained memory saves page faults for large tensors.
-    """
-    from fastds import memory
-
-    if memory.get_unsupported_reason() is None:
-        with contextlib.suppress(RuntimeError):
-            # raised for a preloaded allocator or a heap that cannot grow; both work without the setting
-            memory.set_malloc_retention(enabled)
-
-
-def _collect_options(options, names: Sequence[str]) -> dict:
-    """Return the values of the given options that are not None."""
-    return {name: options[name] for name in names if options[name] is not None}
-
-
-_READ_OPTIONS = ("missing", "units", "start", "stop")
-_DOWNSCALE_OPTIONS = (
-    "var", "tile", "halo", "threads", "precision", "device", "graph", "time_factor", "scale", "grid", "like", "members",
-    "seed", "level", "static", "dynamics", "dtype", "coarsened", "smooth", *_READ_OPTIONS,
-)  # fmt: skip
-
-
 def _run_downscale(options) -> None:
-    from fastds.tasks.api import check_options, get_task_function, select_downscaling_task
+    from fastds.tasks.api import get_task_function
 
     _check_files(options, "like", "truth")
     report = _collect_report_options(options, options.input, options.output, options.like, options.truth)
-    chosen = _collect_options(options, _DOWNSCALE_OPTIONS) | _parse_z_r(options)
-    task = select_downscaling_task(options.model, chosen)
+    task, chosen = collect_downscale_arguments(options)
     run = get_task_function(task, "downscale_file")
-    check_options(run, task, chosen, set(_READ_OPTIONS))
-    form = _parse_mlcast_origin(options, task)
-    if _is_archive_requested(options):
+    form = parse_mlcast_origin(options, task)
+    if is_archive_requested(options):
         _compute_archive(task, options, chosen)
         return
     if task == "fields":
         # Retained memory of global fields becomes fragmented: 3.9 GB instead of 1.7 GB for 721 x 1440 points.
-        _set_memory_retention(False)
+        set_memory_retention(False)
     chosen |= {"model": options.model, "truth": options.truth}
     summary = run(options.input, options.output, progress=True, **chosen, **form)
     print(summary.summary())
-    _report_scores(options, task, report, _collect_read_options(options))
+    _report_scores(options, task, report, collect_read_options(options))
 
 
 def _report_scores(options, task: str, report: dict, read: dict) -> None:
@@ -150,43 +149,35 @@ def _run_nowcast(options) -> None:
 
     _check_files(options, "truth")
     report = _collect_report_options(options, options.input, options.output, options.truth, options.picture)
-    names: tuple[str, ...]
-    names = ("steps", "lead", "start", "every", "interval", "coarsen", "block", "smooth", "quantity")
-    names += ("members", "seed")
-    names += ("threads", "precision", "device", "graph", "picture", "truth", "dtype", "stop")
-    read = _collect_options(options, ("var", "missing", "units")) | _parse_z_r(options)
-    chosen = _collect_options(options, names) | read | _parse_probability(options)
-    form = _parse_mlcast_origin(options, "nowcast")
-    if _is_archive_requested(options):
+    chosen = collect_nowcast_arguments(options)
+    form = parse_mlcast_origin(options, "nowcast")
+    if is_archive_requested(options):
         _compute_archive("nowcast", options, chosen)
         return
     summary = nowcast_file(options.input, options.output, model=options.model, progress=True, **chosen, **form)
     print(summary.summary())
-    _report_scores(options, "nowcast", report, read)
-
-
-_ARCHIVE_OPTIONS = ("workers", "scheduler", "append", "keep_going")
-_WHOLE_RESULT_OPTIONS = ("truth", "report", "picture")  # options that need the whole result in one file
-
-
-def _is_archive_requested(options) -> bool:
-    """Return whether an option of archives was given."""
-    return any(options[name] is not None and options[name] is not False for name in _ARCHIVE_OPTIONS)
+    _report_scores(options, "nowcast", report, collect_nowcast_reading(options))
 
 
 def _compute_archive(task: str, options, chosen: dict) -> None:
     from fastds.archive.run import compute_archive
 
-    unsupported = [name for name in _WHOLE_RESULT_OPTIONS if options.get(name)]
+    unsupported = [name for name in WHOLE_RESULT_OPTIONS if options.get(name)]
     if unsupported:
         raise OptionError(unsupported[0], "is for results that are made at once; run fastds evaluate on an archive")
     execution = {name: chosen.pop(name) for name in ("dtype", "threads") if name in chosen}
     # for nowcasts, start is the initialization time
-    names = ("missing", "units", "stop") if task == "nowcast" else _READ_OPTIONS
+    names = ("missing", "units", "stop") if task == "nowcast" else READ_OPTIONS
     reading: Any = {name: chosen.pop(name) for name in names if name in chosen}
-    form = {"model": options.model, "progress": True} | execution | _collect_options(options, _ARCHIVE_OPTIONS)
+    form = {"model": options.model, "progress": True} | execution | collect_options(options, ARCHIVE_OPTIONS)
     summary = compute_archive(task, options.input, options.output, options=chosen, reading=reading, **form)
     print(summary.summary())
+
+
+def _run_watch(options) -> int:
+    from fastds.watch.command import run_watch
+
+    return run_watch(options, options.words)
 
 
 def _run_query(options) -> None:
@@ -194,7 +185,7 @@ def _run_query(options) -> None:
 
     chosen = {
         name: options[name]
-        for name in ("model", "outside", "var", "static", "threads", "precision", "device", "graph", *_READ_OPTIONS)
+        for name in ("model", "outside", "var", "static", "threads", "precision", "device", "graph", *READ_OPTIONS)
     }
     print(query_file(options.input, options.points, options.output, **chosen).summary())
 
@@ -207,7 +198,7 @@ def _run_evaluate(options) -> None:
         for file in files:
             check_target(file, options.csv)
     report = _collect_report_options(options, *files, options.input, options.csv)
-    chosen = _collect_options(options, ("input", "workers", "scheduler")) | _collect_read_options(options) | report
+    chosen = collect_options(options, ("input", "workers", "scheduler")) | collect_read_options(options) | report
     if "workers" in chosen or "scheduler" in chosen:
         from fastds.archive.evaluation import evaluate_archive
 
@@ -223,22 +214,22 @@ def _run_evaluate(options) -> None:
 def _run_check(options) -> int:
     from fastds.tasks.check import check_all
 
-    return check_all(options, _collect_options(options, _READ_OPTIONS))
+    return check_all(options, collect_options(options, READ_OPTIONS))
 
 
 def _run_convert(options) -> None:
     from fastds.tasks.convert import convert
 
-    print(convert(options, _collect_options(options, _READ_OPTIONS)))
+    print(convert(options, collect_options(options, READ_OPTIONS)))
 
 
 def _run_finetune(options) -> None:
     from fastds.tasks.finetune import finetune, format_scores
     from fastds.training.baseline_comparison import format_comparison
 
-    chosen = _collect_options(
+    chosen = collect_options(
         options,
-        ("max_minutes", "max_steps", "learning_rate", "threads", "device", "var", "static", "dynamics", *_READ_OPTIONS),
+        ("max_minutes", "max_steps", "learning_rate", "threads", "device", "var", "static", "dynamics", *READ_OPTIONS),
     )
     best = finetune(options.model, options.data, output=options.output, progress=True, **chosen)
     print("\n".join(filter(None, [format_scores(best), format_comparison(best), f"wrote {best}"])))
@@ -247,7 +238,7 @@ def _run_finetune(options) -> None:
 def _run_demo(options) -> None:
     from fastds.tasks.radar.demo import demo
 
-    demo(options.output, progress=True, **_collect_options(options, ("model", "seed", "size", "threads", "device")))
+    demo(options.output, progress=True, **collect_options(options, ("model", "seed", "size", "threads", "device")))
 
 
 def _run_train(argv: list[str]) -> int:
@@ -284,50 +275,6 @@ def _run_info(argv: list[str]) -> None:
     from fastds.info import main as info
 
     info()
-
-
-def _parse_z_r(options) -> dict:
-    """Return the option --z-r as an argument, if it was given."""
-    if options.z_r is None:
-        return {}
-    a, b = options.z_r
-    if not min(a, b) > 0:
-        raise OptionError("z_r", f"must be two positive numbers A B, got {a:g} {b:g}")
-    return {"z_r": (float(a), float(b))}
-
-
-def _parse_probability(options) -> dict:
-    """Return the option --probability as an argument, if it was given."""
-    if options.probability is None:
-        return {}
-    if options.report:
-        raise ValueError("--report draws forecasts, and --probability leaves none: give --members")
-    try:
-        return {"probability": [float(rate) for rate in options.probability.split(",")]}
-    except ValueError:
-        text = "--probability must be growing rain rates in mm/h such as 1,5,10"
-        raise ValueError(f"{text}, got {options.probability!r}") from None
-
-
-def _parse_mlcast_origin(options, task: str) -> dict:
-    """Return the metadata of an MLCast archive as the argument `origin`, if an archive was requested."""
-    from fastds.tasks.convert import make_origin
-
-    origin = make_origin(options)
-    if origin is None:
-        return {}
-    if task not in ("radar", "nowcast"):
-        raise ValueError(f"--to mlcast is for radar fields, and the model is for {task}")
-    if task == "nowcast" and (options.truth or options.report):
-        raise ValueError("--to mlcast leaves the starts of forecasts out, which --truth and --report need")
-    if _is_archive_requested(options):
-        raise ValueError("--to mlcast is for results that are made at once; fastds convert makes it of an archive")
-    return {"origin": origin}
-
-
-def _collect_read_options(options) -> dict:
-    """Return the options for reading files with observations: --var, --z-r and those in _READ_OPTIONS."""
-    return _collect_options(options, ("var", *_READ_OPTIONS)) | _parse_z_r(options)
 
 
 def _check_files(options, *names: str) -> None:
@@ -444,8 +391,9 @@ _SELF_PARSING_COMMANDS = {
     "info": _run_info,
 }
 _COMMANDS = {
-    "downscale": _run_downscale, "nowcast": _run_nowcast, "query": _run_query, "evaluate": _run_evaluate,
-    "check": _run_check, "convert": _run_convert, "finetune": _run_finetune, "demo": _run_demo,
+    "downscale": _run_downscale, "nowcast": _run_nowcast, "watch": _run_watch, "query": _run_query,
+    "evaluate": _run_evaluate, "check": _run_check, "convert": _run_convert, "finetune": _run_finetune,
+    "demo": _run_demo,
 }  # fmt: skip
 
 if __name__ == "__main__":
