@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 
 import numpy as np
 
 from fastds.data.grid.times import JITTER, estimate_time_step, find_times
 from fastds.watch.state import Input
 
+_FEW_TIMES = 4  # of which no time step is estimated if one is known
 _TIMES_FOR_CADENCE = 64  # times before and after the initialization time of which the time step is estimated
 
 
@@ -22,14 +23,22 @@ class Window:
     Attributes:
         files: Names of the files, in alphabetical order.
         gap: Description of the missing fields; "" if there is none.
+        cadence: Time step of the inputs in seconds; None: unknown.
     """
 
     files: list[str]
     gap: str = ""
+    cadence: float | None = None
 
 
 def select_window(
-    newest: str, inputs: Mapping[str, Input], find_offsets: Callable[[float], np.ndarray], count: int = 0
+    newest: str,
+    inputs: Mapping[str, Input],
+    find_offsets: Callable[[float], np.ndarray],
+    count: int = 0,
+    *,
+    unusable: Set[str] = frozenset(),
+    cadence: float | None = None,
 ) -> Window:
     """Select the files with the fields that a nowcast from the last time of a file needs.
 
@@ -42,26 +51,32 @@ def select_window(
         find_offsets: Function of the time step in seconds that returns the seconds before the initialization time at
             which fields are needed, ascending from 0.
         count: Least number of times in the files; 0: those that are needed.
+        unusable: Names of files of which only the times are used.
+        cadence: Time step in seconds if it is known from earlier files.
 
     Raises:
         ValueError: `find_offsets` raises it.
     """
     start = inputs[newest].valid_time
-    earlier = {name: one for name, one in inputs.items() if one.valid_time <= start}
+    earlier = {name: one for name, one in inputs.items() if one.valid_time <= start and name not in unusable}
     times = np.unique([time for one in earlier.values() for time in one.times])[-max(_TIMES_FOR_CADENCE, count) :]
-    # Later times, too: if a field is missing between the first two, these alone would give twice the time step.
-    near = np.union1d(times, [time for one in inputs.values() for time in one.times if time >= start])
+    # All times, also those of files that are not used: if a field is missing between two times, these alone would give
+    # twice the time step.
+    every = np.unique([time for one in inputs.values() for time in one.times])
+    place = int(np.searchsorted(every, start))
+    near = every[max(0, place - _TIMES_FOR_CADENCE) : place + _TIMES_FOR_CADENCE]
     if len(near) < 2:
-        return Window([newest], "a nowcast needs fields of two or more times; there is one")
-    cadence = estimate_time_step((near - near[0])[: len(times) + _TIMES_FOR_CADENCE])
+        return Window([newest], "a nowcast needs fields of two or more times; there is one", cadence)
+    if cadence is None or len(near) >= _FEW_TIMES:
+        cadence = estimate_time_step(near - near[0])
     seconds = times - times[0]
     requested = seconds[-1] - find_offsets(cadence)
     missing = requested[find_times(seconds, requested, JITTER * cadence) < 0]
     if len(missing):
         texts = ", ".join(_format_seconds(times[0] + one) for one in sorted(missing))
-        return Window([newest], f"no field of {texts}")
+        return Window([newest], f"no field of {texts}", cadence)
     first = min(requested[-1] - JITTER * cadence, seconds[-count:][0] if count else np.inf)
-    return Window(sorted(_cover(newest, earlier, times[seconds >= first - 1e-3])))
+    return Window(sorted(_cover(newest, earlier, times[seconds >= first - 1e-3])), "", cadence)
 
 
 def _cover(newest: str, inputs: Mapping[str, Input], times: np.ndarray) -> set[str]:

@@ -27,7 +27,7 @@ from fastds.watch.durable_files import (
 )
 from fastds.watch.event_log import EventLog
 from fastds.watch.heartbeat import Heartbeat
-from fastds.watch.input_windows import select_window
+from fastds.watch.input_windows import Window, select_window
 from fastds.watch.state import COMPUTED, DUPLICATE, LATE, REFUSED, SKIPPED, WAITING, Input, State
 from fastds.watch.wake_up import WakeUp
 
@@ -83,6 +83,7 @@ class Service:
         self.log, self.heartbeat, self.wake_up = log, heartbeat, wake_up
         self._refused: dict[str, tuple[Stamp, float]] = {}  # stamp, monotonic time of the next attempt
         self._attempts: dict[str, int] = {}
+        self._replaced: set[str] = set()  # inputs whose present contents have not been accepted
         self._has_scan_error, self._has_changed_input = False, False
 
     def run(self, once: bool) -> None:
@@ -145,6 +146,7 @@ class Service:
         for names in (self._refused, self._attempts):
             for name in names.keys() - found.keys():
                 del names[name]
+        self._replaced = {name for name, one in self.state.inputs.items() if one.stamp != found[name]}
         unknown = {name: stamp for name, stamp in found.items() if not self._is_known(name, stamp)}
         for name in self.arrivals.update(unknown):
             if self.wake_up.stop:
@@ -190,6 +192,7 @@ class Service:
     def _finish_candidate(self, name: str) -> None:
         self.arrivals.candidates.pop(name)
         self._refused.pop(name, None)
+        self._replaced.discard(name)
         self.state.mark_changed()
 
     def _set_status(self, name: str, one: Input) -> None:
@@ -250,15 +253,15 @@ class Service:
 
     def _find_next(self, tried: set[str]) -> tuple[str | None, list[str]]:
         """Return the waiting input with the earliest valid time whose input files are complete, and these files."""
-        inputs = self.state.inputs
-        waiting = [name for name, one in inputs.items() if one.status == WAITING and name not in tried]
+        inputs, left_out = self.state.inputs, tried | self._replaced
+        waiting = [name for name, one in inputs.items() if one.status == WAITING and name not in left_out]
         for name in sorted(waiting, key=lambda name: (inputs[name].valid_time, inputs[name].arrival, name)):
             if self.runner.command != "nowcast":
                 return name, [name]
             if self._is_superseded(name):
                 continue
             try:
-                window = select_window(name, inputs, self.runner.find_input_offsets, self.settings.window)
+                window = self._select_window(name)
             except (ValueError, OSError, ImportError) as error:
                 self._finish_without_output(name, REFUSED, "refused", format_error(error))
                 continue
@@ -269,6 +272,16 @@ class Service:
                 self.state.mark_changed()
                 self.log.write("gap", inputs=[name], valid_time=inputs[name].time, message=window.gap)
         return None, []
+
+    def _select_window(self, name: str) -> Window:
+        """Select the input files of a nowcast, and record the time step of the inputs."""
+        state, offsets = self.state, self.runner.find_input_offsets
+        known: dict[str, Any] = {"unusable": self._replaced, "cadence": state.cadence}
+        window = select_window(name, state.inputs, offsets, self.settings.window, **known)
+        if window.cadence != state.cadence:
+            state.cadence = window.cadence
+            state.mark_changed()
+        return window
 
     def _is_superseded(self, name: str) -> bool:
         """Skip a waiting nowcast if a later one is written, or if a file of the same time has arrived since."""

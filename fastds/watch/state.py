@@ -74,6 +74,7 @@ class State:
         inputs: Inputs by name. Those that are no longer in the input folder are dropped.
         outputs: Outputs by name. Those that were removed are dropped.
         newest: Valid time of the newest output that was ever written, in seconds since 1970; None: no output.
+        cadence: Time step of the inputs of nowcasts in seconds; None: unknown.
         computing: Output that is being written.
 
     Raises:
@@ -86,6 +87,7 @@ class State:
         self.inputs: dict[str, Input] = {}
         self.outputs: dict[str, Output] = {}
         self.newest: float | None = None
+        self.cadence: float | None = None
         self.computing: dict[str, Any] | None = None
         self._is_saved = True
         if self.path.exists():
@@ -98,7 +100,7 @@ class State:
             if version == _VERSION:
                 self.inputs = {name: Input(**values) for name, values in found["inputs"].items()}
                 self.outputs = {name: Output(**values) for name, values in found["outputs"].items()}
-                self.newest, self.computing = found["newest"], found["computing"]
+                self.newest, self.cadence, self.computing = (found[k] for k in ("newest", "cadence", "computing"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{self.path} is not a state file of fastds watch ({type(error).__name__}: {error}); move it away to "
@@ -128,6 +130,7 @@ class State:
             "version": _VERSION,
             "command": self.command,
             "newest": self.newest,
+            "cadence": self.cadence,
             "computing": self.computing,
             "inputs": {name: dataclasses.asdict(one) for name, one in self.inputs.items()},
             "outputs": {name: dataclasses.asdict(one) for name, one in self.outputs.items()},

@@ -19,7 +19,7 @@ from fastds._parsers import build_command_parser
 from fastds.cli import main
 from fastds.data import save_dataset, synthetic_event
 from fastds.watch import heartbeat, service, wake_up
-from fastds.watch.input_windows import select_window
+from fastds.watch.input_windows import Window, select_window
 from fastds.watch.state import Input
 from tests.support import watch_cases
 from tests.support.watch_cases import kinds
@@ -255,8 +255,8 @@ def make_inputs(times):
     }
 
 
-def select(newest, times, offsets=(0, 5), count=0):
-    window = select_window(newest, make_inputs(times), lambda cadence: 60.0 * np.array(offsets), count)
+def select(newest, times, offsets=(0, 5), count=0, **known):
+    window = select_window(newest, make_inputs(times), lambda cadence: 60.0 * np.array(offsets), count, **known)
     return "".join(window.files) if not window.gap else window.gap
 
 
@@ -273,6 +273,17 @@ def test_window_allows_for_jitter_and_reports_gaps():
     assert select("d", {"a": [0], "b": [5.2], "c": [10], "d": [14.9]}) == "cd"
     assert select("c", {"a": [0], "b": [5], "c": [15]}) == "no field of 1970-01-01T00:10:00"
     assert select("b", {"a": [0], "b": [10], "c": [15]}) == "no field of 1970-01-01T00:05:00"  # by the time step of c
+
+
+def test_window_knows_the_time_step_of_earlier_files():
+    def find(times, **known):
+        return select_window("b", make_inputs(times), lambda cadence: np.array([0, cadence]), **known)
+
+    few = {"a": [0], "b": [10]}
+    assert find(few) == Window(["a", "b"], "", 600.0)  # nothing else is known
+    assert find(few, cadence=300.0) == Window(["b"], "no field of 1970-01-01T00:05:00", 300.0)
+    assert find({"a": [0], "c": [5], "b": [10]}, unusable={"c"}).gap == "no field of 1970-01-01T00:05:00"
+    assert find({"0": [-20], "1": [-10], "a": [0], "b": [10]}, cadence=300.0) == Window(["a", "b"], "", 600.0)
 
 
 def test_window_of_files_with_several_times():

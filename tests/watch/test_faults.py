@@ -77,6 +77,18 @@ def test_changed_file_replaces_its_output(make_station):
     assert station.equals_single_command("r001.nc", ["r001.nc"]) and station.outputs() == ["r000.nc", "r001.nc"]
 
 
+def test_input_that_is_replaced_by_a_truncated_file_is_not_used(make_station):
+    station = make_station(EXTRAPOLATION)
+    station.arrive(0, 1)
+    station.turn()
+    station.arrive(1, share=0.5)
+    station.arrive(2)
+    status, events = station.turn()
+    assert status == 1 and kinds(events) == ["refused", "gap"] and station.outputs() == ["r001.nc"]
+    station.arrive(1)
+    assert kinds(station.turn()[1]) == ["duplicate", "computed"] and station.outputs() == ["r001.nc", "r002.nc"]
+
+
 def test_late_files_by_command_and_option(make_station):
     station = make_station(TRILINEAR)
     station.arrive(1)
