@@ -408,9 +408,9 @@ def test_files_that_do_not_fit_are_refused(coarse, tmp_path):
 
 
 def test_single_matching_weights_are_used(tmp_path, monkeypatch, network):
-    from fastds.models import checkpoint
+    from fastds.models import weight_files
 
-    monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(weight_files, "WEIGHTS", tmp_path)
     with pytest.raises(ValueError, match="none of the shipped weights take reflectivity .* no weights are shipped"):
         pick_model()
     variable = {"name": "reflectivity", "standard_name": "equivalent_reflectivity_factor", "units": "dBZ"}
