@@ -164,17 +164,8 @@ struct Run {
             case Kind::temporary: base = reinterpret_cast<intptr_t>(table.scratch) + plan.temporaries[a.index]; break;
             case Kind::packed: base = plan.packed[a.index].packed_data; break;
             case Kind::workspace: base = reinterpret_cast<intptr_t>(table.scratch) + plan.workspace_offset; break;
-            case Kind::sequence: {
-                if (!a.variable) return a.constant;
-                const bool list = PyList_CheckExact(a.constant.ptr());
-                PyObject* made = list ? PyList_New(a.items.size()) : PyTuple_New(a.items.size());
-                if (made == nullptr) throw py::error_already_set();
-                for (size_t k = 0; k < a.items.size(); ++k) {
-                    PyObject* item = fill(a.items[k]).release().ptr();
-                    list ? PyList_SET_ITEM(made, k, item) : PyTuple_SET_ITEM(made, k, item);
-                }
-                return py::reinterpret_steal<py::object>(made);
-            }
+            case Kind::sequence:
+                return a.variable ? make_sequence(a.items, PyList_CheckExact(a.constant.ptr()), *this) : a.constant;
         }
         return py::reinterpret_steal<py::object>(PyLong_FromLongLong(base + a.offset));
     }

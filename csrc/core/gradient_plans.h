@@ -24,6 +24,19 @@ struct Argument {
     bool variable = false;  // contains a slot
 };
 
+// Returns a list or a tuple of run.fill(item) for all items.
+template <class Run>
+py::object make_sequence(const std::vector<Argument>& items, bool list, const Run& run) {
+    const size_t n = items.size();
+    py::object made = py::reinterpret_steal<py::object>(list ? PyList_New(n) : PyTuple_New(n));
+    if (!made) throw py::error_already_set();
+    for (size_t k = 0; k < n; ++k) {
+        PyObject* item = run.fill(items[k]).release().ptr();
+        list ? PyList_SET_ITEM(made.ptr(), k, item) : PyTuple_SET_ITEM(made.ptr(), k, item);
+    }
+    return made;
+}
+
 // A call apply(run, *arguments) of an autograd function, or apply(*arguments) of another function, where `run` is null. An argument of kind `output` is result number `offset` of call `index`. An
 // argument of kind `input` with offset 1 is a view of the tensor.
 struct FunctionCall {
@@ -52,21 +65,9 @@ struct GradientRun {
             }
             case Kind::output: return outputs[a.index][a.offset];
             case Kind::sequence:
-                if (a.variable) return fill_sequence(a.items, PyList_CheckExact(a.constant.ptr()));
-                return a.constant;
+                return a.variable ? make_sequence(a.items, PyList_CheckExact(a.constant.ptr()), *this) : a.constant;
             default: return a.constant;
         }
-    }
-
-    py::object fill_sequence(const std::vector<Argument>& items, bool list) const {
-        const size_t n = items.size();
-        py::object made = py::reinterpret_steal<py::object>(list ? PyList_New(n) : PyTuple_New(n));
-        if (!made) throw py::error_already_set();
-        for (size_t k = 0; k < n; ++k) {
-            PyObject* item = fill(items[k]).release().ptr();
-            list ? PyList_SET_ITEM(made.ptr(), k, item) : PyTuple_SET_ITEM(made.ptr(), k, item);
-        }
-        return made;
     }
 
     void call(const FunctionCall& function) {
@@ -96,7 +97,7 @@ inline PyObject* run_gradient_plan(const GradientPlan& plan, const Key& key) {
     try {
         GradientRun run{key, {}};
         for (const FunctionCall& call : plan.calls) run.call(call);
-        py::object result = plan.result == 0 ? run.fill(plan.results[0]) : run.fill_sequence(plan.results, plan.result == 2);
+        py::object result = plan.result == 0 ? run.fill(plan.results[0]) : make_sequence(plan.results, plan.result == 2, run);
         return result.release().ptr();
     } catch (py::error_already_set& error) {
         error.restore();

@@ -153,9 +153,9 @@ inline int64_t call_for_int(PyObject* function) {
     return value;
 }
 
-// Returns whether an attribute of a module is true (a flag) or not negative (a level).
-inline bool attribute_is_set(PyObject* module, PyObject* name, bool level) {
-    PyObject* value = PyObject_GetAttr(module, name);
+// Returns whether an attribute is true (a flag) or not negative (a level).
+inline bool attribute_is_set(PyObject* object, PyObject* name, bool level) {
+    PyObject* value = PyObject_GetAttr(object, name);
     if (value == nullptr) {
         PyErr_Clear();
         return true;
@@ -174,22 +174,14 @@ inline bool is_observed() {
            attribute_is_set(t.forward_ad_module, t.forward_ad_name, true);
 }
 
-inline bool is_attribute_true(PyObject* object, PyObject* name) {
-    PyObject* value = PyObject_GetAttr(object, name);
-    const bool truth = value != Py_False;
-    if (value == nullptr) PyErr_Clear();
-    Py_XDECREF(value);
-    return truth;
-}
-
 // Appends to the key which tensors require a gradient and which of these are leaves, if gradients are recorded.
 inline bool add_gradients(Key& key) {
     if (!is_true(torch().grad_enabled)) return true;
     int64_t required = 0, leaves = 0;
     for (int k = 0; k < key.count; ++k) {
-        if (!is_attribute_true(key.objects[k], torch().requires_grad)) continue;
+        if (!attribute_is_set(key.objects[k], torch().requires_grad, false)) continue;
         required |= int64_t{1} << k;
-        if (is_attribute_true(key.objects[k], torch().is_leaf)) leaves |= int64_t{1} << k;
+        if (attribute_is_set(key.objects[k], torch().is_leaf, false)) leaves |= int64_t{1} << k;
     }
     key.tracked = required != 0;
     return !key.tracked || (key.add(kGradients) && key.add(required) && key.add(leaves));

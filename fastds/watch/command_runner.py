@@ -7,7 +7,7 @@ import shlex
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jsonargparse import ArgumentError
@@ -21,6 +21,9 @@ from fastds.data.reading import ReadOptions
 from fastds.models import load
 from fastds.models.checkpoint import ModelCache, use_model_cache
 from fastds.tasks.api import get_task_function, list_weightless_methods
+
+if TYPE_CHECKING:
+    from fastds.tasks.nowcast.pipeline import Options
 
 COMMANDS = ("nowcast", "downscale")
 # Options that need one input, one output, or the whole archive.
@@ -92,13 +95,12 @@ class CommandRunner:
         Raises:
             ValueError: The options do not fit the cadence.
         """
-        from fastds.tasks.nowcast.pipeline import Options, find_input_offsets
+        from fastds.tasks.nowcast.pipeline import find_input_offsets
 
         if cadence not in self._offsets:
             self._offsets.clear()
-            options = {name: value for name, value in self.arguments.items() if name in Options.__annotations__}
             with use_option_names(self.names), use_model_cache(self._models):
-                self._offsets[cadence] = find_input_offsets(self.model, cadence, Options(**options))
+                self._offsets[cadence] = find_input_offsets(self.model, cadence, _make_options(self.arguments))
         return self._offsets[cadence]
 
     def run(self, inputs: Sequence[Path], output: Path) -> list[str]:
@@ -162,20 +164,28 @@ def _check_supported(options) -> None:
 def _collect_arguments(command: str, options) -> tuple[str, dict[str, Any]]:
     if command == "downscale":
         return collect_downscale_arguments(options)
+    arguments = collect_nowcast_arguments(options)
+    _make_options(arguments)  # checks values
+    return "nowcast", arguments
+
+
+def _make_options(arguments: dict[str, Any]) -> Options:
+    """Return the options of forecasts among the arguments of nowcast_file.
+
+    Raises:
+        ValueError: An invalid value.
+    """
     from fastds.tasks.nowcast.pipeline import Options
 
-    arguments = collect_nowcast_arguments(options)
-    Options(**{name: value for name, value in arguments.items() if name in Options.__annotations__})  # checks values
-    return "nowcast", arguments
+    return Options(**{name: value for name, value in arguments.items() if name in Options.__annotations__})
 
 
 def _load_model(task: str, model: str | None, arguments: dict[str, Any]) -> None:
     """Load the model into the cache, with the errors of the task."""
     if task == "nowcast":
-        from fastds.tasks.nowcast.pipeline import Options, select_method
+        from fastds.tasks.nowcast.pipeline import select_method
 
-        options = {name: value for name, value in arguments.items() if name in Options.__annotations__}
-        select_method(model, Options(**options))
+        select_method(model, _make_options(arguments))
     elif task == "radar":
         from fastds.tasks.radar.methods import pick_model
 

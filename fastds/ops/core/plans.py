@@ -225,12 +225,13 @@ def record(function: Callable[..., Any], owner: object, args: tuple, kwargs: dic
         kwargs: keyword arguments.
     """
     key = (*args, *kwargs.values(), tuple(kwargs)) if kwargs else args
-    if _overlap(list(_tensors(key))):  # an address could belong to two inputs; a later call of the key is recorded
+    tensors = list(_tensors(key))
+    if _overlap(tensors):  # an address could belong to two inputs; a later call of the key is recorded
         return function(*args, **kwargs)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(key)):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         with gradient_plans.observe_functions(_module) as calls:
             result = function(*args, **kwargs)
-        _module.plans_set(gradient_plans.describe_calls(calls, list(_tensors(key)), result), owner, *key)
+        _module.plans_set(gradient_plans.describe_calls(calls, tensors, result), owner, *key)
         return result
     before = _module.plans_recording(True)
     description = None

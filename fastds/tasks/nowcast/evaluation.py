@@ -230,7 +230,7 @@ def check_truth(
             raise ValueError(
                 f"the grids differ: its coordinate {dim} and {input_dim} of the input are different places"
             )
-    before, after = (Timeline(s.raw[s.dims[0]].values, s.cadence) for s in (source, fields))
+    before, after = (Timeline.of(s) for s in (source, fields))
     names = _list_installed() if baselines is None else baselines
     known = max((make_baseline(name).known for name in names), default=1)
     required = (before, leads[0] * np.arange(1 - known, 1)), (after, leads)
@@ -290,7 +290,7 @@ class _ObservedFields:
         self.forecasts, self.known = forecasts, known
         datasets = zip((observed, truth), _NAMES, strict=True)
         self.sources = [open_reflectivity(dataset, var, z_r, what) for dataset, what in datasets]
-        self.lines = [Timeline(s.raw[s.dims[0]].values, s.cadence) for s in self.sources]
+        self.lines = [Timeline.of(s) for s in self.sources]
         for source, what in zip(self.sources, _NAMES, strict=True):
             check_grid(forecasts.variable, forecasts.factor, source, what)
 

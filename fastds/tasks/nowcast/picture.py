@@ -36,7 +36,7 @@ def write_picture(
         z_r: a and b of Z = a R^b for observed.
     """
     forecasts, source = Forecasts(forecast), to_reflectivity(observed, var, z_r=z_r)
-    line = Timeline(source.raw[source.dims[0]].values, source.cadence)
+    line = Timeline.of(source)
     start, fields = line.seconds_at(forecasts.starts[0]), forecasts.read_frames(0)
     # equally spaced, so that the motion between columns is comparable
     columns = range(0, len(fields) + 1, -(-len(fields) // _MAX_LEADS))

@@ -230,7 +230,7 @@ class NowcastPipeline:
             _find_interval(card, source.cadence, options),
         )
         self.leads = [(k + 1) * interval for k in range(_count_steps(options, interval))]
-        line = Timeline(source.raw[source.dims[0]].values, source.cadence)
+        line = Timeline.of(source)
         try:
             self.starts, notes = find_starts(line, method.known, interval, options.start, options.every)
         except ValueError as error:

@@ -25,6 +25,7 @@ from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.scores import ComparedFields, NowcastTable
 from fastds.tasks.nowcast.starts import Timeline, read_coarse_frames
 from fastds.tasks.probability.charts import make_probability_charts
+from fastds.tasks.probability.forecasts import ProbabilityForecasts
 
 _BASELINES = ("extrapolation", "persistence")  # the first available one is next to the forecast on the maps
 _MAX_BEFORE = 3  # number of observed frames on the maps before the forecast
@@ -189,7 +190,7 @@ def report_files(
     with open_input(output) as made, open_input(given, var, **reading) as observed:
         source = to_reflectivity(observed, var, z_r=z_r)
         forecasts = Forecasts(made)
-        before, after = _read_observed(forecasts, source)
+        before, after = read_frames_before(source, forecasts, 0), read_frames_after(source, forecasts, 0)
         maps = make_maps(forecasts, 0, before, after, {forecasts.name: forecasts.read_frames(0)})
         if len(forecasts.starts) > 1:
             maps.notes.insert(0, f"Maps of the first of {len(forecasts.starts)} starts.")
@@ -198,12 +199,37 @@ def report_files(
         Page(f"Forecast with {forecasts.name}", facts, maps=maps, further_maps=further).write(report)
 
 
-def _read_observed(forecasts: Forecasts, source: ReflectivityInput) -> tuple[np.ndarray, list[np.ndarray | None]]:
-    """Return the frames before the first initialization time, and the frame at each lead time or None."""
-    line = Timeline(source.raw[source.dims[0]].values, source.cadence)
-    start, form = line.seconds_at(forecasts.starts[0]), (forecasts.factor, forecasts.floor)
-    back = forecasts.leads[0] * np.arange(1 - _MAX_BEFORE, 1)
-    known = [place for shift in back if (place := line.find(start + shift)) is not None]
+def read_frames_before(
+    source: ReflectivityInput, forecasts: Forecasts | ProbabilityForecasts, number: int
+) -> np.ndarray:
+    """Return at most three observed frames (k, h, w) in dBZ up to an initialization time.
+
+    Args:
+        source: observed fields.
+        forecasts: forecasts, which give initialization times, lead times and cells.
+        number: index of the initialization time.
+    """
+    line = Timeline.of(source)
+    start = line.seconds_at(forecasts.starts[number])
+    shifts = forecasts.leads[0] * np.arange(1 - _MAX_BEFORE, 1)
+    known = [place for shift in shifts if (place := line.find(start + shift)) is not None]
+    if not known:
+        return np.empty((0, *(n // forecasts.factor for n in source.shape[1:])), np.float32)
+    return read_coarse_frames(source, known, forecasts.factor, forecasts.floor)
+
+
+def read_frames_after(
+    source: ReflectivityInput, forecasts: Forecasts | ProbabilityForecasts, number: int
+) -> list[np.ndarray | None]:
+    """Return the observed frame (h, w) in dBZ at each lead time, or None where there is none.
+
+    Args:
+        source: observed fields.
+        forecasts: forecasts, which give initialization times, lead times and cells.
+        number: index of the initialization time.
+    """
+    line = Timeline.of(source)
+    start = line.seconds_at(forecasts.starts[number])
     places = [line.find(start + lead) for lead in forecasts.leads]
-    after = [None if place is None else read_coarse_frames(source, [place], *form)[0] for place in places]
-    return read_coarse_frames(source, known, *form), after
+    form = forecasts.factor, forecasts.floor
+    return [None if place is None else read_coarse_frames(source, [place], *form)[0] for place in places]

@@ -41,6 +41,11 @@ class Timeline:
     def __init__(self, times: np.ndarray, cadence: float):
         self.times, self.seconds, self.cadence = times, compute_seconds_since_first(times), cadence
 
+    @classmethod
+    def of(cls, source: ReflectivityInput) -> Timeline:
+        """Return the times of radar fields."""
+        return cls(source.raw[source.dims[0]].values, source.cadence)
+
     def find(self, seconds: float) -> int | None:
         """Return the index of the time at `seconds`, or None."""
         found = int(find_times(self.seconds, np.asarray(seconds, np.float64), JITTER * self.cadence))

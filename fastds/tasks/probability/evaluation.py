@@ -36,7 +36,7 @@ class EvaluationItems:
     ):
         self.forecasts = forecasts = ProbabilityForecasts(prediction)
         self.source = source = open_reflectivity(truth, var, z_r, "TRUTH")
-        self.line = Timeline(source.raw[source.dims[0]].values, source.cadence)
+        self.line = Timeline.of(source)
         self.z_r, self.origin = self._find_z_r(z_r)
         check_grid(forecasts.variable, forecasts.factor, source, "TRUTH")
 

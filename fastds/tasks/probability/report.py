@@ -13,13 +13,11 @@ from fastds.data import ReflectivityInput, open_input, to_reflectivity
 from fastds.data.reading import ReadOptions
 from fastds.inference.run_facts import describe_run, get_file, read_settings
 from fastds.report import MapGrid, Maps, Page, check_report, make_probability_style, radar_style
-from fastds.tasks.nowcast.report import list_map_frames
-from fastds.tasks.nowcast.starts import Timeline, read_coarse_frames
+from fastds.tasks.nowcast.report import list_map_frames, read_frames_after, read_frames_before
 from fastds.tasks.probability.charts import make_probability_charts
 from fastds.tasks.probability.forecasts import ProbabilityForecasts
 from fastds.tasks.probability.scores import ComparedProbabilities, ProbabilityTable
 
-_MAX_BEFORE = 3  # number of observed frames on the maps before the forecast
 _RAIN_DBZ = 25.0  # the maps show the initialization time with the most observed cells above this reflectivity
 
 
@@ -99,16 +97,7 @@ def read_before(forecasts: ProbabilityForecasts, number: int, source: Reflectivi
         or tuple(n // forecasts.factor for n in source.shape[1:]) != forecasts.variable.shape[-2:]
     ):
         return np.empty((0, *forecasts.variable.shape[-2:]), np.float32)
-    line = Timeline(source.raw[source.dims[0]].values, source.cadence)
-    start = line.seconds_at(forecasts.starts[number])
-    places = [line.find(start + shift) for shift in forecasts.leads[0] * np.arange(1 - _MAX_BEFORE, 1)]
-    return _read(forecasts, source, [place for place in places if place is not None])
-
-
-def _read(forecasts: ProbabilityForecasts, source: ReflectivityInput, places: list[int]) -> np.ndarray:
-    if not places:
-        return np.empty((0, *forecasts.variable.shape[-2:]), np.float32)
-    return read_coarse_frames(source, places, forecasts.factor, forecasts.floor)
+    return read_frames_before(source, forecasts, number)
 
 
 def report_files(
@@ -134,10 +123,7 @@ def report_files(
     """
     with open_input(output) as made, open_input(given, var, **reading) as dataset:
         source, forecasts = to_reflectivity(dataset, var, z_r=z_r), ProbabilityForecasts(made)
-        line = Timeline(source.raw[source.dims[0]].values, source.cadence)
-        start = line.seconds_at(forecasts.starts[0])
-        places = [line.find(start + lead) for lead in forecasts.leads]
-        after = [None if place is None else _read(forecasts, source, [place])[0] for place in places]
+        after = read_frames_after(source, forecasts, 0)
         observed, probable = make_maps(forecasts, 0, read_before(forecasts, 0, source), after)
         if len(forecasts.starts) > 1:
             observed.notes.insert(0, f"Maps of the first of {len(forecasts.starts)} starts.")

@@ -36,7 +36,6 @@ from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, count_epilogue_passes,
 
 __all__ = ["conv3x3"]
 
-
 MAX_TORCH_ELEMENTS = 400  # size of an image that torch convolves in training, whatever the cost model says
 
 
