@@ -164,7 +164,8 @@ def _nowcast_parser() -> ArgumentParser:
         "--coarsen",
         type=int,
         metavar="N",
-        help="average N x N cells before the forecast (default: depends on the grid spacing of the training)",
+        help="average the output quantity over N x N cells before the forecast (default: depends on the grid spacing "
+        "of the training)",
     )
     parser.add_argument(
         "--block",
@@ -174,8 +175,8 @@ def _nowcast_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--smooth", action="store_true",
-        help="write the smooth forecast of least squared error (default: its intensities are matched to those of the "
-        "last frame)",
+        help="write the smooth forecast of least squared error, for rain rates the expected rain rate (default: its "
+        "intensities are matched to those of the last frame)",
     )  # fmt: skip
     parser.add_argument(
         "--members",

@@ -193,14 +193,14 @@ def nowcast(
         quantity: quantity of the output: "rate" in mm/h or "reflectivity" in dBZ. Default: "rate".
         var: name of the variable. Default: the only one that fits.
         z_r: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h. Default: zr_a and zr_b of the data, else (200, 1.6).
-        coarsen: number of cells along each axis that are averaged before the forecast. Default: depends on the grid
-            spacing in the model card.
+        coarsen: number of cells along each axis over which the output quantity is averaged before the forecast.
+            Default: depends on the grid spacing in the model card.
         interval: time between frames, such as "10min". Default: the shortest multiple of the data's interval in the
             range of the model card.
         block: number of frames after which the network restarts from its own forecasts. Default: it continues with its
             states.
-        smooth: keep the smooth forecast of least squared error. Default: False, its intensities are matched to those of
-            the last frame.
+        smooth: keep the smooth forecast of least squared error, for rain rates the expected rain rate. Default:
+            False, its intensities are matched to those of the last frame.
         members: number of ensemble members, along a new dimension realization. Default: a single forecast.
         seed: random seed of the ensemble. Default: 0.
         probability: rain rates in mm/h; the output has their exceedance probabilities in an ensemble in place of the

@@ -113,7 +113,11 @@ def test_rows_of_the_baselines_are_those_of_the_last_fields(event, table, name, 
 def test_coarser_forecasts_are_compared_with_means_of_the_truth(event, quantity):
     out = nowcast("persistence", event, steps=2, start="2024-06-01T12:30", coarsen=4, quantity=quantity)
     row = evaluate(out, event).rows["persistence (PRED)"]
-    z = np.clip(event["reflectivity"].values[6:9, :40, :52], 0, None).reshape(3, 10, 4, 13, 4).mean((2, 4))
+    z = np.clip(event["reflectivity"].values[6:9, :40, :52], 0, None)
+    # the quantity of the forecast is averaged
+    z = np.where(z > 0, 10 ** (z / 16), 0 * z) if quantity == "rate" else z
+    z = z.reshape(3, 10, 4, 13, 4).mean((2, 4))
+    z = np.maximum(16 * np.log10(np.maximum(z, 1e-9)), 0) if quantity == "rate" else z
     error = (np.clip(z[:1], 0, 60) - np.clip(z[1:], 0, 60)) ** 2
     np.testing.assert_allclose(row["mse"], np.nanmean(error, (1, 2)), rtol=1e-4)
 

@@ -311,7 +311,7 @@ class _ObservedFields:
         return [*(self._read(*one) for one in found), compute_wet_shares(source, places[-1], *form)]
 
     def _read(self, source, places: list[int]) -> np.ndarray:
-        return read_coarse_frames(source, places, self.forecasts.factor, self.forecasts.floor)
+        return read_coarse_frames(source, places, self.forecasts.cells)
 
 
 def check_grid(variable: xr.DataArray, factor: int, source: ReflectivityInput, what: str) -> None:

@@ -17,7 +17,7 @@ from fastds.data.grid.metadata import get_global_attributes, get_grid_mapping_at
 from fastds.data.grid.times import format_time, time_encoding, to_fine_resolution, to_seconds
 from fastds.data.radar.reflectivity import find_z_r
 from fastds.tasks.fields.alignment import MEMBER
-from fastds.tasks.nowcast.starts import Start
+from fastds.tasks.nowcast.starts import ForecastCells, Start
 
 REFERENCE, PERIOD = "forecast_reference_time", "forecast_period"
 QUANTITIES = {
@@ -189,8 +189,7 @@ class Forecasts:
         leads: (n,) lead times in seconds.
         z_r: a and b of Z = a R^b.
         name: name of the model.
-        factor: number of observed cells along the side of a forecast cell.
-        floor: lower limit of the model's range in dBZ.
+        cells: cells of the forecast.
         ceiling: upper limit of the model's range in dBZ.
 
     Raises:
@@ -210,8 +209,18 @@ class Forecasts:
         self.leads = np.array([to_seconds(lead) for lead in leads]) if leads.dtype.kind == "m" else leads.astype(float)
         self.z_r, _ = find_z_r(dataset, self.variable)
         settings = dataset.attrs
-        self.name, self.factor = str(settings["fastds_model"]), int(settings["fastds_coarsening"])
-        self.floor, self.ceiling = float(settings["fastds_floor_dBZ"]), float(settings["fastds_ceiling_dBZ"])
+        self.name, self.cells = str(settings["fastds_model"]), ForecastCells.from_attributes(settings, self.z_r)
+        self.ceiling = float(settings["fastds_ceiling_dBZ"])
+
+    @property
+    def factor(self) -> int:
+        """Number of observed cells along the side of a forecast cell."""
+        return self.cells.factor
+
+    @property
+    def floor(self) -> float:
+        """Lower limit of the model's range in dBZ."""
+        return self.cells.floor
 
     def read_frames(self, number: int) -> np.ndarray:
         """Return the forecast (n, h, w) of an initialization time in dBZ, NaN = missing.

@@ -21,6 +21,7 @@ from fastds.models.ensembles import (
     ErrorModel,
     ForecastFeatures,
     LagrangianNoise,
+    compute_expected_rain,
     convert_to_rain_rate,
     match_mean_rain,
     sample_reflectivity,
@@ -115,14 +116,11 @@ class Ensemble:
             start: time of the last frame.
             members: number of members.
         """
-        with self.execution.autocast():
-            mean = self.method(z, steps)
-        valid = ~np.isnan(z[-1])
         threshold = find_detection_threshold(z[-1], self.z_r)
-        if not (z[-1][valid] >= threshold).any():
-            yield from (np.full(mean.shape, self.floor, np.float32) for _ in range(members))
+        features = self._compute_features(z, paths, steps, threshold)
+        if features is None:
+            yield from (np.full((steps, *z.shape[1:]), self.floor, np.float32) for _ in range(members))
             return
-        features = ForecastFeatures(scale_known_frames(z, self.floor), torch.from_numpy(mean) - self.floor, paths)
         parameters = self._compute_parameters(features, threshold)
 
         def field(lead: int, numbers: np.ndarray) -> np.ndarray:
@@ -135,16 +133,49 @@ class Ensemble:
             drawn = noise.draw(make_noise_seed(self.seed, member, start), workers=torch.get_num_threads())
             yield np.stack([field(lead, numbers) for lead, numbers in enumerate(drawn)])
 
+    def compute_mean_rain(self, z: np.ndarray, paths: Tensor, steps: int) -> np.ndarray:
+        """Compute the expected rain rate, which is the mean of infinitely many members.
+
+        The rain rate of the mean reflectivity is lower, because the rain rate is a convex function of the reflectivity.
+
+        Args:
+            z: input frames (known >= 2, H, W) in dBZ, NaN = missing.
+            paths: see find_trajectories.
+            steps: number of forecast frames.
+
+        Returns:
+            (steps, H, W), reflectivity of the expected rain rate in dBZ, floor = no echo.
+        """
+        threshold = find_detection_threshold(z[-1], self.z_r)
+        features = self._compute_features(z, paths, steps, threshold)
+        if features is None:
+            return np.full((steps, *z.shape[1:]), self.floor, np.float32)
+        rain = functools.partial(self._convert_to_rain, threshold=threshold)
+        expected = [compute_expected_rain(p, rain).numpy() for p in self._compute_parameters(features, threshold)]
+        return rate_to_reflectivity(np.stack(expected), self.z_r, self.floor)
+
+    def _compute_features(self, z: np.ndarray, paths: Tensor, steps: int, threshold: float) -> ForecastFeatures | None:
+        """Return the features of the forecast of the method; None if the last frame is dry.
+
+        The arguments are those of compute_mean_rain, and the detection threshold in dBZ.
+        """
+        if not (z[-1] >= threshold).any():
+            return None
+        with self.execution.autocast():
+            mean = self.method(z, steps)
+        return ForecastFeatures(scale_known_frames(z, self.floor), torch.from_numpy(mean) - self.floor, paths)
+
+    def _convert_to_rain(self, z: Tensor, threshold: float) -> Tensor:
+        """Convert dB above the floor to mm/h, with no rain below the detection threshold in dBZ."""
+        z = (z + self.floor).clamp(max=self.ceiling)
+        return torch.where(z < threshold, 0.0, convert_to_rain_rate(z, self.z_r))
+
     def _compute_parameters(self, features: ForecastFeatures, threshold: float) -> list[tuple[Tensor, ...]]:
         """Return the fields m, s, g and e that the error model gives for each lead time.
 
         m is shifted, so that the expected mean rain approaches the mean rain of the advected last frame.
         """
-
-        def rain(z: Tensor) -> Tensor:
-            z = (z + self.floor).clamp(max=self.ceiling)
-            return torch.where(z < threshold, 0.0, convert_to_rain_rate(z, self.z_r))
-
+        rain = functools.partial(self._convert_to_rain, threshold=threshold)
         parameters, slope = [], 10 * self.z_r[1]
         for lead, target in enumerate(features.advect(rain(features.last))):
             raw = self.error_model(features.compute(lead, threshold - self.floor))

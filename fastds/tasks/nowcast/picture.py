@@ -45,7 +45,7 @@ def write_picture(
     x, y, unit = get_map_axes(forecast, str(source.dims[2]), str(source.dims[1]))
     of_members = f", mean of {format_count(forecasts.count, 'member')}" if forecasts.count else ""
     figure = forecast_strip(
-        [None if p is None else read_coarse_frames(source, [p], forecasts.factor, forecasts.floor)[0] for p in places],
+        [None if p is None else read_coarse_frames(source, [p], forecasts.cells)[0] for p in places],
         [None if k == 0 else fields[k - 1] for k in columns],
         [f"+{lead / 60:g} min" if lead else "start" for lead in leads],
         x=x,

@@ -66,6 +66,7 @@ from fastds.tasks.nowcast.members import (
 )
 from fastds.tasks.nowcast.methods import Method, pick_method
 from fastds.tasks.nowcast.starts import (
+    ForecastCells,
     Start,
     Timeline,
     compute_wet_shares,
@@ -92,13 +93,14 @@ class Options:
         quantity: "rate" (mm h-1) or "reflectivity" (dBZ).
         var: name of the variable; None: found by its attributes.
         z_r: a and b of Z = a R^b, mm6 m-3 and mm/h; None: attributes zr_a and zr_b of the file, else (200, 1.6).
-        coarsen: number of cells of the file along the side of a forecast cell, averaged in reflectivity; None: the
-            smallest that brings the grid spacing into the range of the model card.
+        coarsen: number of cells of the file along the side of a forecast cell, which are averaged in rain rate, or in
+            reflectivity if that is the quantity; None: the smallest that brings the grid spacing into the range of the
+            model card.
         interval: time between frames, a multiple of the file's time step; None: the shortest in the range of the model
             card.
         block: number of frames after which the network restarts from the last forecast frames; None: no restart.
         smooth: keep the smooth forecast of least squared error: intensities are not matched to the last frame, and the
-            wet area is not limited.
+            wet area is not limited. Rain rates are then the expected rain rates of the error model, see members.py.
         members: number of ensemble members along a new first dimension `realization`; None: a single forecast.
         seed: random seed of the ensemble; None: 0. Member k of an initialization time does not depend on the number of
             members.
@@ -159,6 +161,11 @@ class Options:
     def n_members(self) -> int:
         """Number of members that are drawn, 0 for a single forecast."""
         return self.members or (0 if self.probability is None else DEFAULT_MEMBERS)
+
+    @property
+    def is_expected_rain(self) -> bool:
+        """Whether the forecast is the expected rain rate of the error model."""
+        return self.smooth and self.quantity == "rate" and not self.n_members
 
 
 def _create_change_counts() -> ChangeCounts:
@@ -236,7 +243,9 @@ class NowcastPipeline:
         except ValueError as error:
             step = line.cadence if options.interval is None else interval
             raise ValueError(f"{error}{method.suggest_baseline(line, step, options.start, options.every)}") from None
-        self.settings = _make_settings(method, self.factor, interval, options, self.execution, self.z_r, origin)
+        rain_z_r = self.z_r if options.quantity == "rate" and self.factor > 1 else None
+        self.cells = ForecastCells(self.factor, float(cast(float, card.floor_dbz)), rain_z_r)
+        self.settings = _make_settings(method, self.cells, interval, options, self.execution, self.z_r, origin)
         coarser = _describe_coarsening(source, self.factor, spacing, interval)
         if coarser:
             self.settings["fastds_resolution"] = coarser
@@ -249,6 +258,9 @@ class NowcastPipeline:
         shape = len(self.starts), len(self.leads), *plane
         self.dim = REFERENCE if len(self.starts) > 1 else ""
         self.first, self.ensemble, self.changes = _make_first_coordinate(options), None, _create_change_counts()
+        self.error_model = None
+        if options.is_expected_rain:
+            self.error_model = Ensemble(method, self.execution, 0, self.z_r)
         lead = {} if self.first is None else dict(zip(self.first.dims, self.first.shape, strict=True))
         if options.n_members:
             kind = NetworkEnsemble if method.draws_members else Ensemble
@@ -328,8 +340,7 @@ class NowcastPipeline:
 
     def _read_known(self, frames: Sequence[int]) -> np.ndarray:
         """Return frames of the source on the cells of the forecast, in dBZ, oriented as for the method."""
-        z = read_coarse_frames(self.source, list(frames), self.factor, cast(float, self.method.card.floor_dbz))
-        return z[self._order].copy()
+        return read_coarse_frames(self.source, list(frames), self.cells)[self._order].copy()
 
     @property
     def _order(self) -> tuple:
@@ -342,6 +353,8 @@ class NowcastPipeline:
     def _compute_frames(self, known: np.ndarray, paths: torch.Tensor | None, start: Start) -> Iterable[np.ndarray]:
         """Return the forecast, its members, or the exceedance probabilities, each (leads, h, w)."""
         steps, count = len(self.leads), self.options.n_members
+        if self.error_model is not None:
+            return [self.error_model.compute_mean_rain(known, cast(torch.Tensor, paths), steps)]
         if self.ensemble is None:
             with self.execution.autocast():
                 forecast = self.method(known, steps)
@@ -467,30 +480,44 @@ def _count_steps(options: Options, interval: float) -> int:
 
 
 def _make_settings(
-    method: Method, factor: int, interval: float, options: Options, execution: ExecutionConfig, z_r, origin: str
+    method: Method,
+    cells: ForecastCells,
+    interval: float,
+    options: Options,
+    execution: ExecutionConfig,
+    z_r: tuple[float, float],
+    origin: str,
 ):
     """Return the attributes that record the settings."""
-    dry_below = compute_min_echo(z_r) if options.n_members else method.dry_below
+    dry_below = method.dry_below
+    if options.n_members:
+        dry_below = compute_min_echo(z_r)
+    elif options.is_expected_rain:
+        dry_below = cells.floor
     settings = {
         "fastds_version": fastds.__version__,
         "fastds_model": method.name,
         "fastds_input_steps": method.known,
         "fastds_interval_s": interval,
-        "fastds_coarsening": factor,
+        "fastds_coarsening": cells.factor,
         "fastds_block": options.block or 0,
         "fastds_smooth": int(options.smooth),
         **execution.attributes(),
-        "fastds_floor_dBZ": float(cast(float, method.card.floor_dbz)),
+        "fastds_floor_dBZ": cells.floor,
         "fastds_ceiling_dBZ": float(cast(float, method.card.ceiling_dbz)),
         "fastds_dry_below_dBZ": dry_below,
         "fastds_dry_below_mm_h": round(float(reflectivity_to_rate(dry_below, z_r)), 4),
         "fastds_z_r": f"Z = {z_r[0]:g} R^{z_r[1]:g}, {origin}",
     }
+    if cells.factor > 1:
+        settings["fastds_averaged"] = cells.describe_average()
     if method.card.licence:
         settings["fastds_model_licence"] = method.card.licence
     if options.n_members:
         errors = NETWORK_NOISE if method.draws_members else ERROR_MODEL
         settings |= {"fastds_members": options.n_members, "fastds_seed": options.seed or 0, "fastds_errors": errors}
+    elif options.is_expected_rain:
+        settings["fastds_errors"] = ERROR_MODEL
     return settings
 
 

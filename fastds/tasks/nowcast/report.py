@@ -215,7 +215,7 @@ def read_frames_before(
     known = [place for shift in shifts if (place := line.find(start + shift)) is not None]
     if not known:
         return np.empty((0, *(n // forecasts.factor for n in source.shape[1:])), np.float32)
-    return read_coarse_frames(source, known, forecasts.factor, forecasts.floor)
+    return read_coarse_frames(source, known, forecasts.cells)
 
 
 def read_frames_after(
@@ -231,5 +231,4 @@ def read_frames_after(
     line = Timeline.of(source)
     start = line.seconds_at(forecasts.starts[number])
     places = [line.find(start + lead) for lead in forecasts.leads]
-    form = forecasts.factor, forecasts.floor
-    return [None if place is None else read_coarse_frames(source, [place], *form)[0] for place in places]
+    return [None if place is None else read_coarse_frames(source, [place], forecasts.cells)[0] for place in places]

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas
 
 from fastds._options import OptionError
-from fastds.data import ReflectivityInput, coarsen, cut_to_multiple
+from fastds.data import ReflectivityInput, coarsen, cut_to_multiple, rate_to_reflectivity, reflectivity_to_rate
 from fastds.data.grid.times import (
     JITTER,
     compute_seconds_since_first,
@@ -20,6 +22,8 @@ from fastds.data.grid.times import (
     to_seconds,
 )
 from fastds.data.grid.variables import parse_duration
+
+AVERAGED_RAIN = "rain rate"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,20 +171,67 @@ def _make_start(line: Timeline, seconds: float, known: int, interval: float) -> 
     return Start(line.times[frames[-1]], tuple(frames))
 
 
-def read_coarse_frames(source: ReflectivityInput, index: list[int], factor: int, floor: float) -> np.ndarray:
-    """Read frames in dBZ on cells of factor x factor pixels; cells with missing pixels are missing.
+@dataclasses.dataclass(frozen=True)
+class ForecastCells:
+    """Cells of a forecast, which are averages of factor x factor pixels.
+
+    Attributes:
+        factor: side of a cell in pixels.
+        floor: lower end of the range of the forecast in dBZ.
+        rain_z_r: a and b of Z = a R^b if the rain rate is averaged, which preserves the mean rain; None if reflectivity
+            is averaged.
+    """
+
+    factor: int
+    floor: float
+    rain_z_r: tuple[float, float] | None = None
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any], z_r: tuple[float, float]) -> ForecastCells:
+        """Return the cells of a forecast from the attributes of its file.
+
+        Args:
+            attributes: global attributes; without those of fastds, the cells are pixels.
+            z_r: a and b of Z = a R^b of the forecast.
+        """
+        averages_rain = attributes.get("fastds_averaged") == AVERAGED_RAIN
+        factor, floor = int(attributes.get("fastds_coarsening", 1)), float(attributes.get("fastds_floor_dBZ", 0.0))
+        return cls(factor, floor, z_r if averages_rain else None)
+
+    def describe_average(self) -> str:
+        """Return the value of the attribute fastds_averaged."""
+        return AVERAGED_RAIN if self.rain_z_r else "reflectivity"
+
+    def average(self, z: np.ndarray) -> np.ndarray:
+        """Average frames.
+
+        Args:
+            z: (n, H, W) in dBZ, NaN = missing.
+
+        Returns:
+            (n, H // factor, W // factor) in dBZ; cells with missing pixels are missing. With factor 1, z itself.
+        """
+        if self.factor == 1:
+            return z
+        z = cut_to_multiple(z, self.factor)
+        if self.rain_z_r is None:
+            return coarsen(z, self.factor, floor=self.floor)
+        rain = coarsen(reflectivity_to_rate(z, self.rain_z_r, self.floor), self.factor)
+        return rate_to_reflectivity(rain, self.rain_z_r, self.floor)
+
+
+def read_coarse_frames(source: ReflectivityInput, index: list[int], cells: ForecastCells) -> np.ndarray:
+    """Read frames of a source in dBZ on the cells of a forecast.
 
     Args:
         source: radar fields.
         index: indices of the frames.
-        factor: side of a cell in pixels.
-        floor: lower values are raised to the floor (dBZ) before averaging.
+        cells: cells of the forecast.
 
     Returns:
-        (n, H // factor, W // factor).
+        (n, H // factor, W // factor), NaN = missing.
     """
-    z = source.frames(index)
-    return z if factor == 1 else coarsen(cut_to_multiple(z, factor), factor, floor=floor)
+    return cells.average(source.frames(index))
 
 
 def compute_wet_shares(source: ReflectivityInput, index: int, factor: int, floor: float) -> np.ndarray:

@@ -67,7 +67,7 @@ class EvaluationItems:
         return ComparedProbabilities(number, forecasts.read(number), after)
 
     def _read(self, place: int) -> np.ndarray:
-        return read_coarse_frames(self.source, [place], self.forecasts.factor, self.forecasts.floor)[0]
+        return read_coarse_frames(self.source, [place], self.forecasts.cells)[0]
 
     def score(self, item: ComparedProbabilities) -> ScoreSums:
         """Compute the tallies of an initialization time."""

@@ -14,6 +14,7 @@ from fastds.data.grid.times import add_seconds, to_seconds
 from fastds.data.grid.variables import is_dbz, parse_rain_units
 from fastds.data.radar.reflectivity import find_z_r, rate_to_reflectivity
 from fastds.tasks.nowcast.forecasts import PERIOD, REFERENCE, THRESHOLD
+from fastds.tasks.nowcast.starts import ForecastCells
 
 _RELATION = "spp__relative_to_threshold"
 # Values of the attribute _RELATION -> whether a value equal to the threshold is an event.
@@ -67,8 +68,7 @@ class ProbabilityForecasts:
         has_leads: whether the lead times are known.
         z_r: a and b of Z = a R^b.
         name: name of the model.
-        factor: number of observed cells along the side of a forecast cell.
-        floor: lower values of observed reflectivity are raised to this floor (dBZ) before they are averaged.
+        cells: cells of the forecast.
         notes: sentences about conversions.
 
     Raises:
@@ -101,11 +101,18 @@ class ProbabilityForecasts:
         order = [dim for dim in (REFERENCE, PERIOD) if dim in times] if len(times) == 2 else times
         self.variable = field.transpose(threshold, *order, *places)
         settings = dataset.attrs
-        self.name, self.factor = (
-            str(settings.get("fastds_model", "prediction")),
-            int(settings.get("fastds_coarsening", 1)),
-        )
-        self.floor = float(settings.get("fastds_floor_dBZ", 0.0))
+        self.name = str(settings.get("fastds_model", "prediction"))
+        self.cells = ForecastCells.from_attributes(settings, self.z_r)
+
+    @property
+    def factor(self) -> int:
+        """Number of observed cells along the side of a forecast cell."""
+        return self.cells.factor
+
+    @property
+    def floor(self) -> float:
+        """Lower values of observed reflectivity in dBZ are raised to this floor before they are averaged."""
+        return self.cells.floor
 
     def _find_scale(self, field: xr.DataArray) -> float:
         """Return the factor that converts the variable to fractions, from its units."""
