@@ -93,10 +93,12 @@ def _downscale_parser() -> ArgumentParser:
         help="radar: factor of the time resolution, 2 or 4; 4 applies the model twice (default: 2)",
     )
     parser.add_argument(
-        "--coarsened", choices=["linear_z", "dbz", "plain_dbz", "mean"],
-        help="how the values of IN average finer cells, if that is known; the output is then corrected so that the "
-        "same average nearly gives IN. Radar fields: linear_z (mean of Z), dbz (mean of dBZ after raising values below "
-        "the floor to the floor) or plain_dbz (mean of unchanged dBZ). Gridded fields: mean (default: not known)",
+        "--coarsened", choices=["auto", "unknown", "linear_z", "dbz", "plain_dbz", "mean"],
+        help="how the values of IN average finer cells; the output is then corrected so that the same average nearly "
+        "gives IN. Radar fields: linear_z (mean of Z), dbz (mean of dBZ after raising values below the floor to the "
+        "floor), plain_dbz (mean of unchanged dBZ), auto (find it from the values, and do not correct the output if "
+        "they show none) or unknown (do not correct the output). Gridded fields: mean or unknown (default: auto for "
+        "radar, unknown for gridded fields)",
     )  # fmt: skip
     parser.add_argument(
         "--smooth", action="store_const", const=True,

@@ -107,9 +107,10 @@ def downscale(
             from the model card: {NAME: VARIABLE}, or {NAME: [low, high]} with the range in the units of the data, or
             {VARIABLE: [low, high]} for all variables in the order of the model's channels. Default: as in the model
             card.
-        coarsened: radar, fields: how the input averages finer cells, if that is known; the output is then corrected so
-            that the same average nearly gives the input. Radar: "linear_z", "dbz" or "plain_dbz"; fields: "mean".
-            Default: not known.
+        coarsened: radar, fields: how the input averages finer cells; the output is then corrected so that the same
+            average nearly gives the input. Radar: "linear_z", "dbz", "plain_dbz", "auto" (estimated from the
+            values) or "unknown" (no correction); fields: "mean" or "unknown". Default: "auto" for radar, "unknown"
+            for fields.
         level: humidity: value of the vertical coordinate. Default: the only level.
         members: radar, humidity: number of ensemble members, along a new dimension realization. Default: a single
             field.
@@ -290,9 +291,10 @@ def predict(
             from the model card: {NAME: VARIABLE}, or {NAME: [low, high]} with the range in the units of the data, or
             {VARIABLE: [low, high]} for all variables in the order of the model's channels. Default: as in the model
             card.
-        coarsened: radar, fields: how the input averages finer cells, if that is known; the output is then corrected so
-            that the same average nearly gives the input. Radar: "linear_z", "dbz" or "plain_dbz"; fields: "mean".
-            Default: not known.
+        coarsened: radar, fields: how the input averages finer cells; the output is then corrected so that the same
+            average nearly gives the input. Radar: "linear_z", "dbz", "plain_dbz", "auto" (estimated from the
+            values) or "unknown" (no correction); fields: "mean" or "unknown". Default: "auto" for radar, "unknown"
+            for fields.
         level: humidity: value of the vertical coordinate. Default: the only level.
         members: radar, humidity, nowcasts: number of ensemble members, along a new dimension realization. Default: a
             single field.

@@ -77,6 +77,7 @@ class FieldsPipeline:
         self.method, self.note = pick_method(model, dataset, self.grid, static)
         self.execution = resolve_execution(self.method.model, threads, precision, device, graph)
         check_inside(self.grid, *self.target)
+        coarsened = None if coarsened in ("auto", "unknown") else coarsened
         if coarsened not in (None, *COARSENING_OPERATORS):
             raise OptionError(
                 "coarsened", f"must be {' or '.join(COARSENING_OPERATORS)} for gridded fields, got {coarsened!r}"

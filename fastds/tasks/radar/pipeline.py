@@ -27,9 +27,10 @@ from fastds.inference.ood.score import OODReport, assess_inputs, select_evenly
 from fastds.inference.ood.statistics import compute_motion_statistics
 from fastds.models import ModelCard
 from fastds.tasks.fields.alignment import make_member_coordinate
+from fastds.tasks.radar.coarsening_estimate import AUTO, UNKNOWN, CoarseningEstimate, estimate_coarsening
 from fastds.tasks.radar.dynamics import join_names, read_channels
 from fastds.tasks.radar.members import ERROR_MODEL, RadarEnsemble, check_members
-from fastds.tasks.radar.methods import pick_model
+from fastds.tasks.radar.methods import Baseline, pick_model
 from fastds.tasks.radar.tiled_run import TiledInference
 
 TIME_FACTORS = (2, 4)
@@ -52,7 +53,7 @@ class RadarPipeline:
         if time_factor not in TIME_FACTORS:
             raise OptionError("time_factor", f"must be 2 or 4 (applied by recursion), got {time_factor}")
         check_execution(threads, precision, device, graph)
-        if coarsened is not None:
+        if coarsened not in (None, AUTO, UNKNOWN):
             check_modes([coarsened], "coarsened")
         self.model, self.note = pick_model(model)
         check_model(self.model)
@@ -74,6 +75,12 @@ class RadarPipeline:
         self.settings = resolve_execution(self.model, threads, precision, device, graph)
         cards = self.model.card.static_variables
         self.maps = static_maps(static, source.raw, source.dataset, cards) if needed else None
+        self.estimate = self._estimate_coarsening() if coarsened in (None, AUTO) else None
+        self.smooth = bool(smooth)
+        if self.estimate is not None:
+            coarsened = self.estimate.choose_correction(self.smooth)
+        elif coarsened in (None, AUTO, UNKNOWN):
+            coarsened = None
         drawn = None if members is None else RadarEnsemble(int(members), int(seed or 0), self.model.card)
         self.first = None if drawn is None else make_member_coordinate(drawn.count)
         with inference_context(self.model, self.settings):
@@ -86,6 +93,12 @@ class RadarPipeline:
         if self.first is not None:
             dims, shape = (*self.first.dims, *dims), (*self.first.shape, *shape)
         self.variables: dict[str, Any] = {source.source_name: (dims, shape)}
+
+    def _estimate_coarsening(self) -> CoarseningEstimate | None:
+        """Estimate how the input averages finer cells; None for baselines and for factors other than 2."""
+        if isinstance(self.model, Baseline) or self.model.config.get("scale", 2) != 2:
+            return None
+        return estimate_coarsening(self.source)
 
     def make_chunks(self, steps: int) -> list[Chunk]:
         """Return chunks within segments. A frame needs its neighbours, and further frames for the motion."""
@@ -162,6 +175,7 @@ class RadarPipeline:
         """Return the summary of the run."""
         drawn = [] if self.first is None else [f"{self.first.size} members, error model {ERROR_MODEL}"]
         notes = [self.note, *self.source.notes, *describe_single_time(self.source), *self.tiled.notes(), *drawn]
+        notes += [] if self.estimate is None else self.estimate.make_notes(self.smooth)
         notes += [f"read in addition to the reflectivity: {self.dynamics_text}"] * bool(self.dynamics_text)
         notes += self.settings.make_notes()
         return RunSummary(self.model.card.name, self._make_attributes(), notes)
@@ -174,6 +188,8 @@ class RadarPipeline:
     def _make_attributes(self) -> dict:
         """Return the attributes that record the settings."""
         neighbours = {"fastds_dynamics": self.dynamics_text} if self.dynamics_text else {}
+        if self.estimate is not None and self.estimate.mode is not None:
+            neighbours["fastds_coarsened_estimate"] = f"{self.estimate.mode}: {self.estimate.reason}"
         return self.tiled.make_attributes() | neighbours | self.ood.attributes()
 
 

@@ -81,9 +81,9 @@ def downscale(
             1]} the range in the units of the dataset. Or all variables by their names in the dataset with their ranges,
             in the order of the model's channels. Text is parsed as on the command line. The ends of a range are scaled
             to 0 and 1; values outside are clipped, missing values are 0.
-        coarsened: how the dataset averages finer cells, if known: "linear_z", "dbz" or "plain_dbz", see
-            fastds.data.coarsen. The result, or the centre of the ensemble, is then back-projected, see
-            fastds.tasks.radar.back_projection.
+        coarsened: how the dataset averages finer cells: "linear_z", "dbz" or "plain_dbz", see fastds.data.coarsen. The
+            result, or the centre of the ensemble, is then back-projected, see fastds.tasks.radar.back_projection. None
+            or "auto" estimates it for networks, see coarsening_estimate.py; "unknown" does not correct the result.
         members: number of ensemble members along a new first dimension `realization`, with realistic detail and errors;
             None: a single field.
         seed: random seed of the ensemble; None: 0.
