@@ -198,7 +198,8 @@ def select_maps(
             field = field.expand_dims(name)
     field = field.transpose("_row", "_column", y, x)
     rows = thresholds or members or [""]
-    title = ", ".join(filter(None, (_describe(field, dataset), *(members[:1] if thresholds else []), start)))
+    quantity = _describe(field, dataset, "probability" if thresholds else "")
+    title = ", ".join(filter(None, (quantity, *(members[:1] if thresholds else []), start)))
     if not thresholds and len(rows) == 1 and rows != [""]:
         title, rows = f"{title}, {rows[0]}", [""]
     style = _choose_style(field, bool(thresholds))
@@ -230,10 +231,16 @@ def _choose_style(field: xr.DataArray, is_probability: bool) -> FieldStyle:
     return choose_style(field.attrs, str(field.name or ""), *find_limits(field), is_probability=is_probability)
 
 
-def _describe(field: xr.DataArray, dataset: xr.Dataset | None) -> str:
-    """Return quantity and method of a field as text."""
+def _describe(field: xr.DataArray, dataset: xr.Dataset | None, name: str = "") -> str:
+    """Return quantity and method of a field as text.
+
+    Args:
+        field: field with its attributes.
+        dataset: dataset of the field, or None.
+        name: name of the quantity; "": from the attributes.
+    """
     attrs = field.attrs
-    name = str(attrs.get("long_name") or attrs.get("standard_name") or field.name or "").replace("_", " ")
+    name = name or str(attrs.get("long_name") or attrs.get("standard_name") or field.name or "").replace("_", " ")
     model = "" if dataset is None else str(dataset.attrs.get("fastds_model", ""))
     return f"{name} with {model}" if model and name else name or model
 

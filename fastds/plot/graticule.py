@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,7 @@ class Graticule:
     left: list[Mark]
 
 
+@functools.lru_cache(maxsize=8)  # all maps of a figure have the same location
 def find_graticule(location: Location, most: int = 5) -> Graticule:
     """Find round parallels and meridians on a map.
 
@@ -50,8 +52,10 @@ def find_graticule(location: Location, most: int = 5) -> Graticule:
     box = location.bounds
     parallels = select_degrees(box.south, box.north, most)
     meridians = select_degrees(box.west, box.east, most)
-    lines = location.project_lines(_make_lines(box, parallels, meridians))
     nodes = location.nodes
+    if nodes is not None and len(meridians) > 1 and meridians[-1] - meridians[0] >= 360:
+        meridians = meridians[:-1]  # the first one
+    lines = location.project_lines(_make_lines(box, parallels, meridians))
     if location.unit == "degrees" or nodes is None:
         bottom, left = [(level, level) for level in meridians], [(level, level) for level in parallels]
     else:

@@ -83,24 +83,25 @@ class Location:
             dataset: dataset with the grid mapping of the field; None: the coordinates of the field.
         """
         y, x = (find_axis(field, dim) for dim in field.dims[-2:])
-        if y.values is None or x.values is None or x.unit != y.unit:
-            x = y = Axis(None, "pixels")
-        if x.unit == "degrees":
+        if x.unit == y.unit == "degrees":
             return cls(x.values, y.values, "degrees")
-        return cls(x.values, y.values, x.unit, _find_nodes(field, dataset, x, y))._with_pixels(field)
+        if x.unit == y.unit == "km":
+            return cls(x.values, y.values, "km", _find_nodes(field, dataset, x, y))
+        return cls._in_pixels(field, _find_nodes(field, dataset, Axis(None, "pixels"), Axis(None, "pixels")))
 
-    def _with_pixels(self, field: xr.DataArray) -> Location:
-        """Return a location in pixels with coordinates, if positions are known, else this location."""
-        if self.unit != "pixels" or self.nodes is None:
-            return self
+    @classmethod
+    def _in_pixels(cls, field: xr.DataArray, nodes: Nodes | None) -> Location:
+        """Return a location in pixels, in which north is up and east is right as far as that is known."""
         height, width = field.shape[-2:]
-        nodes, x, y = self.nodes, np.arange(width) + 0.5, height - 0.5 - np.arange(height)
-        # north is up and east is right
+        x, y = np.arange(width) + 0.5, height - 0.5 - np.arange(height)
+        if nodes is None:
+            up, right = (_is_ascending(field, dim) for dim in field.dims[-2:])
+            return cls(width - x if right is False else x, height - y if up else y, "pixels")
         if np.nanmean(np.diff(nodes.latitude, axis=0)) > 0:
             nodes, y = dataclasses.replace(nodes, y=height - nodes.y), height - y
         if np.nanmean(np.diff(np.unwrap(nodes.longitude, period=360.0), axis=1)) < 0:
             nodes, x = dataclasses.replace(nodes, x=width - nodes.x), width - x
-        return dataclasses.replace(self, x=x, y=y, nodes=nodes)
+        return cls(x, y, "pixels", nodes)
 
     @property
     def is_known(self) -> bool:
@@ -230,7 +231,7 @@ def find_edges(centres: Any, size: int) -> np.ndarray:
         size: number of cells.
 
     Raises:
-        ValueError: another number of centres.
+        ValueError: another number of centres, or centres that neither ascend nor descend.
     """
     if centres is None:
         return np.arange(size + 1, dtype=float)
@@ -239,13 +240,16 @@ def find_edges(centres: Any, size: int) -> np.ndarray:
         raise ValueError(f"coordinate must have {size} cell centres, got shape {centres.shape}")
     if size == 1:
         return np.array([centres[0] - 0.5, centres[0] + 0.5])
+    steps = np.diff(centres)
+    if not (np.all(steps > 0) or np.all(steps < 0)):
+        raise ValueError("cell centres must ascend or descend; sort the coordinate with data.sortby first")
     middles = (centres[1:] + centres[:-1]) / 2
     return np.concatenate([[2 * centres[0] - middles[0]], middles, [2 * centres[-1] - middles[-1]]])
 
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """Cell centres of an axis (None without a usable coordinate) and their unit ("pixels" if it is unknown)."""
+    """Values of a coordinate (None without a usable one) and their unit ("pixels" if it is unknown)."""
 
     values: np.ndarray | None
     unit: str
@@ -264,7 +268,13 @@ def find_axis(field: xr.DataArray, dim: Hashable) -> Axis:
     if any(place is not None and dim == place.name for place in find_latitude_longitude(field)):
         return Axis(values, "degrees")
     metres = get_metres_per_unit(attrs.get("units", ""))
-    return Axis(None, "pixels") if metres is None else Axis(values * metres / 1e3, "km")
+    return Axis(values, "pixels") if metres is None else Axis(values * metres / 1e3, "km")
+
+
+def _is_ascending(field: xr.DataArray, dim: Hashable) -> bool | None:
+    """Return whether the coordinate of a dimension ascends, or None without a coordinate."""
+    values = find_axis(field, dim).values
+    return None if values is None else bool(values[0] < values[-1])
 
 
 def _find_nodes(field: xr.DataArray, dataset: xr.Dataset | None, x: Axis, y: Axis) -> Nodes | None:

@@ -89,12 +89,16 @@ def draw_outlines(axes: Axes, location: Location, size: tuple[float, float] = (3
     if not location.is_known:
         return
     for kind, (pieces, width) in find_outlines(location).items():
+        # the pale lines below make the dark ones visible on dark colours
+        below = LineCollection(pieces, colors="white", alpha=0.4, linewidths=width + 0.8, zorder=2.4)
         lines = LineCollection(pieces, colors=OUTLINE_COLOUR, linewidths=width, zorder=2.5, label=kind)
+        axes.add_collection(below, autolim=False)
         axes.add_collection(lines, autolim=False)
     if _find_extent(location) <= _CITIES_EXTENT:
         _draw_cities(axes, location, size)
 
 
+@functools.lru_cache(maxsize=8)  # all maps of a figure have the same location
 def find_outlines(location: Location) -> dict[str, tuple[list[np.ndarray], float]]:
     """Find coasts and borders on a map.
 
