@@ -185,7 +185,7 @@ def make_difference(label: str, limit: float = 10.0) -> FieldStyle:
 def _find_rain(units: str, standard: str, name: str) -> FieldStyle | None:
     """Return the colours of a rain rate or of an amount of precipitation, or None for other quantities."""
     words = f"{standard} {name}".lower()
-    if not re.search(r"rain|precip|\btp\b", words):
+    if not re.search(r"(?<![a-z])rain|precip|\btp$", words):  # but not terrain
         return None
     parsed = parse_rain_units(units)
     if parsed is None:

@@ -18,7 +18,20 @@ from fastds.plot.location import Location, find_edges
 from fastds.plot.outlines import draw_outlines
 from fastds.plot.style import difference_style, reflectivity_style
 
+_MOST_CELLS = 2000  # drawn along each axis, more than the pixels of a picture
 _BAR_ASPECT = 4.5  # length over thickness of a colour bar, for each inch of the width of the figure
+
+
+def thin_field(values: np.ndarray) -> np.ndarray:
+    """Select every n-th row and column of a field (H, W), so that at most 2000 of each are drawn."""
+    rows, columns = (
+        np.minimum(np.arange(0, size, _find_step(size)) + _find_step(size) // 2, size - 1) for size in values.shape
+    )
+    return values if len(rows) == values.shape[0] and len(columns) == values.shape[1] else values[np.ix_(rows, columns)]
+
+
+def _find_step(size: int) -> int:
+    return -(-size // _MOST_CELLS)
 
 
 def draw_cells(
@@ -41,14 +54,11 @@ def draw_cells(
     if values.ndim != 2:
         raise ValueError(f"field must have two dimensions (y, x), got shape {values.shape}")
     colour_map, norm, _ = style
-    image = axes.pcolormesh(
-        find_edges(x, values.shape[1]),
-        find_edges(y, values.shape[0]),
-        values,
-        cmap=colour_map,
-        norm=norm,
-        rasterized=True,
-    )
+    edges = [
+        find_edges(centres, size)[np.append(np.arange(0, size, _find_step(size)), size)]
+        for centres, size in zip((x, y), values.shape[::-1], strict=True)
+    ]
+    image = axes.pcolormesh(*edges, thin_field(values), cmap=colour_map, norm=norm, rasterized=True)
     if y is None:
         axes.invert_yaxis()
     axes.set_aspect("equal")

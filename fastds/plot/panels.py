@@ -15,7 +15,7 @@ from matplotlib.text import Text
 
 from fastds.plot.field_styles import FieldStyle
 from fastds.plot.location import Location
-from fastds.plot.maps import colour_bar, compute_ratio, draw_cells, finish_map, note_missing
+from fastds.plot.maps import colour_bar, compute_ratio, draw_cells, finish_map, note_missing, thin_field
 
 _WIDEST, _WIDEST_ALONE = 3.6, 5.5  # inches, of a map in several columns, and in one
 _WIDTH, _MIN_WIDTH, _HEIGHT = 17.0, 5.0, 18.0  # inches, of all maps
@@ -149,7 +149,7 @@ class MapPanels:
             for image, one, field in zip(images, axes, new, strict=True):
                 one.set_visible(image is not None and field is not None)
                 if image is not None and field is not None:
-                    image.set_array(np.ma.masked_invalid(row.style.convert(field)))
+                    image.set_array(np.ma.masked_invalid(thin_field(row.style.convert(field))))
 
 
 def draw_panels(rows: Sequence[MapRow], columns: Sequence[str], *, title: str = "", outlines: bool = True) -> Figure:

@@ -121,6 +121,25 @@ def test_curvilinear_grid_has_north_up_and_east_right(rows, columns):
     )
 
 
+def test_rotated_pole_without_latitudes():
+    """The pole of COSMO: at rotated coordinates (0, 0) lies 50.75 N 18 E, and Vienna lies at (-1.07, -2.54)."""
+    pytest.importorskip("pyproj")
+    pole = {"grid_north_pole_latitude": 39.25, "grid_north_pole_longitude": -162.0}
+    mapping = {"grid_mapping_name": "rotated_latitude_longitude", **pole}
+    attrs = [{"units": "degrees", "standard_name": f"grid_{name}"} for name in ("latitude", "longitude")]
+    coords = {
+        "rlat": ("rlat", np.linspace(-10, 10, 81), attrs[0]),
+        "rlon": ("rlon", np.linspace(-10, 10, 81), attrs[1]),
+    }
+    field = (("rlat", "rlon"), np.zeros((81, 81), "f4"), {"units": "K", "grid_mapping": "pole"})
+    dataset = xr.Dataset({"t": field, "pole": ((), 0, mapping)}, coords)
+    location = Location.of(dataset.t, dataset)
+    x, y = location.project(np.array([50.75, 48.2]), np.array([18.0, 16.4]))
+    assert x == pytest.approx([40.5, 40.5 - 4 * 1.067], abs=0.1) and y == pytest.approx(
+        [40.5, 40.5 - 4 * 2.538], abs=0.1
+    )
+
+
 def test_missing_positions_leave_out_their_cells():
     latitude, longitude = np.meshgrid(np.linspace(50, 55, 60), np.linspace(2, 8, 60), indexing="ij")
     latitude[30:] = np.nan

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import fastds
-from fastds.plot import choose_style, draw_map, save_figure
+from fastds.plot import choose_style, draw_field, draw_map, save_figure
 from fastds.plot.field_styles import make_difference
 from fastds.plot.location import Location
 from fastds.plot.panels import MapPanels, MapRow
@@ -152,6 +152,20 @@ def test_quantities_have_their_table_and_unit_on_maps_and_in_reports(attrs, name
     report = choose_field_style(xr.DataArray([0.0], attrs=attrs, name=name), 0.0, 1.0)
     assert report.colours[np.digitize(value, report.edges)] == colour and report.label == label
     assert encode_png(np.full((2, 2), value), report).startswith("data:image/png")
+
+
+def test_height_of_the_terrain_is_no_rain():
+    assert choose_style({"units": "m"}, "terrain", 0.0, 900.0).label == "terrain (m)"
+    assert choose_style({"units": "%", "long_name": "chance of rain"}, "rain", 0.0, 9.0).label == "chance of rain (%)"
+
+
+def test_large_fields_are_thinned_without_a_shift():
+    field = np.zeros((3, 5000))
+    field[:, 2500:] = 60
+    image = draw_field(Figure().subplots(), field, np.arange(5000.0), np.arange(3.0))
+    values, edges = image.get_array()[0], image.get_coordinates()[0, :, 0]
+    assert len(values) <= 2000 and edges[[0, -1]].tolist() == [-0.5, 4999.5]
+    assert edges[int(np.argmax(values > 0))] == pytest.approx(2499.5, abs=3)
 
 
 def test_temperatures_have_one_colour_each():
