@@ -12,6 +12,8 @@ import numpy as np
 import xarray as xr
 
 from fastds.data.grid.axes import find_time_dimension
+from fastds.data.grid.times import to_seconds
+from fastds.data.grid.variables import parse_rain_units
 from fastds.inference.files import InputFiles, check_target
 from fastds.inference.tables import format_count
 from fastds.plot.field_styles import FieldStyle, choose_style
@@ -99,7 +101,15 @@ def _make_rows(given: xr.Dataset, out: xr.Dataset, name: Hashable, several: bool
     else:
         parts["downscaled"] = fine
     seen = {label: [_read(part, time, place[label == "input"]) for place in places] for label, part in parts.items()}
-    style = _choose_shared_style(fine, seen)
+    rates = _find_rate_factors(fine, coarse, time)
+    if rates:
+        seen = {
+            label: [None if field is None else field * rates[label == "input"] for field in fields]
+            for label, fields in seen.items()
+        }
+        style = choose_style({"units": "mm h-1"}, "rain")
+    else:
+        style = _choose_shared_style(fine, seen)
     locations = {"input": Location.of(coarse, given) if coarse is not None else Location()}
     fine_location = Location.of(fine, out)
     prefix = ", ".join(filter(None, (str(name) if several else "", level)))
@@ -108,6 +118,22 @@ def _make_rows(given: xr.Dataset, out: xr.Dataset, name: Hashable, several: bool
         for label, fields in seen.items()
     ]
     return rows, labels
+
+
+def _find_rate_factors(
+    fine: xr.DataArray, coarse: xr.DataArray | None, time: Hashable | None
+) -> tuple[float, float] | None:
+    """Return the factors from amounts of the result and of the input to mm/h, or None.
+
+    Amounts of different intervals cannot be compared on maps, rates can. None: no amounts of rain, or equal intervals.
+    """
+    units = parse_rain_units(fine.attrs.get("units"))
+    if units is None or units[1] is not None or coarse is None or time not in fine.dims or time not in coarse.dims:
+        return None
+    if min(fine.sizes[time], coarse.sizes[time]) < 2:
+        return None
+    step, coarse_step = (to_seconds(field[time].values[1] - field[time].values[0]) for field in (fine, coarse))
+    return None if step == coarse_step else (units[0] * 3600 / step, units[0] * 3600 / coarse_step)
 
 
 def _transpose(parts: list[list[MapRow]], time: str) -> tuple[list[MapRow], list[str]]:

@@ -83,6 +83,21 @@ def test_downscale_draws_member_and_mean(folder, drawn):
     np.testing.assert_allclose(mean - first, 5, atol=1e-4)
 
 
+def test_amounts_of_different_intervals_are_drawn_as_rates(folder, drawn):
+    given = xr.open_dataset("IN.nc").isel(time=slice(3))
+    attrs = {"units": "kg m-2", "standard_name": "rainfall_amount"}
+    amounts = xr.zeros_like(given).rename(reflectivity="rain") + 0.5
+    times = amounts.time.values[0] + np.arange(5) * np.timedelta64(5, "m")
+    fine = amounts.reindex(time=times, method="nearest") / 2
+    for dataset in (amounts, fine):
+        dataset.rain.attrs = attrs
+    downscale_picture.write_picture("OUT.png", amounts, fine)
+    maps = [axes for axes in drawn[0].figure.axes if axes.get_title()]
+    values = [float(axes.collections[0].get_array()[0, 0]) for axes in maps]
+    assert values == pytest.approx([3.0] * 6), "0.5 mm in 10 min and 0.25 mm in 5 min"
+    assert "rain rate (mm/h)" in [axes.get_xlabel() for axes in drawn[0].figure.axes]
+
+
 def test_downscale_draws_variables_of_one_time_next_to_their_input(folder, drawn, capsys):
     options = ["--model=bicubic", "--scale=2", "--picture=OUT.png"]
     assert main(["downscale", "FIELDS.nc", "OUT.nc", *options]) == 0
