@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Store the pictures that the code of the pages in docs/examples saves: `python docs/make_pictures.py [PAGE ...]`."""
+"""Store the pictures that docs/plot.md and docs/examples save: `python docs/make_pictures.py [PAGE ...]`."""
 
 import os
 import re
@@ -8,7 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "examples"
+from PIL import Image
+
+MOST_BYTES = 100_000  # larger pictures get a palette
+DOCS = Path(__file__).parent
 
 
 def run_page(page: Path) -> None:
@@ -22,12 +25,15 @@ def run_page(page: Path) -> None:
         finally:
             os.chdir(here)
         for picture in Path(folder).glob("*.png"):
-            shutil.copy(picture, FOLDER / picture.name)
+            target = page.parent / picture.name
+            shutil.copy(picture, target)
+            if target.stat().st_size > MOST_BYTES:
+                Image.open(target).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 if __name__ == "__main__":
     names = sys.argv[1:]
-    for page in sorted(FOLDER.glob("*.md")):
+    for page in [*sorted((DOCS / "examples").glob("*.md")), DOCS / "plot.md"]:
         if page.stem != "index" and (not names or page.stem in names):
             print(f"== {page.stem}", flush=True)
             run_page(page)

@@ -12,6 +12,8 @@ from fastds._mixins import get_function
 
 if TYPE_CHECKING:
     import xarray as xr
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from torch import nn
 
     from fastds.data.reading import InputData
@@ -284,6 +286,44 @@ class Accessor:
         """
         options = {name: value for name, value in locals().items() if name not in ("self", "truth")}
         return get_function("evaluate")(self._data, truth, **options)
+
+    def plot(
+        self,
+        var: str | None = None,
+        *,
+        time: str | Sequence[str] | None = None,
+        lead: str | Sequence[str] | None = None,
+        member: int | Sequence[int] | None = None,
+        axes: Axes | None = None,
+        outlines: bool = True,
+        title: str | None = None,
+        save: str | os.PathLike | None = None,
+    ) -> Figure:
+        """Draw maps of a field with coasts, borders and a graticule. This is fastds.plot.draw_map(data, ...).
+
+        Args:
+            var: name of the variable of a Dataset. Default: the only field.
+            time: time, or several, such as "2020-06-01T12:00"; of hindcasts the initialization time. Default: at most
+                six times at equal intervals; of hindcasts the first.
+            lead: lead time, or several, such as "30min", of forecasts. Default: at most six at equal intervals.
+            member: number of a member from 1, or several. Default: the mean of the members.
+            axes: matplotlib axes for a single map. Default: a new figure.
+            outlines: draw coasts, borders and cities. Default: True.
+            title: title of the figure. Default: quantity, method and initialization time, as far as they are known.
+            save: PNG, SVG or PDF file to write, or GIF or MP4 with one frame for each selected time, by default all.
+                Default: no file.
+
+        Returns:
+            The matplotlib Figure, of an animation with the last frame.
+
+        Raises:
+            ValueError: data without y and x, or with further dimensions; unknown times, lead times or members; axes for
+                several maps.
+        """
+        from fastds.plot import draw_map  # imports matplotlib
+
+        options = {name: value for name, value in locals().items() if name not in ("self", "draw_map")}
+        return draw_map(self._data, **options)
 
 
 def register_accessor(xarray: ModuleType) -> None:

@@ -127,6 +127,7 @@ def _downscale_parser() -> ArgumentParser:
     _add_format(
         parser, "format of the output: cf, or for radar fields mlcast, an MLCast archive OUT.zarr (default: cf)"
     )
+    _add_picture(parser, "input and output")
     parser.add_argument(
         "--truth", metavar="FILE", help="file with the true fine fields: print the scores of the output"
     )
@@ -213,11 +214,10 @@ def _nowcast_parser() -> ArgumentParser:
         "format of the output: cf, or mlcast, an MLCast archive OUT.zarr with a single forecast or hindcasts of one "
         "step (default: cf)",
     )
-    parser.add_argument(
-        "--picture", metavar="PNG",
-        help="image to write: observed fields, forecast and their difference, or with --probability the probabilities "
-        "by lead time and rate",
-    )  # fmt: skip
+    _add_picture(
+        parser,
+        "observed fields, forecast and their difference, or with --probability the probabilities by lead time and rate",
+    )
     parser.add_argument(
         "--truth",
         metavar="FILE",
@@ -566,6 +566,14 @@ def _add_all_scores(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--all-scores", action="store_true", help="print all scores (default: of forecasts, the main scores)"
     )
+
+
+def _add_picture(parser: ArgumentParser, content: str) -> None:
+    parser.add_argument(
+        "--picture", metavar="PICTURE",
+        help=f"picture to write, .png, .svg or .pdf: {content}; or animation, .gif or .mp4, with one frame of the "
+        "output for each time",
+    )  # fmt: skip
 
 
 def _add_report(parser: ArgumentParser) -> None:

@@ -111,7 +111,9 @@ def _run_downscale(options) -> None:
     from fastds.tasks.api import get_task_function
 
     _check_files(options, "like", "truth")
-    report = _collect_report_options(options, options.input, options.output, options.like, options.truth)
+    report = _collect_report_options(
+        options, options.input, options.output, options.like, options.truth, options.picture
+    )
     task, chosen = collect_downscale_arguments(options)
     run = get_task_function(task, "downscale_file")
     form = parse_mlcast_origin(options, task)
@@ -121,7 +123,7 @@ def _run_downscale(options) -> None:
     if task == "fields":
         # Retained memory of global fields becomes fragmented: 3.9 GB instead of 1.7 GB for 721 x 1440 points.
         set_memory_retention(False)
-    chosen |= {"model": options.model, "truth": options.truth}
+    chosen |= {"model": options.model, "truth": options.truth, "picture": options.picture}
     summary = run(options.input, options.output, progress=True, **chosen, **form)
     print(summary.summary())
     _report_scores(options, task, report, collect_read_options(options))

@@ -9,7 +9,10 @@ import re
 import sys
 from types import ModuleType
 
-_MODULE_NAMES = {"scikit-image": "skimage"}  # package name -> name of the module, where they differ
+_MODULE_NAMES = {
+    "scikit-image": "skimage",
+    "imageio-ffmpeg": "imageio_ffmpeg",
+}  # package name -> name of the module, where they differ
 
 
 def require(packages: str, what: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of radar fields and scores, such as maps, training curves, spectra and rank histograms.
+"""Figures of fields and scores, such as maps, training curves, spectra and rank histograms.
 
 The figures do not use pyplot.
 """
@@ -14,6 +14,20 @@ from fastds.plot.curves import (
     spectra,
     training_curves,
 )
+from fastds.plot.field_styles import (
+    HUMIDITY_LEVELS,
+    RAIN_AMOUNT_LEVELS,
+    RAIN_RATE_LEVELS,
+    FieldStyle,
+    choose_style,
+    generic_style,
+    humidity_style,
+    rain_amount_style,
+    rain_rate_style,
+    temperature_style,
+)
+from fastds.plot.fields import draw_map
+from fastds.plot.location import Location
 from fastds.plot.maps import draw_difference, draw_field, field_panel, forecast_strip
 from fastds.plot.probabilities import (
     draw_probability,
@@ -21,6 +35,7 @@ from fastds.plot.probabilities import (
     draw_reliability_diagram,
     draw_roc_curves,
 )
+from fastds.plot.saving import save_figure
 from fastds.plot.style import (
     PROBABILITY_LEVELS,
     REFLECTIVITY_LEVELS,
@@ -31,8 +46,14 @@ from fastds.plot.style import (
 )
 
 __all__ = [
+    "HUMIDITY_LEVELS",
     "PROBABILITY_LEVELS",
+    "RAIN_AMOUNT_LEVELS",
+    "RAIN_RATE_LEVELS",
     "REFLECTIVITY_LEVELS",
+    "FieldStyle",
+    "Location",
+    "choose_style",
     "difference_style",
     "draw_by_factor",
     "draw_by_lead",
@@ -41,6 +62,7 @@ __all__ = [
     "draw_difference",
     "draw_errors_by_intensity",
     "draw_field",
+    "draw_map",
     "draw_probability",
     "draw_probability_maps",
     "draw_rank_histogram",
@@ -48,9 +70,15 @@ __all__ = [
     "draw_roc_curves",
     "field_panel",
     "forecast_strip",
+    "generic_style",
+    "humidity_style",
     "probability_style",
+    "rain_amount_style",
+    "rain_rate_style",
     "reflectivity_style",
+    "save_figure",
     "save_png",
     "spectra",
+    "temperature_style",
     "training_curves",
 ]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,18 +13,25 @@ from matplotlib.colors import BoundaryNorm, Colormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from fastds.plot.graticule import draw_graticule
+from fastds.plot.location import Location, find_edges
+from fastds.plot.outlines import draw_outlines
 from fastds.plot.style import difference_style, reflectivity_style
 
+_MOST_CELLS = 2000  # drawn along each axis, more than the pixels of a picture
+_BAR_ASPECT = 4.5  # length over thickness of a colour bar, for each inch of the width of the figure
 
-def _edges(centres: ArrayLike | None, size: int) -> np.ndarray:
-    """Return the cell edges of equally spaced centres, or pixel numbers if there are no centres."""
-    if centres is None:
-        return np.arange(size + 1, dtype=float)
-    centres = np.asarray(centres, dtype=float)
-    if centres.shape != (size,):
-        raise ValueError(f"coordinate must have {size} cell centres, got shape {centres.shape}")
-    step = centres[1] - centres[0] if size > 1 else 1.0
-    return np.concatenate([centres - step / 2, centres[-1:] + step / 2])
+
+def thin_field(values: np.ndarray) -> np.ndarray:
+    """Select every n-th row and column of a field (H, W), so that at most 2000 of each are drawn."""
+    rows, columns = (
+        np.minimum(np.arange(0, size, _find_step(size)) + _find_step(size) // 2, size - 1) for size in values.shape
+    )
+    return values if len(rows) == values.shape[0] and len(columns) == values.shape[1] else values[np.ix_(rows, columns)]
+
+
+def _find_step(size: int) -> int:
+    return -(-size // _MOST_CELLS)
 
 
 def draw_cells(
@@ -47,9 +54,11 @@ def draw_cells(
     if values.ndim != 2:
         raise ValueError(f"field must have two dimensions (y, x), got shape {values.shape}")
     colour_map, norm, _ = style
-    image = axes.pcolormesh(
-        _edges(x, values.shape[1]), _edges(y, values.shape[0]), values, cmap=colour_map, norm=norm, rasterized=True
-    )
+    edges = [
+        find_edges(centres, size)[np.append(np.arange(0, size, _find_step(size)), size)]
+        for centres, size in zip((x, y), values.shape[::-1], strict=True)
+    ]
+    image = axes.pcolormesh(*edges, thin_field(values), cmap=colour_map, norm=norm, rasterized=True)
     if y is None:
         axes.invert_yaxis()
     axes.set_aspect("equal")
@@ -180,6 +189,75 @@ def label_map(axes: Axes, title: str, unit: str, left: bool, bottom: bool) -> No
         axes.set_ylabel(f"y ({unit})", fontsize=8)
 
 
+def make_location(x: ArrayLike | None, y: ArrayLike | None, unit: str) -> Location:
+    """Return the location of coordinates in a unit; without coordinates, of pixel numbers.
+
+    Args:
+        x: (W,) cell centres, or None.
+        y: (H,) cell centres, or None.
+        unit: unit of x and y.
+    """
+    across, up = (None if values is None else np.asarray(values, dtype=float) for values in (x, y))
+    return Location(across, up, unit)
+
+
+def finish_map(
+    axes: Axes,
+    title: str,
+    location: Location,
+    left: bool,
+    bottom: bool,
+    *,
+    size: tuple[float, float] = (3.0, 3.0),
+    outlines: bool = True,
+) -> None:
+    """Set title and ticks of a map, and draw graticule, coasts, borders and cities if its location is known.
+
+    Args:
+        axes: matplotlib axes of the map.
+        title: title.
+        location: location of the field.
+        left: label the y axis.
+        bottom: label the x axis.
+        size: (width, height) of the map in inches.
+        outlines: draw coasts, borders and cities.
+    """
+    label_map(axes, title, location.unit, left=left, bottom=bottom)
+    if not location.is_known:
+        return
+    axes.set(xlabel="", ylabel="")
+    axes.tick_params(left=left, bottom=bottom)
+    if location.unit == "degrees":
+        axes.set_aspect(1 / _compute_shrinking(location))
+    draw_graticule(axes, location, most=int(np.clip(1.7 * size[0], 3, 7)))
+    if outlines:
+        draw_outlines(axes, location, size)
+
+
+def compute_ratio(shape: Sequence[int], location: Location) -> float:
+    """Return height over width of a map on the ground.
+
+    Args:
+        shape: (H, W) of the field.
+        location: location of the field.
+    """
+    if location.x is None or location.y is None:
+        return shape[0] / shape[1]
+    (left, right), (bottom, top) = location.x_edges, location.y_edges
+    across = _compute_shrinking(location) if location.unit == "degrees" else 1.0
+    return (top - bottom) / ((right - left) * across)
+
+
+def _compute_shrinking(location: Location) -> float:
+    """Return the length of a degree of longitude over that of latitude in the middle of a map."""
+    return max(0.1, float(np.cos(np.deg2rad(np.mean(location.y_edges)))))
+
+
+def note_missing(fields: Iterable[ArrayLike]) -> str:
+    """Return a text for the label of a colour bar, if a field has missing values, else ""."""
+    return "; grey: missing" if any(np.isnan(np.asarray(field, dtype=float)).any() for field in fields) else ""
+
+
 def _block_centres(
     x: ArrayLike | None, y: ArrayLike | None, shape: Sequence[int], finest: Sequence[int]
 ) -> list[np.ndarray]:
@@ -206,9 +284,11 @@ def colour_bar(
         label: label of the colour bar.
         extend: ends of the bar with a triangle: "neither", "both", "min" or "max".
     """
+    aspect = max(30.0, _BAR_ASPECT * figure.get_figwidth())  # bars of wide figures are as thick as others
     bar = figure.colorbar(
-        image, ax=axes, ticks=levels, extend=extend, location="bottom", shrink=0.8, aspect=40, pad=0.01, label=label
+        image, ax=axes, ticks=levels, extend=extend, location="bottom", shrink=0.8, aspect=aspect, pad=0.01
     )
+    bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=7)
     bar.ax.set_xticklabels([f"{level:g}" for level in levels])
 
@@ -225,6 +305,7 @@ def forecast_strip(
     x: ArrayLike | None = None,
     y: ArrayLike | None = None,
     unit: str = "km",
+    location: Location | None = None,
     title: str = "",
 ) -> Figure:
     """Draw observations, forecasts and their differences in three rows and return the Figure.
@@ -238,6 +319,7 @@ def forecast_strip(
         x: (W,) cell centres in `unit`; None: pixel numbers.
         y: (H,) cell centres in `unit`; None: pixel numbers.
         unit: unit of x and y.
+        location: location of the fields in place of x, y and unit, for coasts, borders, cities and a graticule.
         title: title of the figure.
 
     Raises:
@@ -258,9 +340,11 @@ def forecast_strip(
         rows.append(("forecast minus observed", differences, draw_difference))
     else:
         rows = [("", [f if o is None else o for o, f in zip(observed, forecast, strict=True)], draw_field)]
-    height, width = next(np.shape(f) for f in (*observed, *forecast) if f is not None)
+    shape = next(np.shape(f) for f in (*observed, *forecast) if f is not None)
+    location = make_location(x, y, unit) if location is None else location
     side = min(3.0, 17.0 / len(times))
-    size = (side * len(times) + 0.7, (side * height / width + 0.28) * len(rows) + 1.6)
+    high = side * compute_ratio(shape, location)
+    size = (side * len(times) + 0.7, (high + 0.28) * len(rows) + (1.6 if len(rows) > 1 else 1.0))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(rows), len(times), squeeze=False, sharex=True, sharey=True)
     drawn: dict[Callable, QuadMesh] = {}
@@ -270,10 +354,11 @@ def forecast_strip(
             axes = grid[row, column]
             axes.set_visible(values is not None)
             if values is not None:
-                drawn[draw] = draw(axes, values, x, y)
+                drawn[draw] = draw(axes, values, location.x, location.y)
                 label = f"{name or names[column]}, {times[column]}"
-                label_map(axes, label, unit, left=column == first, bottom=row == len(rows) - 1)
-    colour_bar(figure, drawn[draw_field], grid[:2], reflectivity_style()[2], "reflectivity (dBZ)", "neither")
+                finish_map(axes, label, location, column == first, row == len(rows) - 1, size=(side, high))
+    missing = note_missing(f for f in (*observed, *forecast) if f is not None)
+    colour_bar(figure, drawn[draw_field], grid[:2], reflectivity_style()[2], f"reflectivity (dBZ){missing}", "neither")
     if len(rows) == 3:
         colour_bar(
             figure, drawn[draw_difference], grid[2], difference_style()[2], "forecast minus observed (dB)", "both"

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from fastds.plot.graticule import draw_graticule, format_degrees
-from fastds.plot.maps import colour_bar, draw_cells, label_map
+from fastds.plot.location import Location
+from fastds.plot.maps import colour_bar, compute_ratio, draw_cells, finish_map, make_location, note_missing
 from fastds.plot.style import probability_style
 
 _MIN_WIDTH = 5.0  # inches
@@ -44,8 +44,7 @@ def draw_probability_maps(
     x: ArrayLike | None = None,
     y: ArrayLike | None = None,
     unit: str = "km",
-    latitude: ArrayLike | None = None,
-    longitude: ArrayLike | None = None,
+    location: Location | None = None,
     title: str = "",
 ) -> Figure:
     """Draw one map per event (rows) and time (columns), and return the Figure.
@@ -57,8 +56,7 @@ def draw_probability_maps(
         x: (W,) cell centres in `unit`; None: pixel numbers.
         y: (H,) cell centres in `unit`; None: pixel numbers.
         unit: unit of x and y.
-        latitude: (H, W) in degrees, for a graticule in place of the ticks in `unit`; None: no graticule.
-        longitude: (H, W) in degrees.
+        location: location of the fields in place of x, y and unit, for coasts, borders, cities and a graticule.
         title: title of the figure.
 
     Raises:
@@ -67,38 +65,24 @@ def draw_probability_maps(
     if len(probabilities) != len(events) or any(len(row) != len(times) for row in probabilities):
         shape = len(probabilities), [len(row) for row in probabilities]
         raise ValueError(f"expected {len(events)} x {len(times)} maps, one per event and time, got {shape}")
-    side, ratio = min(3.6, 17.0 / len(times)), _compute_ratio(np.shape(probabilities[0][0]), x, y, unit)
-    size = (max(side * len(times) + 0.9, _MIN_WIDTH), (side * ratio + 0.28) * len(events) + 1.6)
+    location = make_location(x, y, unit) if location is None else location
+    side = min(3.6, 17.0 / len(times))
+    high = side * compute_ratio(np.shape(probabilities[0][0]), location)
+    size = (max(side * len(times) + 0.9, _MIN_WIDTH), (high + 0.28) * len(events) + 1.1)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(events), len(times), squeeze=False, sharex=True, sharey=True)
     image = None
     for row, (event, maps) in enumerate(zip(events, probabilities, strict=True)):
         for column, (time, field) in enumerate(zip(times, maps, strict=True)):
             axes, left, bottom = grid[row, column], column == 0, row == len(events) - 1
-            image = draw_probability(axes, field, x, y)
-            label_map(axes, f"{event}, {time}", unit, left=left, bottom=bottom)
-            if latitude is not None and longitude is not None and x is not None and y is not None:
-                draw_graticule(axes, x, y, latitude, longitude)
-                axes.set(xlabel="", ylabel="")
-            elif unit == "degrees" and y is not None:
-                axes.set_aspect(1 / np.cos(np.deg2rad(np.asarray(y, dtype=float).mean())))
-                axes.xaxis.set_major_formatter(lambda value, _: format_degrees(value, "EW"))
-                axes.yaxis.set_major_formatter(lambda value, _: format_degrees(value, "NS"))
-                axes.set(xlabel="", ylabel="")
+            image = draw_probability(axes, field, location.x, location.y)
+            finish_map(axes, f"{event}, {time}", location, left, bottom, size=(side, high))
     assert image is not None
-    colour_bar(figure, image, grid, probability_style()[2], "probability (%); grey: missing", "neither")
+    label = "probability (%)" + note_missing(field for maps in probabilities for field in maps)
+    colour_bar(figure, image, grid, probability_style()[2], label, "neither")
     if title:
         figure.suptitle(textwrap.fill(title, int(_LETTERS_PER_INCH * size[0])), fontsize=11)
     return figure
-
-
-def _compute_ratio(shape: tuple[int, ...], x: ArrayLike | None, y: ArrayLike | None, unit: str) -> float:
-    """Return height over width of a map on the ground."""
-    if x is None or y is None or min(shape) < 2:
-        return shape[0] / shape[1]
-    steps = [abs(float(np.diff(np.asarray(axis, dtype=float)[:2])[0])) for axis in (y, x)]
-    across = np.cos(np.deg2rad(np.asarray(y, dtype=float).mean())) if unit == "degrees" else 1.0
-    return float(steps[0] * shape[0] / (steps[1] * shape[1] * across))
 
 
 def draw_reliability_diagram(curves: Mapping[str, Mapping[str, ArrayLike]]) -> Figure:

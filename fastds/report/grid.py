@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grid of maps: orientation, aspect ratio, and ticks in km or degrees."""
+"""Grid of maps: orientation, aspect ratio, ticks in km or degrees, coasts and borders."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
+import zlib
 
 import numpy as np
 import xarray as xr
 from matplotlib.ticker import MaxNLocator
 
-from fastds.data.grid.axes import unwrap_longitudes
 from fastds.data.grid.grids import find_latitude_longitude
-from fastds.data.grid.units import get_metres_per_unit
-from fastds.plot.graticule import format_degrees
+from fastds.plot.graticule import find_graticule, format_degrees
+from fastds.plot.location import Axis, Location, find_axis
+from fastds.plot.outlines import find_outlines
 
+SIDE = 2000  # units of SVG along each side of a map
 _TICKS = 4
 
 
@@ -27,6 +28,7 @@ class MapGrid:
         unit: "km", "degrees" or "pixels".
         flip: whether rows and columns of a field must be flipped so that north is up and east is right.
         aspect: width over height on the ground.
+        outlines: drawing of coasts, borders, parallels and meridians, None without a known location.
     """
 
     left: float
@@ -36,17 +38,29 @@ class MapGrid:
     unit: str
     flip: tuple[bool, bool]
     aspect: float
+    outlines: Outlines | None = None
 
     @classmethod
-    def of(cls, field: xr.DataArray) -> MapGrid:
-        """Make the grid of a field (..., y, x) from its coordinates; without coordinates, row 0 is the top."""
-        y, x = (_axis(field, dim) for dim in field.dims[-2:])
+    def of(cls, field: xr.DataArray, dataset: xr.Dataset | None = None) -> MapGrid:
+        """Make the grid of a field (..., y, x) from its coordinates; without coordinates, row 0 is the top.
+
+        Args:
+            field: field with its coordinates.
+            dataset: dataset with the grid mapping of the field; None: the coordinates of the field.
+        """
+        y, x = (find_axis(field, dim) for dim in field.dims[-2:])
+        location = Location.of(field, dataset)
+        grid = cls._of_axes(field, y, x)
+        return dataclasses.replace(grid, outlines=Outlines.of(location)) if location.is_known else grid
+
+    @classmethod
+    def _of_axes(cls, field: xr.DataArray, y: Axis, x: Axis) -> MapGrid:
         flip = _is_flipped(field, y, x)
         unit = y.unit if x.unit == y.unit else "pixels"
         if unit == "pixels":
             height, width = field.shape[-2:]
             return cls(0, width, 0, height, unit, flip, width / height)
-        (bottom, top), (left, right) = y.edges, x.edges
+        (bottom, top), (left, right) = (_find_limits(axis) for axis in (y, x))
         across = np.cos(np.deg2rad((bottom + top) / 2)) if unit == "degrees" else 1.0
         return cls(left, right, bottom, top, unit, flip, across * (right - left) / (top - bottom))
 
@@ -56,6 +70,8 @@ class MapGrid:
 
     def ticks(self) -> tuple[list[tuple[float, str]], list[tuple[float, str]]]:
         """Return the ticks as (fraction from the left, label) and (fraction from the top, label)."""
+        if self.outlines is not None:
+            return self.outlines.bottom, self.outlines.left
         return (
             [
                 ((v - self.left) / (self.right - self.left), self._label(v, "EW"))
@@ -74,30 +90,63 @@ class MapGrid:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Axis:
-    """Cell centres of an axis (None without a coordinate) and their unit ("pixels" if it is unknown)."""
+class Outlines:
+    """Lines on a map as SVG paths in a square of SIDE units, and the ticks of parallels and meridians.
 
-    values: np.ndarray | None
-    unit: str
+    Attributes:
+        name: identifier, the same for the same lines.
+        paths: "coasts", "borders" and "graticule" -> data of an SVG path.
+        bottom: ticks as (fraction from the left, label).
+        left: ticks as (fraction from the top, label).
+    """
 
-    @property
-    def edges(self) -> tuple[float, float]:
-        assert self.values is not None
-        half = abs(self.values[1] - self.values[0]) / 2
-        return float(self.values.min() - half), float(self.values.max() + half)
+    name: str
+    paths: dict[str, str]
+    bottom: list[tuple[float, str]]
+    left: list[tuple[float, str]]
+
+    @classmethod
+    def of(cls, location: Location) -> Outlines:
+        """Find the lines on a map whose location is known."""
+        (west, east), (south, north) = location.x_edges, location.y_edges
+        graticule = find_graticule(location, _TICKS)
+        lines = {kind: pieces for kind, (pieces, _) in find_outlines(location).items()} | {"graticule": graticule.lines}
+        scale = np.array([SIDE / (east - west), -SIDE / (north - south)])
+        paths = {kind: _format_path([(p - [west, north]) * scale for p in pieces]) for kind, pieces in lines.items()}
+        return cls(
+            f"outlines-{zlib.crc32(repr(paths).encode()):08x}",
+            paths,
+            [((mark.place - west) / (east - west), mark.label) for mark in graticule.bottom],
+            [((north - mark.place) / (north - south), mark.label) for mark in graticule.left],
+        )
 
 
-def _axis(field: xr.DataArray, dim: Hashable) -> _Axis:
-    if dim not in field.coords or field.sizes[dim] < 2 or field[dim].dtype.kind not in "fiu":
-        return _Axis(None, "pixels")
-    attrs, values = field[dim].attrs, unwrap_longitudes(field[dim].values, field[dim].attrs)
-    if any(place is not None and dim == place.name for place in find_latitude_longitude(field)):
-        return _Axis(values, "degrees")
-    metres = get_metres_per_unit(attrs.get("units", ""))
-    return _Axis(values, "pixels") if metres is None else _Axis(values * metres / 1e3, "km")
+def _format_path(pieces: list[np.ndarray]) -> str:
+    """Return the data of an SVG path; points beyond the square are left out, and coordinates are rounded."""
+    parts = []
+    for piece in pieces:
+        near = np.all((piece > -SIDE / 20) & (piece < SIDE * 1.05), axis=1)
+        points = np.rint(piece).astype(int)
+        starts = True
+        for k, (x, y) in enumerate(points):
+            if not near[k]:
+                starts = True
+            elif starts:
+                parts.append(f"M{x} {y}")
+                starts = False
+            elif (x, y) != tuple(points[k - 1]):
+                parts.append(f"L{x} {y}")
+    return "".join(parts)
 
 
-def _is_flipped(field: xr.DataArray, y: _Axis, x: _Axis) -> tuple[bool, bool]:
+def _find_limits(axis: Axis) -> tuple[float, float]:
+    """Return the outer edges of the cells of an axis."""
+    assert axis.values is not None
+    half = abs(axis.values[1] - axis.values[0]) / 2
+    return float(axis.values.min() - half), float(axis.values.max() + half)
+
+
+def _is_flipped(field: xr.DataArray, y: Axis, x: Axis) -> tuple[bool, bool]:
     """Return whether rows and columns must be flipped, so that north is at the top and west at the left.
 
     The result depends on the 1-D coordinates, or on 2-D latitudes and longitudes if a 1-D coordinate is missing.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Maps of several methods over time, encoded as small PNGs.
 
-Reflectivity has the colours of fastds.plot. Other fields have the colour map viridis.
+The colours of the quantities are those of fastds.plot.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
+import xarray as xr
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from fastds.data import reflectivity_to_rate
+from fastds.plot.field_styles import FieldStyle, choose_style, generic_style
 from fastds.plot.style import MISSING_COLOUR, probability_style, reflectivity_style
 from fastds.report.grid import MapGrid
 
@@ -95,16 +95,40 @@ def make_probability_style() -> MapStyle:
 
 
 def field_style(label: str, low: float, high: float) -> MapStyle:
-    """Make a colour scale of about ten classes with round limits.
+    """Make a colour scale of about ten classes with round limits, for a quantity without fixed colours.
 
     Args:
         label: name and unit.
         low: smallest value.
         high: largest value.
     """
-    edges = np.asarray(MaxNLocator(12).tick_values(low, high if high > low else low + 1))[1:-1]
-    colours = tuple(map(to_hex, matplotlib.colormaps["viridis"](np.linspace(0, 1, len(edges) + 1))))
-    return MapStyle(label, tuple(edges.tolist()), colours, tuple(f"{edge:g}" for edge in edges), _describe_range)
+    return _convert_style(FieldStyle(label, *generic_style(low, high)))
+
+
+def choose_field_style(field: xr.DataArray, low: float, high: float) -> MapStyle:
+    """Choose the colours of a field by its attributes, see fastds.plot.choose_style.
+
+    Args:
+        field: field with its name and attributes.
+        low: smallest value on the maps.
+        high: largest value.
+    """
+    return _convert_style(choose_style(field.attrs, str(field.name or ""), low, high))
+
+
+def _convert_style(style: FieldStyle) -> MapStyle:
+    """Return the colours of a quantity as classes with an open first and last class, in the units of the field."""
+    colour_map: Any = style.colour_map
+    levels, colours = style.levels, tuple(map(to_hex, colour_map.colors))
+    below = ""
+    if style.extend == "neither":  # the levels enclose all values
+        levels = levels[1:-1]
+    else:
+        colours = (to_hex(colour_map.get_under()), *colours, to_hex(colour_map.get_over()))
+        below = f"below {levels[0]:g}" if style.extend == "max" else ""
+    edges = tuple((level - style.offset) / style.factor for level in levels)
+    labels = tuple(f"{level:g}" for level in levels)
+    return MapStyle(style.label, edges, colours, labels, lambda field: _describe_range(style.convert(field)), below)
 
 
 def _describe_probability(field: np.ndarray) -> str:

@@ -9,13 +9,14 @@ import importlib.resources
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastds._options import OptionError, spell_name
 from fastds._outputs import atomic_write
 from fastds._version import __version__
 from fastds.plot.style import MISSING_COLOUR
 from fastds.report.charts import Chart
+from fastds.report.grid import SIDE
 from fastds.report.maps import Maps
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ class Page:
         template = environment.from_string(importlib.resources.files(__package__).joinpath("page.html").read_text())
         groups = [] if self.maps is None else [self.maps, *self.further_maps]
         first = 0 if self.maps is None else self.maps.first
-        drawn = {"maps": self.maps, "groups": groups, "first": first, "missing": MISSING_COLOUR}
+        lines = {group.grid.outlines.name: group.grid.outlines for group in groups if group.grid.outlines is not None}
+        drawn: dict[str, Any] = {"outlines": list(lines.values()), "side": SIDE}
+        drawn |= {"maps": self.maps, "groups": groups, "first": first, "missing": MISSING_COLOUR}
         made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
         tables = [_extract_cells(table) for table in self.tables]
         return template.render(page=self, tables=tables, **drawn, made=made, version=__version__)

@@ -267,7 +267,7 @@ def demonstrated(printed):
 
 RUNS = {
     f"downscale in.nc out.nc --model radar.safetensors {READING} --tile 16 --halo 0 --threads 1 --precision bf16 "
-    "--device cpu --graph never --truth truth.nc --report out.html": tiles_and_errors,
+    "--device cpu --graph never --truth truth.nc --report out.html --picture out.png": tiles_and_errors,
     f"downscale in.nc part.nc --model radar.safetensors {READING} --start 2024-06-01T12:10 --stop 2024-06-01T12:20": (
         times_of("part.nc", 10, 15, 20)
     ),

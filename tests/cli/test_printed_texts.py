@@ -90,4 +90,4 @@ def test_nowcast_picture_options(tmp_path, monkeypatch, words, leads, title):
     assert main([*command, *words]) == 0
     ((times, options),) = drawn
     assert times == leads and options["title"].endswith(title)
-    assert options["unit"] == "degrees" and options["x"][0] == pytest.approx(10, abs=0.1)
+    assert options["location"].unit == "degrees" and options["location"].x[0] == pytest.approx(10, abs=0.1)

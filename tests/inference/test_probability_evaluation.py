@@ -203,7 +203,9 @@ def test_a_rate_equal_to_the_threshold_is_an_event_unless_the_file_says_otherwis
     [
         (range(5, 65, 5), [10, 20, 30, 40, 50, 60]),
         (range(5, 20, 5), [5, 10, 15]),
-        (np.arange(1, 19) * 2.5, [10, 20, 30, 40]),
+        (np.arange(1, 19) * 2.5, [15, 30, 45]),
+        (np.arange(1, 18) * 2.5, [10, 20, 30, 40]),
+        (range(5, 95, 5), [15, 30, 45, 60, 75, 90]),
         (range(6, 66, 6), [30, 60]),
         ([7.0], [7.0]),
     ],

@@ -208,7 +208,7 @@ def test_forecast_strip_map_by_map():
     assert figure.get_size_inches() == pytest.approx([9.7, (1.5 + 0.28) * 3 + 1.6]) and figure.get_suptitle() == "event"
     assert [label for label, _ in bars(figure, 2)] == ["reflectivity (dBZ)", "forecast minus observed (dB)"]
     later = forecast_strip([observed[0], None], [None, forecast[1]], ["a", "b"])
-    assert len(later.axes) == 2 + 1 and later.get_size_inches() == pytest.approx([6.7, 1.5 + 0.28 + 1.6])
+    assert len(later.axes) == 2 + 1 and later.get_size_inches() == pytest.approx([6.7, 1.5 + 0.28 + 1.0])
     assert [a.get_title() for a in later.axes[:2]] == ["observed, a", "forecast, b"], "no empty row"
     wide = forecast_strip(observed * 3, [None] * 9, ["t"] * 9)
     assert wide.get_size_inches()[0] == pytest.approx(17.7)

@@ -15,6 +15,7 @@ from fastds.plot import (
     probability_style,
 )
 from fastds.plot.graticule import draw_graticule, format_degrees
+from fastds.plot.location import Location, Nodes
 from fastds.report import Chart, MapGrid, Maps, make_probability_style
 
 
@@ -56,7 +57,7 @@ def test_graticule_labels_edges_where_they_cross_parallels_and_meridians():
     longitude = 179 + x / 50 + 0 * y[:, None]  # crosses 180
     longitude = (longitude + 180) % 360 - 180
     axes = Figure().subplots()
-    draw_graticule(axes, x, y, latitude, longitude)
+    draw_graticule(axes, Location(x, y, "km", Nodes(x, y, latitude, longitude)), most=10)
     labels = dict(zip((text.get_text() for text in axes.get_yticklabels()), axes.get_yticks(), strict=True))
     assert labels["46°N"] == pytest.approx(100)
     labels = dict(zip((text.get_text() for text in axes.get_xticklabels()), axes.get_xticks(), strict=True))

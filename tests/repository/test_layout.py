@@ -36,7 +36,7 @@ ARROWS = {
         "_version",
         "_mixins",
     },
-    "plot": {"data", "metrics", "_outputs"},
+    "plot": {"_options", "data", "metrics", "_outputs"},
     "report": {"_options", "data", "metrics", "plot", "_outputs", "_version"},
     "inference": {"_options", "data", "models", "report", "_argument_types", "_outputs", "info"},
     "training": {"_options", "data", "inference", "models", "plot", "report", "_suggestions", "_outputs", "_messages"},

@@ -63,11 +63,13 @@ def compute_latitude_longitude(
     """
     pyproj = import_pyproj()
     crs = pyproj.CRS.from_cf(attrs)
-    values = [axis.values for axis in (x, y)]
-    if not crs.is_geographic:  # coordinates of a rotated pole are degrees
+    values, geographic = [axis.values for axis in (x, y)], crs.geodetic_crs
+    if crs.is_geographic:  # coordinates of a rotated pole are degrees, and its geodetic_crs is the rotated one
+        geographic = crs.source_crs or geographic
+    else:
         crs, unit = convert_to_metres(crs)
         values = [axis.values * (get_metres_per_unit(axis.attrs.get("units", "")) or unit) for axis in (x, y)]
-    to_degrees = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
+    to_degrees = pyproj.Transformer.from_crs(crs, geographic, always_xy=True)
     lon, lat = to_degrees.transform(*np.meshgrid(*values))
     return lat, lon
 

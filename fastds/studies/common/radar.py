@@ -167,7 +167,7 @@ def read_grid(config: RadarFiles, block: EvaluationBlock, sample: int) -> MapGri
     """
     window = block.windows[sample] if block.windows else block.window
     with fd.open_dataset(resolve_path(config, block.name)) as dataset:
-        return MapGrid.of(fd.to_reflectivity(dataset, config.var).raw[..., *window])
+        return MapGrid.of(fd.to_reflectivity(dataset, config.var).raw[..., *window], dataset)
 
 
 def tabulate_samples(blocks: list[EvaluationBlock], files: Mapping[str, Mapping[str, list[int]]]) -> ResultTable:

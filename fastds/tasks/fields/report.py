@@ -14,7 +14,17 @@ from fastds.data import open_input
 from fastds.data.reading import ReadOptions
 from fastds.inference.run_facts import describe_run, format_utc, get_file, read_settings
 from fastds.plot import draw_rank_histogram
-from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, MapStyle, Page, check_report, field_style, select_evenly
+from fastds.report import (
+    MAX_FRAMES,
+    Chart,
+    MapGrid,
+    Maps,
+    MapStyle,
+    Page,
+    check_report,
+    choose_field_style,
+    select_evenly,
+)
 from fastds.tasks.fields.alignment import MEMBER
 from fastds.tasks.fields.pairs import COARSE, TRUTH, Pair, Pairs
 from fastds.tasks.fields.scores import REFERENCE, FieldTable, label_single_member
@@ -52,7 +62,7 @@ class EvaluationReport:
         self.shown = [places[k] for k in select_evenly(len(places), MAX_FRAMES)]
         panels = ["input", name, *([label_single_member(name)] if pairs.members > 1 else []), "truth", REFERENCE]
         there = panels if COARSE in pairs.sources else panels[1:-1]
-        self.maps = Maps(MapGrid.of(self.truth.field), there, self._style())
+        self.maps = Maps(MapGrid.of(self.truth.field, truth), there, self._style())
         if others:
             self.maps.notes.append(f"Maps of {self.variable}, one of {', '.join(pairs.names)}.")
         if len(self.shown) < len(places):
@@ -61,7 +71,7 @@ class EvaluationReport:
     def _style(self) -> MapStyle:
         fields = [self.truth.values(at) for at in self.shown]
         low, high = (f([f(np.ma.masked_invalid(z)) for z in fields]) for f in (np.min, np.max))
-        return field_style(_make_variable_label(self.truth.field), float(low), float(high))
+        return choose_field_style(self.truth.field, float(low), float(high))
 
     def add(self, pair: Pair) -> None:
         """Add a field; fields come in the order of the pairs."""
@@ -133,16 +143,13 @@ def _make_maps(fine: xr.Dataset, field: xr.DataArray, source: xr.DataArray) -> M
     chosen = [dict(zip(lead, places[k], strict=True)) for k in select_evenly(len(places), MAX_FRAMES)]
     seen = [{"input": source.isel(at), **{name: part.isel(at) for name, part in made.items()}} for at in chosen]
     low, high = (f([f(np.ma.masked_invalid(part["input"].values)) for part in seen]) for f in (np.min, np.max))
-    maps = Maps(MapGrid.of(field), ["input", *made], field_style(_make_variable_label(field), float(low), float(high)))
+    style = choose_field_style(field, float(low), float(high))
+    maps = Maps(MapGrid.of(field, fine), ["input", *made], style)
     if len(chosen) < len(places):
         maps.notes.append(f"Maps of {len(chosen)} of {len(places)} fields.")
     for at, parts in zip(chosen, seen, strict=True):
         maps.add(_make_frame_label(source, at), {name: part.values for name, part in parts.items()})
     return maps
-
-
-def _make_variable_label(field: xr.DataArray) -> str:
-    return f"{field.attrs.get('long_name', field.name)} ({field.attrs.get('units', 'no units')})"
 
 
 def _make_frame_label(source: xr.DataArray, at: dict) -> str:

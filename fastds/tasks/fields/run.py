@@ -100,6 +100,7 @@ def downscale_file(
     coarsened: str | None = None,
     progress: bool = False,
     truth: str | os.PathLike | None = None,
+    picture: str | os.PathLike | None = None,
     dtype: str = "input",
     **reading: Unpack[ReadOptions],
 ) -> RunSummary:
@@ -123,6 +124,8 @@ def downscale_file(
         coarsened: see downscale.
         progress: see downscale.
         truth: file with which the result will be compared; it is checked before the computation.
+        picture: PNG, SVG or PDF file to write, with input and result, or GIF or MP4 with one frame for each time; None:
+            no picture.
         dtype: type of the fields in target: "input" (packed integers if the input is packed) or "float32".
         reading: options for reading the input, see fastds.data.reading.
 
@@ -140,7 +143,12 @@ def downscale_file(
 
         return _downscale(model, dataset, folder=folder, check=None if truth is None else check, **chosen)
 
-    return process_file(source, target, make, var=var, dtype=dtype, **reading)
+    then = None
+    if picture is not None:
+        from fastds.tasks.downscale_picture import prepare_picture  # imports matplotlib
+
+        then = prepare_picture(source, picture)
+    return process_file(source, target, make, then, var=var, dtype=dtype, **reading)
 
 
 def plan(model: str | None, dataset: xr.Dataset, var: str | None = None) -> str:

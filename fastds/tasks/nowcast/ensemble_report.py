@@ -28,7 +28,7 @@ def make_ensemble_maps(forecasts: Forecasts, number: int, frames: Sequence[tuple
         number: index of the initialization time.
         frames: see fastds.tasks.nowcast.report.list_map_frames.
     """
-    grid, style, count = MapGrid.of(forecasts.variable), radar_style(forecasts.z_r), forecasts.count
+    grid, style, count = MapGrid.of(forecasts.variable, forecasts.dataset), radar_style(forecasts.z_r), forecasts.count
     shown = range(min(count, _MAX_STAMPS))
     members = [f"member {k + 1}" for k in shown]
     quantiles = [f"{100 * q:g} % quantile" for q in _QUANTILES]

@@ -106,7 +106,7 @@ def make_maps(
         after: observed frame at each lead time in dBZ, or None.
         made: forecasts (n, h, w) in dBZ by method.
     """
-    grid = MapGrid.of(forecasts.variable)
+    grid = MapGrid.of(forecasts.variable, forecasts.dataset)
     maps = Maps(grid, ["observed", *made], radar_style(forecasts.z_r))
     if forecasts.count:
         maps.notes.append(f"Maps of the ensemble are the mean of its {format_count(forecasts.count, 'member')}.")

@@ -85,8 +85,8 @@ def nowcast_file(
         source: input file, folder, pattern or list of files.
         target: output file, NetCDF or Zarr.
         model: see nowcast.
-        picture: PNG file to write, with observed fields, first forecast and difference, or the probabilities of the
-            first forecast; None: no image.
+        picture: PNG, SVG or PDF file to write, with observed fields, first forecast and difference, or the
+            probabilities of the first forecast, or GIF or MP4 with one frame for each lead time; None: no picture.
         truth: file with which the forecasts will be compared; it is checked before the computation.
         progress: show a progress bar.
         missing: value that marks missing data in source and truth, see fastds.data.reading.
@@ -108,6 +108,9 @@ def nowcast_file(
         if origin is not None:
             raise OptionError("picture", "needs the start of the forecast, which is left out in MLCast's form")
         check_target(source, Path(picture))
+        from fastds.plot.saving import check_picture  # imports matplotlib
+
+        check_picture(picture)
     chosen = Options(**options)
     if origin is not None and chosen.n_members:
         raise ValueError(f"MLCast's form has one field a time: leave out {spell_argument('members', 'probability')}")

@@ -78,7 +78,7 @@ def make_maps(
         before: observed frames before it (k, h, w) in dBZ.
         after: observed frame at each lead time in dBZ, or None.
     """
-    grid, fields = MapGrid.of(forecasts.variable), forecasts.read(number)
+    grid, fields = MapGrid.of(forecasts.variable, forecasts.dataset), forecasts.read(number)
     names = [f"at least {label}" for label in forecasts.labels]
     observed = Maps(grid, ["observed"], radar_style(forecasts.z_r if forecasts.unit == "mm/h" else None))
     probable = Maps(grid, names, make_probability_style())

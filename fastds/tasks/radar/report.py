@@ -93,7 +93,7 @@ class EvaluationReport:
 def make_maps(source: ReflectivityInput, panels: list[str]) -> Maps:
     """Return empty maps on the grid of a source, with its Z-R relation in the colour bar."""
     z_r = find_z_r(source.dataset, source.raw, source.z_r)[0]
-    return Maps(MapGrid.of(source.raw), panels, radar_style(z_r))
+    return Maps(MapGrid.of(source.raw, source.dataset), panels, radar_style(z_r))
 
 
 def report_files(

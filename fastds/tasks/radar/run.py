@@ -136,6 +136,7 @@ def downscale_file(
     smooth: bool = False,
     progress: bool = False,
     truth: str | os.PathLike | None = None,
+    picture: str | os.PathLike | None = None,
     dtype: str = "input",
     origin: ArchiveMetadata | None = None,
     **reading: Unpack[ReadOptions],
@@ -166,6 +167,8 @@ def downscale_file(
         smooth: see downscale.
         progress: see downscale.
         truth: file with which the result will be compared; it is checked before the computation.
+        picture: PNG, SVG or PDF file to write, with input and result, or GIF or MP4 with one frame for each time; None:
+            no picture.
         dtype: type of the fields in target: "input" (packed integers if the input is packed) or "float32".
         origin: metadata of an MLCast archive, the format of target then; None: CF output.
         reading: options for reading the input, see fastds.data.reading.
@@ -200,7 +203,12 @@ def downscale_file(
             model, dataset, progress=progress, folder=folder, check=None if truth is None else check, **options
         )
 
-    return process_file(source, target, make, var=var, dtype=dtype, origin=origin, **reading)
+    then = None
+    if picture is not None:
+        from fastds.tasks.downscale_picture import prepare_picture  # imports matplotlib
+
+        then = prepare_picture(source, picture)
+    return process_file(source, target, make, then, var=var, dtype=dtype, origin=origin, **reading)
 
 
 def plan(source: ReflectivityInput, model: str | os.PathLike | None = None) -> str:
