@@ -326,7 +326,21 @@ def _query_parser() -> ArgumentParser:
         default="error",
         help="points outside the fields: stop, write NaN, or move the points to the edge (default: error)",
     )
-    parser.add_argument("--var", help="variable to read (default: all variables of the model)")
+    parser.add_argument(
+        "--var", metavar="NAMES",
+        help="variable to read, several names such as t2m,r2m, or all for all fields (default: all variables of the "
+        "model)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--height", metavar="COLUMN",
+        help="column of the points with their heights in metres: correct temperatures near the surface for the height "
+        "of the model surface, which is read from --static or from IN (default: no correction)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lapse-rate", metavar="RATE",
+        help="with --height: decrease of temperature with height in K/km; or levels, fitted to the pressure levels of "
+        "IN; or neighbourhood, fitted to the cells around each point (default: 6.5)",
+    )  # fmt: skip
     _add_execution(parser)
     _add_static(parser)
     _add_read_options(parser)

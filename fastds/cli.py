@@ -185,10 +185,8 @@ def _run_watch(options) -> int:
 def _run_query(options) -> None:
     from fastds.tasks.fields.run import query_file
 
-    chosen = {
-        name: options[name]
-        for name in ("model", "outside", "var", "static", "threads", "precision", "device", "graph", *READ_OPTIONS)
-    }
+    names = "model", "outside", "var", "static", "height", "lapse_rate", "threads", "precision", "device", "graph"
+    chosen = {name: options[name] for name in (*names, *READ_OPTIONS)}
     print(query_file(options.input, options.points, options.output, **chosen).summary())
 
 

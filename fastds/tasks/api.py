@@ -363,6 +363,8 @@ def query(
     outside: str = "error",
     var: str | None = None,
     static: xr.Dataset | list[str] | None = None,
+    height: str | None = None,
+    lapse_rate: float | str | None = None,
     missing: float | None = None,
     units: str | None = None,
     start: str | None = None,
@@ -381,9 +383,13 @@ def query(
             such columns.
         outside: points outside the fields: "error" raises an exception, "nan" gives NaN, "clamp" moves the points to
             the edge. Default: "error".
-        var: name of the variable. Default: all that fit.
-        static: static maps for models that read static maps: a Dataset, or a list of files FILE.nc or FILE.nc:VARIABLE.
-            Default: none.
+        var: name of the variable, several names separated by commas, or "all". Default: all that fit.
+        static: static maps for models that read static maps, and the orography for height: a Dataset, or a list of
+            files FILE.nc or FILE.nc:VARIABLE. Default: none; the orography is a variable of the data.
+        height: column of the points with their heights in metres; temperatures near the surface are then corrected for
+            the height of the model surface. Default: no correction.
+        lapse_rate: with height: decrease of temperature with height in K/km, or "levels" or "neighbourhood", fitted to
+            the pressure levels or to the cells around each point. Default: 6.5.
         missing: value that marks missing data, if the data do not declare it.
         units: units of the variable, if the data do not declare them.
         start: first time to use, a date. Default: the first time.
@@ -396,7 +402,7 @@ def query(
 
     Returns:
         One dict for each field and point: the columns of the point, the leading coordinates, NAME (value of the model)
-        and NAME_bilinear for each variable.
+        and NAME_bilinear for each variable; with height further columns of the correction.
 
     Raises:
         ArgumentTypeError: an argument of the wrong type. It is a TypeError and a ValueError.

@@ -64,7 +64,7 @@ def folder(tmp_path_factory):
     fields["t"].attrs.pop("units")
     fields["t"][:, 6:, 8:] = -999
     made["fields"] = fields
-    made["relief"] = fields.isel(time=0, drop=True).rename(t="h").assign(h=lambda d: 0 * d.h + 100 * d.longitude)
+    made["relief"] = fields.isel(time=0, drop=True).rename(t="h").assign(h=lambda d: 0 * d.h + 10 * d.longitude)
     made["relief"].h.attrs = {"units": "m"}
     made["bytes"] = coarsen_dataset(event)
     packed = {"reflectivity": {"dtype": "uint8", "scale_factor": 0.5, "add_offset": -32.0, "_FillValue": 255}}
@@ -97,7 +97,7 @@ def folder(tmp_path_factory):
     }
     for name, network in networks.items():
         models.save(network, folder / f"{name}.safetensors")
-    (folder / "points.csv").write_text("name,lat,lon\nA,45.2,110.1\nB,10.0,110.0\n")
+    (folder / "points.csv").write_text("name,lat,lon,elev\nA,45.2,110.1,2101\nB,10.0,110.0,0\n")
     return folder
 
 
@@ -153,7 +153,9 @@ def one_pair(printed):
 
 
 def second_time(printed):
-    assert [row["name"] for row in csv.DictReader(Path("b.csv").read_text().splitlines())] == ["A", "B"]
+    rows = list(csv.DictReader(Path("b.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows] == ["A", "B"]
+    assert float(rows[0]["t_correction"]) == pytest.approx(-5.0, abs=0.01)  # 1000 m above the surface
 
 
 def two_members(printed):
@@ -312,7 +314,7 @@ RUNS = {
     f"query fields.nc --points points.csv --output a.csv {FIELDS} --outside nan --threads 1 --device cpu "
     "--precision fp32 --graph auto": stations,
     f"query fields.nc --points points.csv --output b.csv {FIELDS} --var t --start {SECOND} --stop {SECOND} "
-    "--outside nan": second_time,
+    "--outside nan --height elev --lapse-rate 5": second_time,
     f"evaluate pred.nc truth.nc {READING} --start 2024-06-01T12:00 --stop 2024-06-01T12:10 --workers 1": one_pair,
     f"evaluate pred.nc truth.nc --input in.nc {READING} --csv t.csv --report t.html --all-scores": table_by_hand,
     f"check truth.nc --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]} "

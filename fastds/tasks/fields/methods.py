@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy  # submodules are imported at first use
@@ -12,13 +14,15 @@ import xarray as xr
 from torch import Tensor, nn
 
 from fastds._options import spell_argument
+from fastds.data.grid.variables import split_names
 from fastds.inference.files import check_reads_static, describe_model, load_model
+from fastds.models import load_card
 from fastds.models.baselines.interpolation import METHODS, compute_interpolation_weights
 from fastds.models.card import Network
 from fastds.models.inr import INRDownscaler
 from fastds.tasks.fields.geometry import Geometry, Plane
 from fastds.tasks.fields.networks import AnyVariableModel, FieldModel
-from fastds.tasks.fields.variables import Fields, select_main_fields
+from fastds.tasks.fields.variables import Fields, drop_other_fields, find_variable, group_fields, select_main_fields
 
 _WRAP_COLUMNS = 4  # width in columns of the wrapped margin at the seam of a periodic grid; no kernel is wider
 DEFAULT_MODEL, FALLBACK = "inr-small", "inr-any"  # FALLBACK takes any variable
@@ -104,6 +108,87 @@ class Interpolation(Fields):
         wide = np.pad(field[upright], ((0, 0), (beyond, beyond)), "wrap")
         nearest = scipy.ndimage.distance_transform_edt(np.isnan(wide), return_distances=False, return_indices=True)
         return wide[tuple(nearest)][:, beyond : wide.shape[1] - beyond][upright]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Fields with the same dimensions, which one method processes.
+
+    Attributes:
+        dataset: dataset without other fields.
+        model: model for these fields, see pick_network.
+        names: names of the fields; empty: those that the method selects.
+        optional: whether the fields were requested by "all" and may not fit the model.
+    """
+
+    dataset: xr.Dataset
+    model: nn.Module | str | os.PathLike | None
+    names: list[str]
+    optional: bool
+
+
+def split_dataset(
+    model: nn.Module | str | os.PathLike | None, dataset: xr.Dataset, grid: Geometry, var: str | None
+) -> list[Part]:
+    """Split the requested fields of a dataset into parts with the same dimensions.
+
+    Without a model, a part is processed by inr-small if this network computes all its fields, else by inr-any.
+
+    Args:
+        model: model or method, or None.
+        dataset: fields.
+        grid: grid of the fields.
+        var: names of fields, see split_names; None: the fields that the method selects.
+
+    Raises:
+        ValueError: there is no such field.
+    """
+    if var is None:
+        return [Part(dataset, model, [], False)]
+    requested = split_names(var, dataset.data_vars)
+    parts = []
+    for names in group_fields(dataset, grid, var):
+        part = drop_other_fields(dataset, grid, names)
+        chosen = FALLBACK if model is None and requested != names[:1] and not _is_default(part, names) else model
+        parts.append(Part(part, chosen, names, requested is None))
+    return parts
+
+
+def _is_default(dataset: xr.Dataset, names: list[str]) -> bool:
+    """Return whether the default network computes all fields of a dataset."""
+    try:
+        found = {find_variable(dataset, entry) for entry in load_card(DEFAULT_MODEL).input_variables}
+    except ValueError:
+        return False
+    return found == set(names)
+
+
+def describe_left_out(
+    dataset: xr.Dataset, computed: Sequence[str], failed: Mapping[str, str], var: str | None
+) -> list[str]:
+    """Return a note on the variables that `all` requested and that are not in the result, or no note.
+
+    Args:
+        dataset: input.
+        computed: variables in the result.
+        failed: reasons why fields do not fit the model, by name.
+        var: names of fields, see split_names.
+    """
+    if var is None or split_names(var, dataset.data_vars) is not None:
+        return []
+    others = [str(name) for name in dataset.data_vars if name not in computed and name not in failed]
+    others = [name for name in others if dataset[name].ndim and dataset[name].dtype.kind in "fiub"]
+    texts = [f"{name} ({reason})" for name, reason in failed.items()]
+    texts += [f"{name} (no field on the grid that can be interpolated)" for name in others]
+    return [f"not in the result: {', '.join(texts)}"] if texts else []
+
+
+def reads_static_maps(model: nn.Module | str | os.PathLike | None) -> bool:
+    """Return whether a model reads static maps."""
+    if model is None or (isinstance(model, str) and model in METHODS):
+        return False
+    card = getattr(model, "card", None) if isinstance(model, nn.Module) else load_card(model)
+    return bool(card is not None and card.static_variables)
 
 
 def pick_method(

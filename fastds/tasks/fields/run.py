@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import Unpack, cast
+from typing import Any, Unpack, cast
 
 import xarray as xr
 from torch import nn
@@ -14,7 +14,6 @@ from torch import nn
 from fastds.data import open_input
 from fastds.data.reading import ReadOptions
 from fastds.inference.chunking import compute_lazily, is_lazy, make_template
-from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.files import (
     RunSummary,
     check_target,
@@ -22,15 +21,13 @@ from fastds.inference.files import (
     process_file,
 )
 from fastds.inference.tables import write_csv
-from fastds.models.baselines.interpolation import interpolate_at
 from fastds.tasks.fields.evaluation import check_truth
 from fastds.tasks.fields.geometry import find_geometry
 from fastds.tasks.fields.methods import pick_method, pick_network
-from fastds.tasks.fields.networks import FieldModel
 from fastds.tasks.fields.pipeline import FieldsPipeline
-from fastds.tasks.fields.points import Points, read_points
-from fastds.tasks.fields.stations import find_projection, project_points
-from fastds.tasks.fields.totals import RunningTotals
+from fastds.tasks.fields.point_query import query_points
+from fastds.tasks.fields.points import Points
+from fastds.tasks.fields.stations import find_projection
 from fastds.tasks.fields.variables import select_field
 
 
@@ -192,6 +189,8 @@ def query(
     outside: str = "error",
     var: str | None = None,
     static: xr.Dataset | list[str] | None = None,
+    height: str | None = None,
+    lapse_rate: float | str | None = None,
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
@@ -206,8 +205,13 @@ def query(
             include lat and lon; or a CSV file with these columns.
         outside: points outside a regional domain: "error" raises an exception, "nan" gives NaN, "clamp" moves them to
             the edge.
-        var: name of the only variable.
-        static: see downscale.
+        var: name of the only variable, several names separated by commas, or "all" for all fields.
+        static: static maps of the model, see downscale, and the orography for `height`.
+        height: column of the points with their heights in metres. Temperatures near the surface are corrected by
+            the lapse rate times the height of the model surface above the point. The orography of the model is one of
+            the static maps, else a variable of the dataset; it is interpolated bilinearly. None: no correction.
+        lapse_rate: decrease of temperature with height in K/km; or "levels", fitted to the pressure levels above
+            the surface; or "neighbourhood", fitted to the cells around each point. None: 6.5.
         threads: see downscale.
         precision: see downscale.
         device: see downscale.
@@ -216,15 +220,19 @@ def query(
     Returns:
         One dict per field and point: the columns of the point, the leading coordinates, NAME (value of the model),
         NAME_bilinear, fastds_out_of_domain and, if an input is out of distribution, fastds_out_of_domain_by (see
-        fastds.inference.ood.score).
+        fastds.inference.ood.score). With `height`, the values of temperatures include the correction, and further
+        columns are fastds_model_height (m), NAME_correction (K), NAME_lapse_rate (K/km) and NAME_lapse_rate_source
+        ("given", "levels", "neighbourhood", or "standard" where no rate could be fitted). Variables with different
+        dimensions are in different rows.
 
     Raises:
         ValueError: data, model or points that do not fit, or a column of the points with the name of a result.
         FileNotFoundError: there are no such weights, or no such file.
         TypeError: points is not a collection of points.
     """
-    options = {"threads": threads, "precision": precision, "device": device, "graph": graph}
-    return _query(model, dataset, points, outside, var, static, **options)[0]
+    options: dict[str, Any] = {"outside": outside, "var": var, "static": static, "height": height}
+    options |= {"threads": threads, "precision": precision, "device": device, "graph": graph}
+    return query_points(model, dataset, points, lapse_rate=lapse_rate, **options).rows
 
 
 def plan_query(dataset: xr.Dataset, var: str | None = None) -> str:
@@ -239,58 +247,6 @@ def plan_query(dataset: xr.Dataset, var: str | None = None) -> str:
     return f"{', '.join(fields.names[c] for c in fields.predicted)} at points; {note}"
 
 
-def _query(model, dataset, points, outside, var, static, **options) -> tuple[list[dict], str, str]:
-    """Return the rows of query, the name of the model and a note. The options are those of resolve_execution."""
-    stations, latitude, longitude = read_points(points)
-    grid = find_geometry(dataset, var)
-    fields, note = pick_network(model, select_field(dataset, grid, var), grid, static)
-    _check_columns(stations, fields)
-    grid = fields.grid
-    at_rows, at_columns = project_points(find_projection(fields.dataset, grid), grid, latitude, longitude)
-    settings = resolve_execution(fields.model, **options)
-    with inference_context(fields.model, settings):
-        fields.check(stacklevel=4)
-        ood = fields.ood.attributes()
-        where = grid.points(at_rows, at_columns, outside=outside)
-        factor = (fields.model.max_scale,) * 2
-        rows = []
-        fields.find_totals()
-        totals = RunningTotals(fields.running)
-        for label, given in fields.iterate_fields():
-            x = totals.to_increments(label, given)
-            with settings.autocast():
-                y = fields.predict_points(x, where, factor)
-            for k, c in enumerate(fields.predicted):
-                totals.add(label, c, y[:, k].numpy())
-            bilinear = interpolate_at(given, where, fields.model.edge)[0]
-            at = {d: str(dataset[d].values[i]) if d in dataset.coords else i for d, i in label.items()}
-            for q, station in enumerate(stations):
-                row = station | at
-                for k, c in enumerate(fields.predicted):
-                    row |= {fields.names[c]: float(y[q, k]), f"{fields.names[c]}_bilinear": float(bilinear[q, c])}
-                rows.append(row | ood)
-    return rows, fields.name, note
-
-
-def _check_columns(stations: list[dict], fields: FieldModel) -> None:
-    """Raise ValueError if a column of the points has the name of a column of the result."""
-    names = [fields.names[c] for c in fields.predicted]
-    made = [
-        *fields.lead,
-        *names,
-        *(f"{name}_bilinear" for name in names),
-        "fastds_out_of_domain",
-        "fastds_out_of_domain_by",
-    ]
-    taken = [name for name in made if stations and name in stations[0]]
-    if taken:
-        one = len(taken) == 1
-        raise ValueError(
-            f"the points have {'a column' if one else 'columns'} {', '.join(map(str, taken))}, as the result has, "
-            f"whose values would be lost: rename {'it' if one else 'them'} in the points, such as {taken[0]}_observed"
-        )
-
-
 def query_file(
     source: str | os.PathLike,
     points: str | os.PathLike,
@@ -300,6 +256,8 @@ def query_file(
     outside: str = "error",
     var: str | None = None,
     static: xr.Dataset | list[str] | None = None,
+    height: str | None = None,
+    lapse_rate: float | str | None = None,
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
@@ -314,8 +272,10 @@ def query_file(
         target: CSV file to write.
         model: see downscale.
         outside: see query.
-        var: name of the only variable.
-        static: see downscale.
+        var: see query.
+        static: see query.
+        height: see query.
+        lapse_rate: see query.
         threads: see downscale.
         precision: see downscale.
         device: see downscale.
@@ -327,8 +287,10 @@ def query_file(
     """
     check_target(source, target)
     check_target(points, target)
-    options = {"threads": threads, "precision": precision, "device": device, "graph": graph}
+    options: dict[str, Any] = {"outside": outside, "var": var, "static": static, "height": height}
+    options |= {"threads": threads, "precision": precision, "device": device, "graph": graph}
     with open_input(source, var, **reading) as dataset:
-        rows, name, note = _query(model, dataset, points, outside, var, static, **options)
-    write_csv(target, list(rows[0]), (list(row.values()) for row in rows))
-    return RunSummary(name, {}, [note, f"wrote {target}: {len(rows)} rows"])
+        result = query_points(model, dataset, points, lapse_rate=lapse_rate, **options)
+    columns = result.columns
+    write_csv(target, columns, ([row.get(name, "") for name in columns] for row in result.rows))
+    return RunSummary(result.model, {}, [*result.notes, f"wrote {target}: {len(result.rows)} rows"])
