@@ -49,9 +49,8 @@ class LevelColumns:
             oriented[str(field.name)].transpose(level, ..., *grid.names) for field in pair[0]
         )
         self._level, self._grid, self._interpolate = level, grid, interpolate
-        self.description = (
-            f"{self._temperature.name} and {self._height.name} on {self._temperature.sizes[level]} levels"
-        )
+        count = self._temperature.sizes[level]
+        self.description = f"{self._temperature.name} and {self._height.name} on {count} levels"
 
     def read(self, at: Mapping[Hashable, int], field: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
         """Return temperatures in K or degC and heights in m, (L, Q), at indices of leading dimensions of a field.
