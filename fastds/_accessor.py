@@ -64,8 +64,8 @@ class Accessor:
 
         Args:
             model: loaded model, shipped name, weights file or baseline ("trilinear", "bicubic" or "advection" for
-                radar; "bilinear", "bicubic" or "lanczos" for fields). None: the default network: fczsm-small for radar;
-                if scale, grid or like is given, inr-small if it takes the data, else inr-any.
+                radar; "bilinear", "bicubic", "lanczos" or "conservative" for fields). None: the default network:
+                fczsm-small for radar; if scale, grid or like is given, inr-small if it takes the data, else inr-any.
             var: name of the variable. Default: the only one that fits.
             scale: fields: scale factor along both axes, greater than 0. Exactly one of scale, grid and like is
                 required.

@@ -69,7 +69,8 @@ def _downscale_parser() -> ArgumentParser:
     parser.add_argument(
         "--model",
         help="name of shipped weights, a .safetensors file, or a baseline: trilinear, bicubic or advection for radar "
-        "fields; bilinear, bicubic or lanczos for gridded fields (default: the shipped network that takes IN)",
+        "fields; bilinear, bicubic, lanczos or conservative (means over the cells of a finer or coarser grid) for "
+        "gridded fields (default: the shipped network that takes IN)",
     )
     parser.add_argument(
         "--var",

@@ -93,8 +93,9 @@ def downscale(
 
     Args:
         model: loaded model, shipped name, weights file or baseline ("trilinear", "bicubic" or "advection" for radar;
-            "bilinear", "bicubic" or "lanczos" for fields). None: the default network. Without scale, grid and like,
-            this is fczsm-small (radar); with one of them, it is inr-small if it takes the data, else inr-any.
+            "bilinear", "bicubic", "lanczos" or "conservative" for fields). None: the default network. Without scale,
+            grid and like, this is fczsm-small (radar); with one of them, it is inr-small if it takes the data, else
+            inr-any.
         data: Dataset, DataArray, file, or several files of one series.
         var: name of the variable. Default: the only one that fits.
         scale: fields: scale factor along both axes, greater than 0. Exactly one of scale, grid and like is required.
@@ -582,10 +583,10 @@ def _find_card(model: Model) -> models.ModelCard | None:
 
 def list_weightless_methods() -> set[str]:
     """Return the names of the baselines of the tasks radar and fields, which need no weights."""
-    from fastds.models.baselines.interpolation import METHODS
+    from fastds.tasks.fields.methods import WEIGHTLESS_METHODS
     from fastds.tasks.radar.methods import BASELINES
 
-    return {*METHODS, *BASELINES}
+    return {*WEIGHTLESS_METHODS, *BASELINES}
 
 
 def check_options(

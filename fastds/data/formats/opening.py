@@ -359,7 +359,7 @@ def check_compatible(first: pathlib.Path, expected: xr.Dataset, path: pathlib.Pa
     for name, variable in expected.data_vars.items():
         _check_meaning(first, variable, path, part[name])
         for mapping in find_grid_mappings(expected, variable):
-            _check_projection(first, expected[mapping].attrs, path, part[mapping].attrs)
+            check_projection(first, expected[mapping].attrs, path, part[mapping].attrs)
     for name in _list_spatial_coordinates(expected):
         axis, other = expected.coords[name], part.coords.get(name)
         width = abs(float(axis[1] - axis[0])) if axis.ndim == 1 and axis.size > 1 and axis.dtype.kind == "f" else 0.0
@@ -385,8 +385,8 @@ def _check_meaning(first: pathlib.Path, expected: xr.DataArray, path: pathlib.Pa
             raise ValueError(f"{difference}; a pattern or a list takes files of one kind")
 
 
-def _check_projection(first: pathlib.Path, expected: dict, path: pathlib.Path, attrs: dict) -> None:
-    """Raise ValueError, naming both files, if a parameter of the grid mapping that both declare differs.
+def check_projection(first: object, expected: dict, path: object, attrs: dict) -> None:
+    """Raise ValueError, naming both files or datasets, if a parameter of the grid mapping that both declare differs.
 
     Text is compared for grid_mapping_name only, since WKT of one projection has many forms.
     """

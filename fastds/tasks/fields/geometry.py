@@ -197,6 +197,11 @@ def _find_even_step(axis: Tensor) -> float | None:
         return None
 
 
+def has_even_spacing(axis: Tensor) -> bool:
+    """Return whether an axis is equally spaced."""
+    return _find_even_step(axis) is not None
+
+
 def find_indices(axis: Tensor, values: Tensor) -> Tensor:
     """Return fractional indices of values along a sorted axis, extrapolated with the outer steps beyond its ends."""
     if (step := _find_even_step(axis)) is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selection of the method that downscales gridded fields: interpolation or a network."""
+"""Selection of the method that downscales gridded fields: interpolation, remapping or a network."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from fastds.models import load_card
 from fastds.models.baselines.interpolation import METHODS, compute_interpolation_weights
 from fastds.models.card import Network
 from fastds.models.inr import INRDownscaler
+from fastds.tasks.fields.conservative import CONSERVATIVE, ConservativeRemapping
 from fastds.tasks.fields.geometry import Geometry, Plane
 from fastds.tasks.fields.networks import AnyVariableModel, FieldModel
 from fastds.tasks.fields.variables import Fields, drop_other_fields, find_variable, group_fields, select_main_fields
 
 _WRAP_COLUMNS = 4  # width in columns of the wrapped margin at the seam of a periodic grid; no kernel is wider
+WEIGHTLESS_METHODS = (*METHODS, CONSERVATIVE)
 DEFAULT_MODEL, FALLBACK = "inr-small", "inr-any"  # FALLBACK takes any variable
 
 
@@ -185,7 +187,7 @@ def describe_left_out(
 
 def reads_static_maps(model: nn.Module | str | os.PathLike | None) -> bool:
     """Return whether a model reads static maps."""
-    if model is None or (isinstance(model, str) and model in METHODS):
+    if model is None or (isinstance(model, str) and model in WEIGHTLESS_METHODS):
         return False
     card = getattr(model, "card", None) if isinstance(model, nn.Module) else load_card(model)
     return bool(card is not None and card.static_variables)
@@ -197,7 +199,7 @@ def pick_method(
     """Select the method for a dataset.
 
     Args:
-        model: name of an interpolation, or see pick_network.
+        model: one of WEIGHTLESS_METHODS, or see pick_network.
         dataset: fields.
         grid: grid of the fields.
         static: static maps, see pick_network.
@@ -209,11 +211,12 @@ def pick_method(
         ValueError: the dataset does not fit the method, or the weights cannot be read, see fastds.load.
         FileNotFoundError: there are no such weights.
     """
-    if not isinstance(model, str) or model not in METHODS:
+    if not isinstance(model, str) or model not in WEIGHTLESS_METHODS:
         return pick_network(model, dataset, grid, static)
     if static is not None:
         raise ValueError(f"method {model} reads no static maps; leave out {spell_argument('static')}")
-    return Interpolation(model, dataset, grid), f"method {model}, which needs no weights"
+    method = ConservativeRemapping(dataset, grid) if model == CONSERVATIVE else Interpolation(model, dataset, grid)
+    return method, f"method {model}, which needs no weights"
 
 
 def pick_network(

@@ -50,8 +50,9 @@ def downscale(
     """Downscale the variables of a dataset to a finer grid. Exactly one of scale, grid and like must be given.
 
     Args:
-        model: INRDownscaler, shipped name, weights file, "bilinear", "bicubic" or "lanczos"; None: inr-small if it
-            takes the dataset, else inr-any, which processes each variable independently.
+        model: INRDownscaler, shipped name, weights file, "bilinear", "bicubic", "lanczos" or "conservative" (means over
+            the cells of a finer or coarser grid); None: inr-small if it takes the dataset, else inr-any, which
+            processes each variable independently.
         dataset: fields (..., latitude, longitude). inr-any and interpolation also take equally spaced y and x, and
             curvilinear grids.
         scale: scale factor, greater than 0.
