@@ -66,7 +66,8 @@ class Accessor:
             model: loaded model, shipped name, weights file or baseline ("trilinear", "bicubic" or "advection" for
                 radar; "bilinear", "bicubic", "lanczos" or "conservative" for fields). None: the default network:
                 fczsm-small for radar; if scale, grid or like is given, inr-small if it takes the data, else inr-any.
-            var: name of the variable. Default: the only one that fits.
+            var: name of the variable; fields: also several names separated by commas, or "all" for all fields. Default:
+                the only one that fits; fields: those of the model, or those with the most dimensions.
             scale: fields: scale factor along both axes, greater than 0. Exactly one of scale, grid and like is
                 required.
             grid: fields: spacing of the output grid in degrees, or in the units of the projected coordinates.
@@ -266,7 +267,8 @@ class Accessor:
             truth: true fields on the same grid and at the same times; for nowcasts the observed fields.
             input: input of the prediction. Default: radar: truth averaged over 2 x 2 pixels at every second time;
                 fields: truth coarsened according to the attributes of the prediction; nowcasts: truth.
-            var: name of the variable. Default: the only one that fits; fields: all.
+            var: name of the variable; fields: also several names separated by commas. Default: the only one that fits;
+                fields: all.
             z_r: radar, nowcasts: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h. Default: zr_a and zr_b of the
                 data, else (200, 1.6).
             baselines: nowcasts: names of the baselines to compare. Default: all.

@@ -79,7 +79,8 @@ class DownscaleMixin:
 
         Args:
             data: Dataset, DataArray, file, or several files of one series.
-            var: name of the variable. Default: the only one that fits.
+            var: name of the variable; fields: also several names separated by commas, or "all" for all fields. Default:
+                the only one that fits; fields: those of the model, or those with the most dimensions.
             scale: fields: scale factor along both axes, greater than 0. Exactly one of scale, grid and like is
                 required.
             grid: fields: spacing of the output grid in degrees, or in the units of the projected coordinates.

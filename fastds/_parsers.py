@@ -74,7 +74,10 @@ def _downscale_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--var",
-        help="variable to downscale (default: radar fields: found by its attributes; gridded fields: all variables)",
+        metavar="NAMES",
+        help="variable to downscale; gridded fields: also several names such as t2m,r2m, or all for all fields "
+        "(default: radar fields: found by its attributes; gridded fields: the variables of the model, or those with "
+        "the most dimensions)",
     )
     parser.add_argument(
         "--tile",
@@ -368,7 +371,10 @@ def _evaluate_parser() -> ArgumentParser:
         "TRUTH averaged by the scale factor in PRED; forecasts: TRUTH)",
     )
     parser.add_argument(
-        "--var", help="variable to compare (default: found by its attributes; gridded fields: all variables)"
+        "--var",
+        metavar="NAMES",
+        help="variable to compare; gridded fields: also several names such as t2m,r2m (default: found by its "
+        "attributes; gridded fields: all variables)",
     )
     _add_read_options(parser)
     _add_z_r(parser)

@@ -15,7 +15,7 @@ from fastds import models
 from fastds._argument_types import check_types, get_annotations
 from fastds._options import OptionError, get_argument_word, spell_name
 from fastds.data.grid.grids import find_latitude_longitude
-from fastds.data.grid.variables import classify_rain, is_dbz, is_named_reflectivity
+from fastds.data.grid.variables import classify_rain, is_dbz, is_named_reflectivity, split_names
 from fastds.data.reading import InputData, ReadOptions, is_path_like, open_input
 from fastds.tasks.fields.alignment import MEMBER
 from fastds.tasks.nowcast.forecasts import is_forecast
@@ -97,7 +97,8 @@ def downscale(
             grid and like, this is fczsm-small (radar); with one of them, it is inr-small if it takes the data, else
             inr-any.
         data: Dataset, DataArray, file, or several files of one series.
-        var: name of the variable. Default: the only one that fits.
+        var: name of the variable; fields: also several names separated by commas, or "all" for all fields. Default: the
+            only one that fits; fields: those of the model, or those with the most dimensions.
         scale: fields: scale factor along both axes, greater than 0. Exactly one of scale, grid and like is required.
         grid: fields: spacing of the output grid in degrees, or in the units of the projected coordinates.
         like: fields: Dataset or file with the output grid.
@@ -280,7 +281,8 @@ def predict(
         model: loaded model, shipped name, weights file or baseline. None is not allowed, because it does not determine
             a task.
         data: Dataset, DataArray, file, or several files of one series.
-        var: name of the variable. Default: the only one that fits.
+        var: name of the variable; fields: also several names separated by commas, or "all" for all fields. Default: the
+            only one that fits; fields: those of the model, or those with the most dimensions.
         scale: fields: scale factor along both axes, greater than 0. Exactly one of scale, grid and like is required.
         grid: fields: spacing of the output grid in degrees, or in the units of the projected coordinates.
         like: fields: Dataset or file with the output grid.
@@ -441,7 +443,8 @@ def evaluate(
         truth: true fields on the same grid and at the same times; for nowcasts the observed fields.
         input: input of the prediction. Default: radar: truth averaged over 2 x 2 pixels at every second time; fields:
             truth coarsened according to the attributes of the prediction; nowcasts: truth.
-        var: name of the variable. Default: the only one that fits; fields: all.
+        var: name of the variable; fields: also several names separated by commas. Default: the only one that fits;
+            fields: all.
         z_r: radar, nowcasts: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h. Default: zr_a and zr_b of the data,
             else (200, 1.6).
         baselines: nowcasts: names of the baselines to compare. Default: all.
@@ -528,7 +531,9 @@ def select_evaluation_task(prediction: xr.Dataset, var: str | None = None) -> st
     if declared in DOWNSCALING:
         return "radar" if declared == "radar" else "fields"
     fields = {name: field for name, field in prediction.data_vars.items() if field.ndim >= 2}
-    chosen = [fields[var]] if var in fields else list(fields.values())
+    requested = split_names(var, fields)
+    named = requested is not None and set(requested) <= set(fields)
+    chosen = [fields[name] for name in requested] if named and requested else list(fields.values())
     latitudes = (find_latitude_longitude(field)[0] for field in chosen)
     gridded = any(latitude is not None and latitude.ndim == 1 for latitude in latitudes)
     if any(is_dbz(field.attrs.get("units")) for field in chosen):

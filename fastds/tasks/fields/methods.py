@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from fastds._options import spell_argument
+from fastds.data.grid.variables import list_fields as list_numeric_fields
 from fastds.data.grid.variables import split_names
 from fastds.inference.files import check_reads_static, describe_model, load_model
 from fastds.models import load_card
@@ -165,24 +167,24 @@ def _is_default(dataset: xr.Dataset, names: list[str]) -> bool:
     return found == set(names)
 
 
-def describe_left_out(
-    dataset: xr.Dataset, computed: Sequence[str], failed: Mapping[str, str], var: str | None
-) -> list[str]:
-    """Return a note on the variables that `all` requested and that are not in the result, or no note.
+def warn_about_left_out(
+    dataset: xr.Dataset, computed: Sequence[str], failed: Mapping[str, str], var: str | None, stacklevel: int
+) -> None:
+    """Warn about the variables that "all" requested and that are not in the result.
 
     Args:
         dataset: input.
         computed: variables in the result.
         failed: reasons why fields do not fit the model, by name.
         var: names of fields, see split_names.
+        stacklevel: see warnings.warn.
     """
     if var is None or split_names(var, dataset.data_vars) is not None:
-        return []
-    others = [str(name) for name in dataset.data_vars if name not in computed and name not in failed]
-    others = [name for name in others if dataset[name].ndim and dataset[name].dtype.kind in "fiub"]
-    texts = [f"{name} ({reason})" for name, reason in failed.items()]
-    texts += [f"{name} (no field on the grid that can be interpolated)" for name in others]
-    return [f"not in the result: {', '.join(texts)}"] if texts else []
+        return
+    others = [str(name) for name in list_numeric_fields(dataset) if name not in computed and name not in failed]
+    texts = [*others, *(f"{name} ({reason})" for name, reason in failed.items())]
+    if texts:
+        warnings.warn(f"not in the result: {', '.join(texts)}", UserWarning, stacklevel + 1)
 
 
 def reads_static_maps(model: nn.Module | str | os.PathLike | None) -> bool:

@@ -256,13 +256,17 @@ class FieldsPipeline:
         """Names of the running totals."""
         return ", ".join(str(self.method.names[channel]) for channel in self.method.running)
 
-    def make_summary(self) -> RunSummary:
-        """Return the result with coordinates and attributes."""
+    def make_summary(self, with_others: bool = True) -> RunSummary:
+        """Return a summary of the run.
+
+        Args:
+            with_others: whether it names the variables that are not in the result.
+        """
         size = " x ".join(str(axis.numel()) for axis in self.target)
         names = ", ".join(map(str, self.variables))
         others = [name for name in list_grid_variables(self.dataset, self.grid) if name not in self.method.names]
         notes = [f"{self.note}: {names} on {size} points"]
-        notes += [f"not in the result: {', '.join(others)}"] if others else []
+        notes += [f"not in the result: {', '.join(others)}"] if others and with_others else []
         notes += [f"running totals, made finer as differences between times: {self._totals}"] if self._totals else []
         notes += self.method.changes.notes() + self.execution.make_notes()
         return RunSummary(self.method.name, {}, notes)

@@ -24,7 +24,7 @@ from fastds.tasks.fields.heights import (
     read_heights,
 )
 from fastds.tasks.fields.levels import LevelColumns
-from fastds.tasks.fields.methods import describe_left_out, pick_network, reads_static_maps, split_dataset
+from fastds.tasks.fields.methods import pick_network, reads_static_maps, split_dataset, warn_about_left_out
 from fastds.tasks.fields.networks import AnyVariableModel, FieldModel
 from fastds.tasks.fields.points import Points, read_points
 from fastds.tasks.fields.stations import find_projection, project_points
@@ -133,7 +133,7 @@ def query_points(
         names = ", ".join(network.names[c] for c in network.predicted)
         result.notes += [f"{note}: {names}" if len(queries) > 1 else note, *query.notes]
         result.model = ", ".join(dict.fromkeys(filter(None, (result.model, network.name))))
-    result.notes += describe_left_out(dataset, [name for name in result.columns if name in dataset], failed, var)
+    warn_about_left_out(dataset, [name for name in result.columns if name in dataset], failed, var, stacklevel=4)
     return result
 
 

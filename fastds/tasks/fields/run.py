@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, Unpack, cast
 
+import numpy as np
 import xarray as xr
 from torch import nn
 
+from fastds._options import OptionError
 from fastds.data import open_input
 from fastds.data.reading import ReadOptions
 from fastds.inference.chunking import compute_lazily, is_lazy, make_template
@@ -23,7 +26,7 @@ from fastds.inference.files import (
 from fastds.inference.tables import write_csv
 from fastds.tasks.fields.evaluation import check_truth
 from fastds.tasks.fields.geometry import find_geometry
-from fastds.tasks.fields.methods import pick_method, pick_network
+from fastds.tasks.fields.methods import pick_method, pick_network, split_dataset, warn_about_left_out
 from fastds.tasks.fields.pipeline import FieldsPipeline
 from fastds.tasks.fields.point_query import query_points
 from fastds.tasks.fields.points import Points
@@ -58,7 +61,8 @@ def downscale(
         scale: scale factor, greater than 0.
         grid: spacing of the output grid in degrees, or in the units of y and x.
         like: dataset or file with the coordinates of the output.
-        var: name of the only variable; None: the variables with the most dimensions, or those in the model's card.
+        var: name of the only variable; several names separated by commas, or "all" for all fields, which may have
+            different dimensions; None: the variables with the most dimensions, or those in the model's card.
         static: static maps for a model that reads static maps: a Dataset, or files FILE.nc or FILE.nc:VARIABLE on any
             grid.
         threads: number of CPU threads; None: torch's setting.
@@ -166,20 +170,65 @@ def _downscale(model, dataset, *, progress=False, folder=None, check=None, **opt
         progress: show a progress bar.
         folder: folder for memory-mapped files of large fields; None: in memory.
         check: function that is called with the result before its values are computed; None: no function.
-        options: arguments of FieldsPipeline.
+        options: arguments of FieldsPipeline; var may name fields with different dimensions.
 
     Returns:
         The fine dataset and the summary of the run.
     """
-    pipeline = FieldsPipeline(model, dataset, **options)
+    var = options.pop("var", None)
+    pipelines, failed = _make_pipelines(model, dataset, var, options)
     if check is not None:
-        check(make_template(pipeline))
-    out = (
+        check(merge_parts([make_template(pipeline) for pipeline in pipelines]))
+    parts = [
         compute_lazily(pipeline)
         if folder is None and pipeline.dim and is_lazy(dataset)
         else pipeline.compute_all(progress, folder)
-    )
-    return out, pipeline.make_summary()
+        for pipeline in pipelines
+    ]
+    computed = [name for pipeline in pipelines for name in pipeline.variables]
+    warn_about_left_out(dataset, computed, failed, var, stacklevel=4)
+    summaries = [pipeline.make_summary(with_others=var is None or len(pipelines) == 1) for pipeline in pipelines]
+    name = ", ".join(dict.fromkeys(summary.model for summary in summaries))
+    return merge_parts(parts), RunSummary(name, {}, [note for summary in summaries for note in summary.notes])
+
+
+def _make_pipelines(model, dataset, var, options) -> tuple[list[FieldsPipeline], dict[str, str]]:
+    """Return a pipeline for each part of the requested fields, and the reasons why fields do not fit the model.
+
+    Fields need to fit the model unless they were requested by "all" together with fields that do.
+    """
+    pipelines, failed = [], {}
+    parts = split_dataset(model, dataset, find_geometry(dataset, var), var)
+    for part in parts:
+        try:
+            pipelines.append(FieldsPipeline(part.model, dataset, var=",".join(part.names) or None, **options))
+        except ValueError as error:
+            if not part.optional or len(parts) == 1 or isinstance(error, OptionError):
+                raise
+            failed |= dict.fromkeys(part.names, str(error))
+    if not pipelines:
+        raise ValueError(next(iter(failed.values())))
+    return pipelines, failed
+
+
+def merge_parts(parts: list[xr.Dataset]) -> xr.Dataset:
+    """Merge results on one grid.
+
+    Of an attribute that differs, a number is the largest, and a text has the parts of all.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    attrs: dict[Hashable, Any] = {}
+    for key in dict.fromkeys(key for part in parts for key in part.attrs):
+        values = [part.attrs[key] for part in parts if key in part.attrs]
+        texts = all(isinstance(value, str) for value in values)
+        if any(not np.array_equal(values[0], value) for value in values[1:]):
+            separator = "\n" if key == "history" else ", "
+            lines = dict.fromkeys(line for value in values for line in str(value).split(separator))
+            attrs[key] = separator.join(lines) if texts else max(values)
+        else:
+            attrs[key] = values[0]
+    return xr.merge(parts, compat="override", join="exact", combine_attrs="override").assign_attrs(attrs)
 
 
 def query(
