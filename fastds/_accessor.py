@@ -50,6 +50,7 @@ class Accessor:
         halo: int | None = None,
         missing: float | None = None,
         units: str | None = None,
+        array: str | None = None,
         start: str | None = None,
         stop: str | None = None,
         threads: int | None = None,
@@ -95,6 +96,8 @@ class Accessor:
                 field of the network.
             missing: value that marks missing data, if the data do not declare it.
             units: units of the variable, if the data do not declare them.
+            array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default:
+                none.
             start: first time to use, such as "2020-06-01T12:00". Default: the first time.
             stop: last time to use. Default: the last time.
             threads: number of CPU threads. Default: torch's setting.
@@ -136,6 +139,7 @@ class Accessor:
         probability: Sequence[float] | None = None,
         missing: float | None = None,
         units: str | None = None,
+        array: str | None = None,
         threads: int | None = None,
         precision: str | None = None,
         device: str | None = None,
@@ -171,6 +175,8 @@ class Accessor:
                 the forecast. Default: none.
             missing: value that marks missing data, if the data do not declare it.
             units: units of the variable, if the data do not declare them.
+            array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default:
+                none.
             threads: number of CPU threads. Default: torch's setting.
             precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
             device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.
@@ -201,6 +207,7 @@ class Accessor:
         lapse_rate: float | str | None = None,
         missing: float | None = None,
         units: str | None = None,
+        array: str | None = None,
         start: str | None = None,
         stop: str | None = None,
         threads: int | None = None,
@@ -226,6 +233,8 @@ class Accessor:
                 to the pressure levels or to the cells around each point. Default: 6.5.
             missing: value that marks missing data, if the data do not declare it.
             units: units of the variable, if the data do not declare them.
+            array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default:
+                none.
             start: first time to use, a date. Default: the first time.
             stop: last time to use. Default: the last time.
             threads: number of CPU threads. Default: torch's setting.
@@ -257,6 +266,7 @@ class Accessor:
         report: str | os.PathLike | None = None,
         missing: float | None = None,
         units: str | None = None,
+        array: str | None = None,
         start: str | None = None,
         stop: str | None = None,
         progress: bool = False,
@@ -276,6 +286,8 @@ class Accessor:
             report: HTML file to write. Default: no report.
             missing: value that marks missing data in truth and input, if they do not declare it.
             units: units of the variable in truth and input, if they do not declare them.
+            array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default:
+                none.
             start: first time of truth and input to use, a date. Default: the first time.
             stop: last time of truth and input to use. Default: the last time.
             progress: show a progress bar. Default: False.

@@ -65,6 +65,7 @@ class DownscaleMixin:
         halo: int | None = None,
         missing: float | None = None,
         units: str | None = None,
+        array: str | None = None,
         start: str | None = None,
         stop: str | None = None,
         threads: int | None = None,
@@ -108,6 +109,8 @@ class DownscaleMixin:
                 field of the network.
             missing: value that marks missing data, if the data do not declare it.
             units: units of the variable, if the data do not declare them.
+            array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default:
+                none.
             start: first time to use, such as "2020-06-01T12:00". Default: the first time.
             stop: last time to use. Default: the last time.
             threads: number of CPU threads. Default: torch's setting.
@@ -153,6 +156,7 @@ class NowcastMixin:
         probability: Sequence[float] | None = None,
         missing: float | None = None,
         units: str | None = None,
+        array: str | None = None,
         threads: int | None = None,
         precision: str | None = None,
         device: str | None = None,
@@ -187,6 +191,8 @@ class NowcastMixin:
                 the forecast. Default: none.
             missing: value that marks missing data, if the data do not declare it.
             units: units of the variable, if the data do not declare them.
+            array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default:
+                none.
             threads: number of CPU threads. Default: torch's setting.
             precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
             device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.

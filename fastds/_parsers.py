@@ -524,6 +524,13 @@ def _add_read_options(parser: ArgumentParser, start: bool = True) -> None:
     parser.add_argument(
         "--units", metavar="UNITS", help="units of the variable, if the file has no units or wrong units"
     )
+    parser.add_argument(
+        "--array", metavar="LAYOUT",
+        help="layout of raw binary files (.bin, .dat, .raw), KEY=VALUE with spaces in between, such as "
+        "'shape=12,500,500 dtype=<f4 bounds=45,55,5,15 units=dBZ time=2024-01-01T00:00 step=5min'; keys: shape, dtype, "
+        "offset, grid or bounds, missing, scale_factor, add_offset, units, name, standard_name, no_echo, time, step, "
+        "order",
+    )  # fmt: skip
     if start:
         parser.add_argument(
             "--start",

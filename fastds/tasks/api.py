@@ -78,6 +78,7 @@ def downscale(
     halo: int | None = None,
     missing: float | None = None,
     units: str | None = None,
+    array: str | None = None,
     start: str | None = None,
     stop: str | None = None,
     threads: int | None = None,
@@ -125,6 +126,7 @@ def downscale(
             of the network.
         missing: value that marks missing data, if the data do not declare it.
         units: units of the variable, if the data do not declare them.
+        array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default: none.
         start: first time to use, such as "2020-06-01T12:00". Default: the first time.
         stop: last time to use. Default: the last time.
         threads: number of CPU threads. Default: torch's setting.
@@ -174,6 +176,7 @@ def nowcast(
     probability: Sequence[float] | None = None,
     missing: float | None = None,
     units: str | None = None,
+    array: str | None = None,
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
@@ -209,6 +212,7 @@ def nowcast(
             forecast. Default: none.
         missing: value that marks missing data, if the data do not declare it.
         units: units of the variable, if the data do not declare them.
+        array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default: none.
         threads: number of CPU threads. Default: torch's setting.
         precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
         device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.
@@ -228,7 +232,7 @@ def nowcast(
     _check_model_and_data(model, data)
     run = get_task_function("nowcast", "nowcast")
     known = get_annotations(importlib.import_module("fastds.tasks.nowcast.run").Options) | {"progress": bool}
-    reading = _pop_read_options(options, "missing", "units", "stop")
+    reading = _pop_read_options(options, "missing", "units", "stop", "array")
     check_types(known, options)
     with open_input(data, **reading) as dataset:
         out = run(model, dataset, **options)
@@ -256,6 +260,7 @@ def predict(
     halo: int | None = None,
     missing: float | None = None,
     units: str | None = None,
+    array: str | None = None,
     start: str | None = None,
     stop: str | None = None,
     threads: int | None = None,
@@ -309,6 +314,7 @@ def predict(
             of the network.
         missing: value that marks missing data, if the data do not declare it.
         units: units of the variable, if the data do not declare them.
+        array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default: none.
         start: downscaling: first time to use, such as "2020-06-01T12:00". Nowcasts: initialization time. Default: the
             first time; nowcasts: the last.
         stop: last time of the data to use. Default: the last time.
@@ -370,6 +376,7 @@ def query(
     lapse_rate: float | str | None = None,
     missing: float | None = None,
     units: str | None = None,
+    array: str | None = None,
     start: str | None = None,
     stop: str | None = None,
     threads: int | None = None,
@@ -395,6 +402,7 @@ def query(
             the pressure levels or to the cells around each point. Default: 6.5.
         missing: value that marks missing data, if the data do not declare it.
         units: units of the variable, if the data do not declare them.
+        array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default: none.
         start: first time to use, a date. Default: the first time.
         stop: last time to use. Default: the last time.
         threads: number of CPU threads. Default: torch's setting.
@@ -432,6 +440,7 @@ def evaluate(
     report: str | os.PathLike | None = None,
     missing: float | None = None,
     units: str | None = None,
+    array: str | None = None,
     start: str | None = None,
     stop: str | None = None,
     progress: bool = False,
@@ -452,6 +461,7 @@ def evaluate(
         report: HTML file to write. Default: no report.
         missing: value that marks missing data in truth and input, if they do not declare it.
         units: units of the variable in truth and input, if they do not declare them.
+        array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default: none.
         start: first time of truth and input to use, a date. Default: the first time.
         stop: last time of truth and input to use. Default: the last time.
         progress: show a progress bar. Default: False.
@@ -498,7 +508,12 @@ def evaluate_in_processes(
     source, reading = options.pop("input", None), _pop_read_options(options, *READ_OPTIONS)
     files = {"prediction": prediction, "truth": truth, "input": source}
     check_types({"prediction": InputData, "truth": InputData, "input": InputData | None}, files)
-    with open_input(prediction) as p, open_input(truth, **reading) as t, open_input(source, **reading) as source:
+    array = reading.get("array")
+    with (
+        open_input(prediction, array=array) as p,
+        open_input(truth, **reading) as t,
+        open_input(source, **reading) as source,
+    ):
         task = select_evaluation_task(p, options.get("var"))
         run, name = get_task_function(task, "evaluate"), get_input_name(task)
         check_options(run, task, options, {"input", "model"}, {name, "score_items"})

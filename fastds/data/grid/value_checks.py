@@ -96,10 +96,10 @@ def apply_metadata(
         raise OptionError("missing", f"must be a finite number, got {missing!r}")
     fields = list_fields(dataset)
     names = split_names(var, dataset.variables)
-    for name in names or ():
-        if name not in dataset.variables:
-            there = ", ".join(map(str, fields)) or "none"
-            raise ValueError(f"there is no variable {name!r} in the file, which has {there}")
+    unknown = [name for name in names or () if name not in dataset.variables]
+    if unknown:
+        there = ", ".join(map(str, fields)) or "none"
+        raise ValueError(f"there is no variable {unknown[0]!r} in the file, which has {there}")
     chosen: list[Hashable] = fields if names is None else [*names]
     if units is not None and len(chosen) != 1:
         raise ValueError(

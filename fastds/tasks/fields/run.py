@@ -197,7 +197,8 @@ def _make_pipelines(model, dataset, var, options) -> tuple[list[FieldsPipeline],
 
     Fields need to fit the model unless they were requested by "all" together with fields that do.
     """
-    pipelines, failed = [], {}
+    pipelines: list[FieldsPipeline] = []
+    failed: dict[str, str] = {}
     parts = split_dataset(model, dataset, find_geometry(dataset, var), var)
     for part in parts:
         try:
