@@ -115,6 +115,7 @@ def query_points(
             continue
         is_corrected = correction is not None and any(map(classify_temperature, _list_fields(network)))
         _check_columns(stations, network, is_corrected)
+        network.check(stacklevel=4)
         where = _find_points(network, latitude, longitude, outside)
         heights_at = None
         if correction is not None and is_corrected:
@@ -261,7 +262,6 @@ class _Query:
         """Return the rows of all fields and points."""
         network, rows = self.network, []
         with inference_context(network.model, self.settings):
-            network.check(stacklevel=5)
             ood = network.ood.attributes()
             factor = (network.model.max_scale,) * 2
             network.find_totals()

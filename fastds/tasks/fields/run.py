@@ -260,7 +260,8 @@ def query(
         static: static maps of the model, see downscale, and the orography for `height`.
         height: column of the points with their heights in metres. Temperatures near the surface are corrected by
             the lapse rate times the height of the model surface above the point. The orography of the model is one of
-            the static maps, else a variable of the dataset; it is interpolated bilinearly. None: no correction.
+            the static maps, else a variable of the dataset; a network for any variable interpolates it as the
+            temperature, other networks bilinearly. None: no correction.
         lapse_rate: decrease of temperature with height in K/km; or "levels", fitted to the pressure levels above
             the surface; or "neighbourhood", fitted to the cells around each point. None: 6.5.
         threads: see downscale.
@@ -272,9 +273,10 @@ def query(
         One dict per field and point: the columns of the point, the leading coordinates, NAME (value of the model),
         NAME_bilinear, fastds_out_of_domain and, if an input is out of distribution, fastds_out_of_domain_by (see
         fastds.inference.ood.score). With `height`, the values of temperatures include the correction, and further
-        columns are fastds_model_height (m), NAME_correction (K), NAME_lapse_rate (K/km) and NAME_lapse_rate_source
-        ("given", "levels", "neighbourhood", or "standard" where no rate could be fitted). Variables with different
-        dimensions are in different rows.
+        columns are fastds_model_height and fastds_model_height_bilinear (m), NAME_correction and
+        NAME_bilinear_correction (K), NAME_lapse_rate (K/km) and NAME_lapse_rate_source ("given", "levels",
+        "neighbourhood", or "standard" where no rate could be fitted). Variables with different dimensions are in
+        different rows.
 
     Raises:
         ValueError: data, model or points that do not fit, or a column of the points with the name of a result.
