@@ -10,6 +10,7 @@ import xarray as xr
 from fastds import cli
 from fastds.data import open_array, open_dataset
 from fastds.data.formats.plain_array import ArrayLayout, parse_layout
+from fastds.training.rewriting import rewrite_with_metadata
 
 NUMBERS = np.arange(24).reshape(2, 3, 4)
 LAYOUT = "shape=2,3,4 dtype=<f4"
@@ -155,3 +156,15 @@ def test_array_is_for_raw_files_only(folder, capsys):
     assert cli.main(["convert", "a.bin", "b.nc"]) == 2
     assert "a.bin is in no format that is known; if it holds plain numbers, give --array" in capsys.readouterr().err
     assert not (folder / "b.nc").exists()
+
+
+def test_rewriting_for_a_training_takes_a_folder_of_raw_files(folder):
+    (folder / "raw").mkdir()
+    NUMBERS.astype("<f4").tofile("raw/a.bin")
+    layout = f"{LAYOUT} name=rain time=2024-01-01 step=5min"
+    made = rewrite_with_metadata(folder / "raw", folder / "made", "rain", array=layout, units="mm/h")
+    with xr.open_dataset(made / "a.nc") as d:
+        np.testing.assert_array_equal(d.rain, NUMBERS)
+        assert d.rain.attrs["units"] == "mm/h" and d.sizes["time"] == 2
+    with pytest.raises(FileNotFoundError, match="no file to train on"):
+        rewrite_with_metadata(folder / "raw", folder / "made", "rain", units="mm/h")
