@@ -52,6 +52,7 @@ class Accessor:
         halo: int | None = None,
         missing: float | None = None,
         units: str | None = None,
+        array: str | None = None,
         start: str | None = None,
         stop: str | None = None,
         threads: int | None = None,
@@ -66,9 +67,10 @@ class Accessor:
 
         Args:
             model: loaded model, shipped name, weights file or baseline ("trilinear", "bicubic" or "advection" for
-                radar; "bilinear", "bicubic" or "lanczos" for fields). None: the default network: fczsm-small for radar;
-                if scale, grid or like is given, inr-small if it takes the data, else inr-any.
-            var: name of the variable. Default: the only one that fits.
+                radar; "bilinear", "bicubic", "lanczos" or "conservative" for fields). None: the default network:
+                fczsm-small for radar; if scale, grid or like is given, inr-small if it takes the data, else inr-any.
+            var: name of the variable; fields: also several names separated by commas, or "all" for all fields. Default:
+                the only one that fits; fields: those of the model, or those with the most dimensions.
             scale: fields: scale factor along both axes, greater than 0. Exactly one of scale, grid and like is
                 required.
             grid: fields: spacing of the output grid in degrees, or in the units of the projected coordinates.
@@ -97,6 +99,8 @@ class Accessor:
                 field of the network.
             missing: value that marks missing data, if the data do not declare it.
             units: units of the variable, if the data do not declare them.
+            array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default:
+                none.
             start: first time to use, such as "2020-06-01T12:00". Default: the first time.
             stop: last time to use. Default: the last time.
             threads: number of CPU threads. Default: torch's setting.
@@ -138,6 +142,7 @@ class Accessor:
         probability: Sequence[float] | None = None,
         missing: float | None = None,
         units: str | None = None,
+        array: str | None = None,
         threads: int | None = None,
         precision: str | None = None,
         device: str | None = None,
@@ -173,6 +178,8 @@ class Accessor:
                 the forecast. Default: none.
             missing: value that marks missing data, if the data do not declare it.
             units: units of the variable, if the data do not declare them.
+            array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default:
+                none.
             threads: number of CPU threads. Default: torch's setting.
             precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
             device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.
@@ -199,8 +206,11 @@ class Accessor:
         outside: str = "error",
         var: str | None = None,
         static: xr.Dataset | list[str] | None = None,
+        height: str | None = None,
+        lapse_rate: float | str | None = None,
         missing: float | None = None,
         units: str | None = None,
+        array: str | None = None,
         start: str | None = None,
         stop: str | None = None,
         threads: int | None = None,
@@ -217,11 +227,17 @@ class Accessor:
                 inr-any.
             outside: points outside the fields: "error" raises an exception, "nan" gives NaN, "clamp" moves the points
                 to the edge. Default: "error".
-            var: name of the variable. Default: all that fit.
-            static: static maps for models that read static maps: a Dataset, or a list of files FILE.nc or
-                FILE.nc:VARIABLE. Default: none.
+            var: name of the variable, several names separated by commas, or "all". Default: all that fit.
+            static: static maps for models that read static maps, and the orography for height: a Dataset, or a list of
+                files FILE.nc or FILE.nc:VARIABLE. Default: none; the orography is a variable of the data.
+            height: column of the points with their heights in metres; temperatures near the surface are then corrected
+                for the height of the model surface. Default: no correction.
+            lapse_rate: with height: decrease of temperature with height in K/km, or "levels" or "neighbourhood", fitted
+                to the pressure levels or to the cells around each point. Default: 6.5.
             missing: value that marks missing data, if the data do not declare it.
             units: units of the variable, if the data do not declare them.
+            array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default:
+                none.
             start: first time to use, a date. Default: the first time.
             stop: last time to use. Default: the last time.
             threads: number of CPU threads. Default: torch's setting.
@@ -232,7 +248,7 @@ class Accessor:
 
         Returns:
             One dict for each field and point: the columns of the point, the leading coordinates, NAME (value of the
-            model) and NAME_bilinear for each variable.
+            model) and NAME_bilinear for each variable; with height further columns of the correction.
 
         Raises:
             ArgumentTypeError: an argument of the wrong type. It is a TypeError and a ValueError.
@@ -253,6 +269,7 @@ class Accessor:
         report: str | os.PathLike | None = None,
         missing: float | None = None,
         units: str | None = None,
+        array: str | None = None,
         start: str | None = None,
         stop: str | None = None,
         progress: bool = False,
@@ -263,7 +280,8 @@ class Accessor:
             truth: true fields on the same grid and at the same times; for nowcasts the observed fields.
             input: input of the prediction. Default: radar: truth averaged over 2 x 2 pixels at every second time;
                 fields: truth coarsened according to the attributes of the prediction; nowcasts: truth.
-            var: name of the variable. Default: the only one that fits; fields: all.
+            var: name of the variable; fields: also several names separated by commas. Default: the only one that fits;
+                fields: all.
             z_r: radar, nowcasts: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h. Default: zr_a and zr_b of the
                 data, else (200, 1.6).
             baselines: nowcasts: names of the baselines to compare. Default: all.
@@ -271,6 +289,8 @@ class Accessor:
             report: HTML file to write. Default: no report.
             missing: value that marks missing data in truth and input, if they do not declare it.
             units: units of the variable in truth and input, if they do not declare them.
+            array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default:
+                none.
             start: first time of truth and input to use, a date. Default: the first time.
             stop: last time of truth and input to use. Default: the last time.
             progress: show a progress bar. Default: False.

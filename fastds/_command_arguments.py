@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from fastds._options import OptionError
 
-READ_OPTIONS = ("missing", "units", "start", "stop")
+READ_OPTIONS = ("missing", "units", "array", "start", "stop")
 DOWNSCALE_OPTIONS = (
     "var", "tile", "halo", "threads", "precision", "device", "graph", "time_factor", "scale", "grid", "like", "members",
     "seed", "level", "static", "dynamics", "dtype", "coarsened", "smooth", *READ_OPTIONS,
@@ -120,5 +120,5 @@ def collect_nowcast_arguments(options) -> dict:
 
 
 def collect_nowcast_reading(options) -> dict:
-    """Return the options of `fastds nowcast` for reading files: --var, --missing, --units and --z-r."""
-    return collect_options(options, ("var", "missing", "units")) | parse_z_r(options)
+    """Return the options of `fastds nowcast` for reading files: --var, --missing, --units, --array and --z-r."""
+    return collect_options(options, ("var", "missing", "units", "array")) | parse_z_r(options)

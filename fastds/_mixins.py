@@ -65,6 +65,7 @@ class DownscaleMixin:
         halo: int | None = None,
         missing: float | None = None,
         units: str | None = None,
+        array: str | None = None,
         start: str | None = None,
         stop: str | None = None,
         threads: int | None = None,
@@ -79,7 +80,8 @@ class DownscaleMixin:
 
         Args:
             data: Dataset, DataArray, file, or several files of one series.
-            var: name of the variable. Default: the only one that fits.
+            var: name of the variable; fields: also several names separated by commas, or "all" for all fields. Default:
+                the only one that fits; fields: those of the model, or those with the most dimensions.
             scale: fields: scale factor along both axes, greater than 0. Exactly one of scale, grid and like is
                 required.
             grid: fields: spacing of the output grid in degrees, or in the units of the projected coordinates.
@@ -108,6 +110,8 @@ class DownscaleMixin:
                 field of the network.
             missing: value that marks missing data, if the data do not declare it.
             units: units of the variable, if the data do not declare them.
+            array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default:
+                none.
             start: first time to use, such as "2020-06-01T12:00". Default: the first time.
             stop: last time to use. Default: the last time.
             threads: number of CPU threads. Default: torch's setting.
@@ -153,6 +157,7 @@ class NowcastMixin:
         probability: Sequence[float] | None = None,
         missing: float | None = None,
         units: str | None = None,
+        array: str | None = None,
         threads: int | None = None,
         precision: str | None = None,
         device: str | None = None,
@@ -187,6 +192,8 @@ class NowcastMixin:
                 the forecast. Default: none.
             missing: value that marks missing data, if the data do not declare it.
             units: units of the variable, if the data do not declare them.
+            array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default:
+                none.
             threads: number of CPU threads. Default: torch's setting.
             precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
             device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.

@@ -69,11 +69,15 @@ def _downscale_parser() -> ArgumentParser:
     parser.add_argument(
         "--model",
         help="name of shipped weights, a .safetensors file, or a baseline: trilinear, bicubic or advection for radar "
-        "fields; bilinear, bicubic or lanczos for gridded fields (default: the shipped network that takes IN)",
+        "fields; bilinear, bicubic, lanczos or conservative (means over the cells of a finer or coarser grid) for "
+        "gridded fields (default: the shipped network that takes IN)",
     )
     parser.add_argument(
         "--var",
-        help="variable to downscale (default: radar fields: found by its attributes; gridded fields: all variables)",
+        metavar="NAMES",
+        help="variable to downscale; gridded fields: also several names such as t2m,r2m, or all for all fields "
+        "(default: radar fields: found by its attributes; gridded fields: the variables of the model, or those with "
+        "the most dimensions)",
     )
     parser.add_argument(
         "--tile",
@@ -329,7 +333,21 @@ def _query_parser() -> ArgumentParser:
         default="error",
         help="points outside the fields: stop, write NaN, or move the points to the edge (default: error)",
     )
-    parser.add_argument("--var", help="variable to read (default: all variables of the model)")
+    parser.add_argument(
+        "--var", metavar="NAMES",
+        help="variable to read, several names such as t2m,r2m, or all for all fields (default: all variables of the "
+        "model)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--height", metavar="COLUMN",
+        help="column of the points with their heights in metres: correct temperatures near the surface for the height "
+        "of the model surface, which is read from --static or from IN (default: no correction)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lapse-rate", metavar="RATE",
+        help="with --height: decrease of temperature with height in K/km; or levels, fitted to the pressure levels of "
+        "IN; or neighbourhood, fitted to the cells around each point (default: 6.5)",
+    )  # fmt: skip
     _add_execution(parser)
     _add_static(parser)
     _add_read_options(parser)
@@ -356,7 +374,10 @@ def _evaluate_parser() -> ArgumentParser:
         "TRUTH averaged by the scale factor in PRED; forecasts: TRUTH)",
     )
     parser.add_argument(
-        "--var", help="variable to compare (default: found by its attributes; gridded fields: all variables)"
+        "--var",
+        metavar="NAMES",
+        help="variable to compare; gridded fields: also several names such as t2m,r2m (default: found by its "
+        "attributes; gridded fields: all variables)",
     )
     _add_read_options(parser)
     _add_z_r(parser)
@@ -506,6 +527,13 @@ def _add_read_options(parser: ArgumentParser, start: bool = True) -> None:
     parser.add_argument(
         "--units", metavar="UNITS", help="units of the variable, if the file has no units or wrong units"
     )
+    parser.add_argument(
+        "--array", metavar="LAYOUT",
+        help="layout of raw binary files (.bin, .dat, .raw), KEY=VALUE with spaces in between, such as "
+        "'shape=12,500,500 dtype=<f4 bounds=45,55,5,15 units=dBZ time=2024-01-01T00:00 step=5min'; keys: shape, dtype, "
+        "offset, grid or bounds, missing, scale_factor, add_offset, units, name, standard_name, no_echo, time, step, "
+        "order",
+    )  # fmt: skip
     if start:
         parser.add_argument(
             "--start",

@@ -16,7 +16,7 @@ _DEPENDENT_WEIGHTS = ("downscaling-errors", "nowcast-errors")
 # Command -> methods without weights. The names are copied here, because importing the methods is slow. A test compares
 # these lists with the methods.
 METHODS = {
-    "downscale": ("trilinear", "bicubic", "advection", "bilinear", "lanczos"),
+    "downscale": ("trilinear", "bicubic", "advection", "bilinear", "lanczos", "conservative"),
     "nowcast": ("persistence", "blurred-persistence", "extrapolation", "pysteps"),
 }
 

@@ -171,7 +171,7 @@ def _compute_archive(task: str, options, chosen: dict) -> None:
         raise OptionError(unsupported[0], "is for results that are made at once; run fastds evaluate on an archive")
     execution = {name: chosen.pop(name) for name in ("dtype", "threads") if name in chosen}
     # for nowcasts, start is the initialization time
-    names = ("missing", "units", "stop") if task == "nowcast" else READ_OPTIONS
+    names = ("missing", "units", "array", "stop") if task == "nowcast" else READ_OPTIONS
     reading: Any = {name: chosen.pop(name) for name in names if name in chosen}
     form = {"model": options.model, "progress": True} | execution | collect_options(options, ARCHIVE_OPTIONS)
     summary = compute_archive(task, options.input, options.output, options=chosen, reading=reading, **form)
@@ -187,10 +187,8 @@ def _run_watch(options) -> int:
 def _run_query(options) -> None:
     from fastds.tasks.fields.run import query_file
 
-    chosen = {
-        name: options[name]
-        for name in ("model", "outside", "var", "static", "threads", "precision", "device", "graph", *READ_OPTIONS)
-    }
+    names = "model", "outside", "var", "static", "height", "lapse_rate", "threads", "precision", "device", "graph"
+    chosen = {name: options[name] for name in (*names, *READ_OPTIONS)}
     print(query_file(options.input, options.points, options.output, **chosen).summary())
 
 
@@ -330,6 +328,7 @@ def _run_with_error_handling(name: str, run, options) -> int:
         warnings.showwarning = show
         warnings.simplefilter("always", UserWarning)
         try:
+            _check_array(options)
             status = run(options) or _OK
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -353,6 +352,17 @@ def _run_with_error_handling(name: str, run, options) -> int:
         except KeyboardInterrupt:
             print(f"{name}: interrupted", file=sys.stderr)
             return _INTERRUPTED
+
+
+def _check_array(options) -> None:
+    """Raise OptionError for the option --array if no input has raw binary files."""
+    files = _list_input_files(options)
+    if files and options.get("array") is not None and all(map(os.path.exists, files)):
+        from fastds.data.formats.opening import has_plain_arrays
+        from fastds.data.formats.plain_array import SUFFIXES
+
+        if not any(map(has_plain_arrays, files)):
+            raise OptionError("array", f"is for raw binary files *{', *'.join(SUFFIXES)}, got {', '.join(files)}")
 
 
 def _list_input_files(options) -> list[str]:

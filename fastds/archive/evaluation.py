@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 _SCORING_OPTIONS = "var", "z_r", "baselines"  # options of fastds.evaluate that the scores of an item depend on
 _EVALUATE_OPTIONS = (
-    "input", "var", "z_r", "baselines", "model", "report", "missing", "units", "start", "stop", "progress",
+    "input", "var", "z_r", "baselines", "model", "report", "missing", "units", "array", "start", "stop",
+    "progress",
 )  # fmt: skip
 _MAX_ITEMS = 8  # largest number of items of a task
 _TASKS_PER_WORKER = 4  # smallest number of tasks of a worker, so that all workers end at about the same time
@@ -49,6 +50,7 @@ def evaluate_archive(
     report: str | os.PathLike | None = None,
     missing: float | None = None,
     units: str | None = None,
+    array: str | None = None,
     start: str | None = None,
     stop: str | None = None,
     progress: bool = False,
@@ -69,6 +71,7 @@ def evaluate_archive(
         report: Must be None, because one process writes a report: use fastds.evaluate.
         missing: Value that marks missing data in truth and input.
         units: Units of the variable in truth and input.
+        array: Layout of raw binary files, see fastds.data.open_array.
         start: First time of truth and input to use.
         stop: Last time of truth and input to use.
         progress: Show a progress bar.
@@ -177,7 +180,10 @@ def _open_scoring(request: _Request, task: str) -> EvaluationItems:
     files: Sequence[Any] = request.files
     prediction, *others = files
     var = request.options.get("var")
-    datasets = open_input(prediction), *(open_input(data, var, **request.reading) for data in others)
+    datasets = (
+        open_input(prediction, array=request.reading.get("array")),
+        *(open_input(data, var, **request.reading) for data in others),
+    )
     p, t, source = (dataset.__enter__() for dataset in datasets)
     module = importlib.import_module(f"fastds.tasks.{task}.evaluation")
     return module.EvaluationItems(p, t, **{get_input_name(task): source}, **request.options)

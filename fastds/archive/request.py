@@ -72,11 +72,12 @@ def open_request_dataset(request: Request) -> xr.Dataset:
     return open_input(files, request.options.get("var"), **request.reading).__enter__()
 
 
-def filter_readable(source: InputPaths) -> tuple[tuple[str, ...], list[str]]:
+def filter_readable(source: InputPaths, array: str | None = None) -> tuple[tuple[str, ...], list[str]]:
     """Select the files that can be opened and are compatible with the first readable one.
 
     Args:
         source: File, folder, pattern or list.
+        array: Layout of raw binary files, see fastds.data.open_dataset.
 
     Returns:
         The files, and a message about each other file.
@@ -88,7 +89,7 @@ def filter_readable(source: InputPaths) -> tuple[tuple[str, ...], list[str]]:
     good, others, first = [], [], None
     for file in list_files(source):
         try:
-            with open_input(file) as dataset:
+            with open_input(file, array=array) as dataset:
                 outline = dataset.isel(time=slice(0)).load() if "time" in dataset.dims else dataset
                 first = first or (file, outline)
                 check_compatible(*first, file, outline)

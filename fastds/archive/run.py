@@ -93,7 +93,8 @@ def compute_archive(
     target = resolve_target(target)
     if append:
         _check_can_append(target)
-    files, left_out = filter_readable(source) if keep_going else (tuple(map(str, list_files(source))), [])
+    array = (reading or {}).get("array")
+    files, left_out = filter_readable(source, array) if keep_going else (tuple(map(str, list_files(source))), [])
     threads = choose_threads(threads, workers, scheduler)
     options = dict(options or {})
     if scheduler is None and "device" in options:  # a continued run has to use the same device
@@ -250,7 +251,7 @@ def _find_late_files(request: Request, store: Store, manifest: Manifest, key: Ma
         return []
     first, last = {}, []
     for file in request.files:
-        with open_input(file) as dataset:
+        with open_input(file, array=request.reading.get("array")) as dataset:
             times = np.atleast_1d(dataset[find_dataset_time(dataset) or "time"].values)
         if os.path.abspath(file) in manifest.files:
             last.append(times.max())

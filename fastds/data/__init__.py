@@ -4,6 +4,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from fastds.data.formats.array_files import open_array
 from fastds.data.formats.hko7 import open_hko7
 from fastds.data.formats.opening import open_dataset
 from fastds.data.formats.radolan import open_radolan
@@ -91,6 +92,7 @@ __all__ = [
     "grid_spacing_m",
     "has_enough_echo",
     "normalised_rates",
+    "open_array",
     "open_dataset",
     "open_hko7",
     "open_radolan",

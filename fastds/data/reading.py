@@ -8,7 +8,7 @@ from typing import TypedDict, overload
 
 import xarray as xr
 
-from fastds.data.formats.opening import open_dataset, select_time_range
+from fastds.data.formats.opening import has_plain_arrays, open_dataset, select_time_range
 from fastds.data.grid.value_checks import apply_metadata
 
 InputFiles = str | os.PathLike | list[str | os.PathLike]
@@ -23,12 +23,14 @@ class ReadOptions(TypedDict, total=False):
         units: Units of the variable, see `apply_metadata`.
         start: First time, see `open_dataset`.
         stop: Last time, see `open_dataset`.
+        array: Layout of raw binary files, see `open_dataset`; not used for other files.
     """
 
     missing: float | None
     units: str | None
     start: str | None
     stop: str | None
+    array: str | None
 
 
 def is_path_like(data: object) -> bool:
@@ -46,6 +48,7 @@ def open_input(
     units: str | None = None,
     start: str | None = None,
     stop: str | None = None,
+    array: str | None = None,
 ) -> contextlib.AbstractContextManager[xr.Dataset]: ...
 
 
@@ -58,6 +61,7 @@ def open_input(
     units: str | None = None,
     start: str | None = None,
     stop: str | None = None,
+    array: str | None = None,
 ) -> contextlib.AbstractContextManager[xr.Dataset | None]: ...
 
 
@@ -70,6 +74,7 @@ def open_input(
     units: str | None = None,
     start: str | None = None,
     stop: str | None = None,
+    array: str | None = None,
 ) -> Iterator[xr.Dataset | None]:
     """Context manager: yield the Dataset of a user's input, with declared metadata applied.
 
@@ -83,6 +88,7 @@ def open_input(
         units: Units of the variable, see `apply_metadata`.
         start: First time, see `open_dataset`.
         stop: Last time, see `open_dataset`.
+        array: Layout of raw binary files, see `open_dataset`; not used for other files.
 
     Raises:
         TypeError: `data` has another type.
@@ -98,7 +104,8 @@ def open_input(
     elif isinstance(data, xr.Dataset):
         yield apply_metadata(select_time_range(data, *times), *declared)
     elif is_path_like(data):
-        with open_dataset(data, start=times[0], stop=times[1]) as dataset:
+        layout = array if array is not None and has_plain_arrays(data) else None
+        with open_dataset(data, start=times[0], stop=times[1], array=layout) as dataset:
             yield apply_metadata(dataset, *declared)
     else:
         raise TypeError(f"data must be an xarray Dataset or DataArray or files, got a {type(data).__name__}")

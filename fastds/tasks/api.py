@@ -15,7 +15,7 @@ from fastds import models
 from fastds._argument_types import check_types, get_annotations
 from fastds._options import OptionError, get_argument_word, spell_name
 from fastds.data.grid.grids import find_latitude_longitude
-from fastds.data.grid.variables import classify_rain, is_dbz, is_named_reflectivity
+from fastds.data.grid.variables import classify_rain, is_dbz, is_named_reflectivity, split_names
 from fastds.data.reading import InputData, ReadOptions, is_path_like, open_input
 from fastds.tasks.fields.alignment import MEMBER
 from fastds.tasks.nowcast.forecasts import is_forecast
@@ -78,6 +78,7 @@ def downscale(
     halo: int | None = None,
     missing: float | None = None,
     units: str | None = None,
+    array: str | None = None,
     start: str | None = None,
     stop: str | None = None,
     threads: int | None = None,
@@ -93,10 +94,12 @@ def downscale(
 
     Args:
         model: loaded model, shipped name, weights file or baseline ("trilinear", "bicubic" or "advection" for radar;
-            "bilinear", "bicubic" or "lanczos" for fields). None: the default network. Without scale, grid and like,
-            this is fczsm-small (radar); with one of them, it is inr-small if it takes the data, else inr-any.
+            "bilinear", "bicubic", "lanczos" or "conservative" for fields). None: the default network. Without scale,
+            grid and like, this is fczsm-small (radar); with one of them, it is inr-small if it takes the data, else
+            inr-any.
         data: Dataset, DataArray, file, or several files of one series.
-        var: name of the variable. Default: the only one that fits.
+        var: name of the variable; fields: also several names separated by commas, or "all" for all fields. Default: the
+            only one that fits; fields: those of the model, or those with the most dimensions.
         scale: fields: scale factor along both axes, greater than 0. Exactly one of scale, grid and like is required.
         grid: fields: spacing of the output grid in degrees, or in the units of the projected coordinates.
         like: fields: Dataset or file with the output grid.
@@ -124,6 +127,7 @@ def downscale(
             of the network.
         missing: value that marks missing data, if the data do not declare it.
         units: units of the variable, if the data do not declare them.
+        array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default: none.
         start: first time to use, such as "2020-06-01T12:00". Default: the first time.
         stop: last time to use. Default: the last time.
         threads: number of CPU threads. Default: torch's setting.
@@ -173,6 +177,7 @@ def nowcast(
     probability: Sequence[float] | None = None,
     missing: float | None = None,
     units: str | None = None,
+    array: str | None = None,
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
@@ -208,6 +213,7 @@ def nowcast(
             forecast. Default: none.
         missing: value that marks missing data, if the data do not declare it.
         units: units of the variable, if the data do not declare them.
+        array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default: none.
         threads: number of CPU threads. Default: torch's setting.
         precision: "fp32" or "bf16". Default: bf16 on a GPU, else fp32.
         device: "auto" (a GPU if there is one), "cpu" or "cuda". Default: the device of the model.
@@ -227,7 +233,7 @@ def nowcast(
     _check_model_and_data(model, data)
     run = get_task_function("nowcast", "nowcast")
     known = get_annotations(importlib.import_module("fastds.tasks.nowcast.run").Options) | {"progress": bool}
-    reading = _pop_read_options(options, "missing", "units", "stop")
+    reading = _pop_read_options(options, "missing", "units", "stop", "array")
     check_types(known, options)
     with open_input(data, **reading) as dataset:
         out = run(model, dataset, **options)
@@ -255,6 +261,7 @@ def predict(
     halo: int | None = None,
     missing: float | None = None,
     units: str | None = None,
+    array: str | None = None,
     start: str | None = None,
     stop: str | None = None,
     threads: int | None = None,
@@ -280,7 +287,8 @@ def predict(
         model: loaded model, shipped name, weights file or baseline. None is not allowed, because it does not determine
             a task.
         data: Dataset, DataArray, file, or several files of one series.
-        var: name of the variable. Default: the only one that fits.
+        var: name of the variable; fields: also several names separated by commas, or "all" for all fields. Default: the
+            only one that fits; fields: those of the model, or those with the most dimensions.
         scale: fields: scale factor along both axes, greater than 0. Exactly one of scale, grid and like is required.
         grid: fields: spacing of the output grid in degrees, or in the units of the projected coordinates.
         like: fields: Dataset or file with the output grid.
@@ -308,6 +316,7 @@ def predict(
             of the network.
         missing: value that marks missing data, if the data do not declare it.
         units: units of the variable, if the data do not declare them.
+        array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default: none.
         start: downscaling: first time to use, such as "2020-06-01T12:00". Nowcasts: initialization time. Default: the
             first time; nowcasts: the last.
         stop: last time of the data to use. Default: the last time.
@@ -365,8 +374,11 @@ def query(
     outside: str = "error",
     var: str | None = None,
     static: xr.Dataset | list[str] | None = None,
+    height: str | None = None,
+    lapse_rate: float | str | None = None,
     missing: float | None = None,
     units: str | None = None,
+    array: str | None = None,
     start: str | None = None,
     stop: str | None = None,
     threads: int | None = None,
@@ -383,11 +395,16 @@ def query(
             such columns.
         outside: points outside the fields: "error" raises an exception, "nan" gives NaN, "clamp" moves the points to
             the edge. Default: "error".
-        var: name of the variable. Default: all that fit.
-        static: static maps for models that read static maps: a Dataset, or a list of files FILE.nc or FILE.nc:VARIABLE.
-            Default: none.
+        var: name of the variable, several names separated by commas, or "all". Default: all that fit.
+        static: static maps for models that read static maps, and the orography for height: a Dataset, or a list of
+            files FILE.nc or FILE.nc:VARIABLE. Default: none; the orography is a variable of the data.
+        height: column of the points with their heights in metres; temperatures near the surface are then corrected for
+            the height of the model surface. Default: no correction.
+        lapse_rate: with height: decrease of temperature with height in K/km, or "levels" or "neighbourhood", fitted to
+            the pressure levels or to the cells around each point. Default: 6.5.
         missing: value that marks missing data, if the data do not declare it.
         units: units of the variable, if the data do not declare them.
+        array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default: none.
         start: first time to use, a date. Default: the first time.
         stop: last time to use. Default: the last time.
         threads: number of CPU threads. Default: torch's setting.
@@ -398,7 +415,7 @@ def query(
 
     Returns:
         One dict for each field and point: the columns of the point, the leading coordinates, NAME (value of the model)
-        and NAME_bilinear for each variable.
+        and NAME_bilinear for each variable; with height further columns of the correction.
 
     Raises:
         ArgumentTypeError: an argument of the wrong type. It is a TypeError and a ValueError.
@@ -425,6 +442,7 @@ def evaluate(
     report: str | os.PathLike | None = None,
     missing: float | None = None,
     units: str | None = None,
+    array: str | None = None,
     start: str | None = None,
     stop: str | None = None,
     progress: bool = False,
@@ -436,7 +454,8 @@ def evaluate(
         truth: true fields on the same grid and at the same times; for nowcasts the observed fields.
         input: input of the prediction. Default: radar: truth averaged over 2 x 2 pixels at every second time; fields:
             truth coarsened according to the attributes of the prediction; nowcasts: truth.
-        var: name of the variable. Default: the only one that fits; fields: all.
+        var: name of the variable; fields: also several names separated by commas. Default: the only one that fits;
+            fields: all.
         z_r: radar, nowcasts: a and b of Z = a R^b, Z in mm^6 m^-3 and R in mm/h. Default: zr_a and zr_b of the data,
             else (200, 1.6).
         baselines: nowcasts: names of the baselines to compare. Default: all.
@@ -444,6 +463,7 @@ def evaluate(
         report: HTML file to write. Default: no report.
         missing: value that marks missing data in truth and input, if they do not declare it.
         units: units of the variable in truth and input, if they do not declare them.
+        array: layout of raw binary files, such as "shape=500,500 dtype=<f4", see fastds.data.open_array. Default: none.
         start: first time of truth and input to use, a date. Default: the first time.
         stop: last time of truth and input to use. Default: the last time.
         progress: show a progress bar. Default: False.
@@ -490,7 +510,12 @@ def evaluate_in_processes(
     source, reading = options.pop("input", None), _pop_read_options(options, *READ_OPTIONS)
     files = {"prediction": prediction, "truth": truth, "input": source}
     check_types({"prediction": InputData, "truth": InputData, "input": InputData | None}, files)
-    with open_input(prediction) as p, open_input(truth, **reading) as t, open_input(source, **reading) as source:
+    array = reading.get("array")
+    with (
+        open_input(prediction, array=array) as p,
+        open_input(truth, **reading) as t,
+        open_input(source, **reading) as source,
+    ):
         task = select_evaluation_task(p, options.get("var"))
         run, name = get_task_function(task, "evaluate"), get_input_name(task)
         check_options(run, task, options, {"input", "model"}, {name, "score_items"})
@@ -523,7 +548,9 @@ def select_evaluation_task(prediction: xr.Dataset, var: str | None = None) -> st
     if declared in DOWNSCALING:
         return "radar" if declared == "radar" else "fields"
     fields = {name: field for name, field in prediction.data_vars.items() if field.ndim >= 2}
-    chosen = [fields[var]] if var in fields else list(fields.values())
+    requested = split_names(var, fields)
+    named = requested is not None and set(requested) <= set(fields)
+    chosen = [fields[name] for name in requested] if named and requested else list(fields.values())
     latitudes = (find_latitude_longitude(field)[0] for field in chosen)
     gridded = any(latitude is not None and latitude.ndim == 1 for latitude in latitudes)
     if any(is_dbz(field.attrs.get("units")) for field in chosen):
@@ -578,10 +605,10 @@ def _find_card(model: Model) -> models.ModelCard | None:
 
 def list_weightless_methods() -> set[str]:
     """Return the names of the baselines of the tasks radar and fields, which need no weights."""
-    from fastds.models.baselines.interpolation import METHODS
+    from fastds.tasks.fields.methods import WEIGHTLESS_METHODS
     from fastds.tasks.radar.methods import BASELINES
 
-    return {*METHODS, *BASELINES}
+    return {*WEIGHTLESS_METHODS, *BASELINES}
 
 
 def check_options(

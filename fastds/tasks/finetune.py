@@ -38,6 +38,7 @@ def finetune(
     var: str | None = None,
     missing: float | None = None,
     units: str | None = None,
+    array: str | None = None,
     start: str | None = None,
     stop: str | None = None,
     static: Sequence[str] | None = None,
@@ -47,7 +48,8 @@ def finetune(
 
     The last fifth of each file is held out for validation. The weights are also validated before the first step. The
     result has the lowest validation error, including the initial weights. Its card names the files and has both scores.
-    If var, missing, units, start or stop is given, the files are first rewritten into output/data with this metadata.
+    If var, missing, units, array, start or stop is given, the files are first rewritten into output/data with this
+    metadata.
     Radar networks are compared with advection on synthetic events, too: if the initial weights are better than
     advection there and the result is not, a UserWarning is issued and the card mentions it.
 
@@ -64,6 +66,7 @@ def finetune(
         var: variable of data, for networks with one input variable (default: the only one that fits).
         missing: value that marks missing data, if the files do not declare it.
         units: units of the variable, if the files do not declare them.
+        array: layout of raw binary files, see fastds.data.open_array (default: none).
         start: first time to use, a date (default: the first time).
         stop: last time to use (default: the last time).
         static: radar: static maps for weights that read some, such as those of fczsm-s: "FILE.nc:VARIABLE" for each.
@@ -81,7 +84,7 @@ def finetune(
     card = load_card(model)
     if not card.task:
         raise ValueError(f"the card of {model} does not declare a task for the weights, so they cannot be trained")
-    reading = ReadOptions(missing=missing, units=units, start=start, stop=stop)
+    reading = ReadOptions(missing=missing, units=units, start=start, stop=stop, array=array)
     files = _prepare_files(data, pathlib.Path(output) / "data", card, var, reading)
     config = make_config(str(model), card, files, output, max_minutes, learning_rate, max_steps)
     config.model.card = _describe_result(card, pathlib.Path(data).name)

@@ -4,7 +4,7 @@
 import os
 import pathlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from fastds._options import OptionError, spell_name
@@ -15,12 +15,15 @@ _SERIES = (".nc", ".npz")  # extensions of files with time series
 _COORDINATES = "radar_coords_"  # prefix of the coordinate files of MeteoNet
 
 
-def scan_folder(folder: str | os.PathLike, use: Callable[[pathlib.Path], Part]) -> dict[pathlib.Path, Part]:
+def scan_folder(
+    folder: str | os.PathLike, use: Callable[[pathlib.Path], Part], further: Sequence[str] = ()
+) -> dict[pathlib.Path, Part]:
     """Apply a function to each *.nc and *.npz file of a folder and warn once about files that it rejects.
 
     Args:
         folder: folder with the files.
         use: function of a path. It raises ValueError or OSError with a one-line message for an unusable file.
+        further: further extensions of files to use.
 
     Returns:
         Dict from the path of each usable file to the result of `use`, sorted by path.
@@ -34,14 +37,14 @@ def scan_folder(folder: str | os.PathLike, use: Callable[[pathlib.Path], Part]) 
     used, left_out = {}, []
     for file in files:
         try:
-            if file.suffix not in _SERIES:
+            if file.suffix not in (*_SERIES, *further):
                 raise ValueError("not NetCDF")
             used[file] = use(file)
         except (ValueError, OSError) as error:
             left_out.append(f"{file.name} ({' '.join(str(error).split())})")
     more = f" and {len(left_out) - _MAX_NAMED} more" if len(left_out) > _MAX_NAMED else ""
     named = "; ".join(left_out[:_MAX_NAMED]) + more
-    if not any(file.suffix in _SERIES for file in files):
+    if not any(file.suffix in (*_SERIES, *further) for file in files):
         raise FileNotFoundError(
             f"{spell_name('data.path')}: no file to train on in {folder}" + (f": {named}" if named else "")
         )

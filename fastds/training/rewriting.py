@@ -7,6 +7,7 @@ from typing import Unpack
 
 from fastds._options import OptionError, spell_name
 from fastds.data import save_dataset
+from fastds.data.formats.plain_array import SUFFIXES
 from fastds.data.reading import ReadOptions, open_input
 from fastds.training.folders import scan_folder
 
@@ -25,7 +26,8 @@ def rewrite_with_metadata(
         folder: folder to write to.
         var: the only variable to copy; None: all.
         name: name of the variable in the copies; None: unchanged.
-        reading: options of fastds.data.reading.ReadOptions, which declare units and missing value or select times.
+        reading: options of fastds.data.reading.ReadOptions, which declare units, missing value and the
+            layout of raw binary files, or select times.
 
     Returns:
         Path of the copy or of the folder of copies.
@@ -50,5 +52,5 @@ def rewrite_with_metadata(
         raise FileNotFoundError(f"{spell_name('data')}: no such file or folder: {data}")
     if not data.is_dir():
         return written(data)
-    scan_folder(data, written)
+    scan_folder(data, written, SUFFIXES if reading.get("array") else ())
     return folder

@@ -83,6 +83,7 @@ class CommandRunner:
         self._offsets: dict[float, np.ndarray] = {}
         self.var = arguments.get("var")
         self.reading: ReadOptions = {"missing": arguments.get("missing"), "units": arguments.get("units")}
+        self.reading["array"] = arguments.get("array")
         # See fastds.cli: retained memory of global fields becomes fragmented.
         set_memory_retention(task != "fields")
 

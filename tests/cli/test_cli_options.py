@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import shlex
 import types
 import typing
 from pathlib import Path
@@ -35,6 +36,9 @@ PART = "2024-06-01T12:05", "2024-06-01T12:15"
 SECOND = "2019-01-01T03:00"
 READING = "--var rain --units mm/h --missing -9 --z-r 300 1.4"
 ARCHIVE_OPTIONS = "--license CC-BY-4.0 --creator A<a@b.org> --identifier DE-DWD-rain --created-with URL"
+# The files *.bin have the numbers of in.nc, truth.nc, known.nc and fields.nc.
+RADAR_LAYOUT = "dtype=>f4 name=rain time=2024-06-01T12:00"
+FIELD_LAYOUT = "shape=2,8,10 dtype=<f8 offset=4 bounds=37,53,104,124 name=t time=2019-01-01 step=3h"
 FIELDS = "--model fields.safetensors --static relief.nc:h --missing -999 --units K"
 
 
@@ -64,7 +68,7 @@ def folder(tmp_path_factory):
     fields["t"].attrs.pop("units")
     fields["t"][:, 6:, 8:] = -999
     made["fields"] = fields
-    made["relief"] = fields.isel(time=0, drop=True).rename(t="h").assign(h=lambda d: 0 * d.h + 100 * d.longitude)
+    made["relief"] = fields.isel(time=0, drop=True).rename(t="h").assign(h=lambda d: 0 * d.h + 10 * d.longitude)
     made["relief"].h.attrs = {"units": "m"}
     made["bytes"] = coarsen_dataset(event)
     packed = {"reflectivity": {"dtype": "uint8", "scale_factor": 0.5, "add_offset": -32.0, "_FillValue": 255}}
@@ -97,7 +101,10 @@ def folder(tmp_path_factory):
     }
     for name, network in networks.items():
         models.save(network, folder / f"{name}.safetensors")
-    (folder / "points.csv").write_text("name,lat,lon\nA,45.2,110.1\nB,10.0,110.0\n")
+    for name in ("in", "truth", "known"):
+        made[name].rain.values.astype(">f4").tofile(folder / f"{name}.bin")
+    (folder / "fields.bin").write_bytes(b"head" + made["fields"].t.values.astype("<f8").tobytes())
+    (folder / "points.csv").write_text("name,lat,lon,elev\nA,45.2,110.1,2101\nB,10.0,110.0,0\n")
     return folder
 
 
@@ -153,7 +160,9 @@ def one_pair(printed):
 
 
 def second_time(printed):
-    assert [row["name"] for row in csv.DictReader(Path("b.csv").read_text().splitlines())] == ["A", "B"]
+    rows = list(csv.DictReader(Path("b.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows] == ["A", "B"]
+    assert float(rows[0]["t_correction"]) == pytest.approx(-5.0, abs=0.01)  # 1000 m above the surface
 
 
 def two_members(printed):
@@ -256,6 +265,31 @@ def as_an_archive(name):
     return check
 
 
+def raw_as(name, other):
+    """Return a check that a result from raw numbers is that from the NetCDF file."""
+
+    def check(printed):
+        raw, expected = (xr.open_dataset(one).load() for one in (name, other))
+        for field in expected.data_vars:
+            np.testing.assert_array_equal(raw[field], expected[field])
+        assert "plain array" in printed and raw.time.equals(expected.time)
+
+    return check
+
+
+def raw_stations(printed):
+    raw, expected = (list(csv.DictReader(Path(name).read_text().splitlines())) for name in ("raw.csv", "a.csv"))
+    assert [row["t"] for row in raw] == [row["t"] for row in expected]
+
+
+def raw_table(printed):
+    assert Path("raw-table.csv").read_text() == Path("t.csv").read_text()
+
+
+def raw_checked(printed):
+    assert "format     plain array, 1 file" in printed and "can        downscale: rain to 9 fields" in printed
+
+
 def plain_copy(printed):
     xr.testing.assert_equal(xr.open_dataset("copy.zarr"), xr.open_dataset("truth.nc"))
 
@@ -312,7 +346,7 @@ RUNS = {
     f"query fields.nc --points points.csv --output a.csv {FIELDS} --outside nan --threads 1 --device cpu "
     "--precision fp32 --graph auto": stations,
     f"query fields.nc --points points.csv --output b.csv {FIELDS} --var t --start {SECOND} --stop {SECOND} "
-    "--outside nan": second_time,
+    "--outside nan --height elev --lapse-rate 5": second_time,
     f"evaluate pred.nc truth.nc {READING} --start 2024-06-01T12:00 --stop 2024-06-01T12:10 --workers 1": one_pair,
     f"evaluate pred.nc truth.nc --input in.nc {READING} --csv t.csv --report t.html --all-scores": table_by_hand,
     f"check truth.nc --var rain --units mm/h --missing -9 --start {PART[0]} --stop {PART[1]} "
@@ -326,6 +360,20 @@ RUNS = {
         archive_of_shape("next.zarr", 2, 64, 64)
     ),
     "convert truth.nc copy.zarr --to cf": plain_copy,
+    f"downscale in.bin raw.nc --model radar.safetensors {READING} --array 'shape=3,32,32 {RADAR_LAYOUT} step=10min' "
+    "--start 2024-06-01T12:10 --stop 2024-06-01T12:20": raw_as("raw.nc", "part.nc"),
+    f"nowcast known.bin raw-now.nc --model persistence {READING} --array 'shape=20,40,44 {RADAR_LAYOUT} step=5min' "
+    "--steps 1 --stop 2024-06-01T12:30": raw_as("raw-now.nc", "stopped.nc"),
+    f"query fields.bin --points points.csv --output raw.csv {FIELDS} --outside nan --array "
+    f"'{FIELD_LAYOUT} standard_name=air_temperature'": raw_stations,
+    f"evaluate pred.nc truth.bin --input in.nc {READING} --csv raw-table.csv --array "
+    f"'shape=5,64,64 {RADAR_LAYOUT} step=5min'": raw_table,
+    f"check truth.bin --var rain --units mm/h --missing -9 --array 'shape=5,64,64 {RADAR_LAYOUT} step=5min'": (
+        raw_checked
+    ),
+    f"convert truth.bin raw-copy.nc --array 'shape=5,64,64 {RADAR_LAYOUT} step=5min'": raw_as(
+        "raw-copy.nc", "truth.nc"
+    ),
     "demo --output demo --model radar.safetensors --seed 3 --size 64 --threads 1 --device cpu": demonstrated,
 }
 
@@ -346,7 +394,7 @@ def test_options_change_the_result(folder, monkeypatch, capsys, thread_counts, l
     monkeypatch.chdir(folder)
     monkeypatch.setattr("fastds.tasks.radar.demo._write_picture", lambda *args: None)
     monkeypatch.setattr("fastds.tasks.radar.demo.demo", functools.partial(demo, frames=3))
-    assert cli.main(line.split()) == 0, capsys.readouterr().err
+    assert cli.main(shlex.split(line)) == 0, capsys.readouterr().err
     RUNS[line](capsys.readouterr().out)
     assert ("--threads 1" in line) == (thread_counts[:1] == [1])
 

@@ -11,7 +11,7 @@ from fastds._parsers import COMMANDS
 from fastds._suggestions import suggest, suggest_and_list
 from fastds._unknown_names import find_unknown_name
 from fastds.cli import main
-from fastds.models.baselines.interpolation import METHODS
+from fastds.tasks.fields.methods import WEIGHTLESS_METHODS
 from fastds.tasks.nowcast import methods as nowcasting
 from fastds.tasks.radar import methods as radar
 
@@ -87,7 +87,7 @@ def test_known_words_are_left_to_the_parsers(command, tmp_path, monkeypatch):
 
 
 def test_suggested_methods_exist():
-    assert set(_unknown_names.METHODS["downscale"]) == {*radar.BASELINES, *METHODS}
+    assert set(_unknown_names.METHODS["downscale"]) == {*radar.BASELINES, *WEIGHTLESS_METHODS}
     assert set(_unknown_names.METHODS["nowcast"]) == set(nowcasting.BASELINES)
 
 

@@ -142,7 +142,8 @@ def test_task_functions_have_explicit_signatures():
         of_tasks |= {p.name for p in run.values() if p.kind is p.KEYWORD_ONLY}
     assert {name for name, *_ in keywords(fastds.downscale)} == of_tasks
     options = inspect.signature(nowcast_run.Options).parameters
-    assert {name for name, *_ in keywords(fastds.nowcast)} == {*options, "missing", "units", "stop", "progress"}
+    further = {"missing", "units", "array", "stop", "progress"}
+    assert {name for name, *_ in keywords(fastds.nowcast)} == {*options, *further}
 
 
 def test_models_and_data_of_another_kind_are_refused(event):

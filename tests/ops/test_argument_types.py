@@ -33,7 +33,7 @@ VERBS = {
     "humidity": (downscale("wgan-gp-small-x2"), keywords("humidity", "downscale")),
     "nowcast": (
         lambda **options: fastds.nowcast("extrapolation", TRUTH, **options),
-        [*get_annotations(Options), "missing", "units", "stop"],
+        [*get_annotations(Options), "missing", "units", "array", "stop"],
     ),
     "query": (lambda points=[(1, 2)], **options: fastds.query("inr-any", COARSE, points, **options),
               ["points", *keywords("fields", "query")]),

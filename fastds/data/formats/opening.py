@@ -21,6 +21,7 @@ from fastds.data.errors import make_read_error
 from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import FileProbe
 from fastds.data.formats.lazy import guard_values
+from fastds.data.formats.plain_array import SUFFIXES, ArrayLayout, is_plain_array, make_format
 from fastds.data.formats.registry import describe_unsupported, detect_format
 from fastds.data.grid.axes import find_dataset_time
 from fastds.data.grid.grids import find_grid_mappings
@@ -36,7 +37,9 @@ InputPaths = str | os.PathLike | Iterable[str | os.PathLike]
 
 
 @validate_arguments
-def open_dataset(path: InputPaths, *, start: str | None = None, stop: str | None = None) -> xr.Dataset:
+def open_dataset(
+    path: InputPaths, *, start: str | None = None, stop: str | None = None, array: str | None = None
+) -> xr.Dataset:
     """Open fields as an xarray.Dataset (time, y, x) with times, fill values and coordinates decoded.
 
     The format is detected by contents. The page "Formats" of the manual lists the formats, which are, among others,
@@ -52,6 +55,8 @@ def open_dataset(path: InputPaths, *, start: str | None = None, stop: str | None
             need the same format, grid and variables; they are joined and sorted by time.
         start: First time, such as "2024-06-01T12:00"; None: no limit.
         stop: Last time (included); None: no limit.
+        array: Layout of raw binary files (.bin, .dat, .raw): the arguments of `open_array` as text, such as
+            "shape=500,500 dtype=<f4"; None: there are none.
 
     Returns:
         xarray.Dataset, lazy where the format allows it. The method `close` of the dataset closes the files, as does the
@@ -64,9 +69,24 @@ def open_dataset(path: InputPaths, *, start: str | None = None, stop: str | None
             `stop` is not a date or leaves no time.
         OSError: The operating system cannot open or read a file.
     """
+    return open_files(path, start, stop, array)
+
+
+def open_files(
+    path: InputPaths, start: str | None = None, stop: str | None = None, array: ArrayLayout | str | None = None
+) -> xr.Dataset:
+    """Open files as `open_dataset` does, without checks of the types of arguments.
+
+    Args:
+        path: See `open_dataset`.
+        start: See `open_dataset`.
+        stop: See `open_dataset`.
+        array: See `open_dataset`, or a layout.
+    """
     files = list_files(path)
     probes = [FileProbe(file) for file in files]
-    forms = [detect_format(probe) for probe in probes]
+    plain = None if array is None else _make_plain_format(array, files)
+    forms = [plain if plain is not None and is_plain_array(probe.path) else detect_format(probe) for probe in probes]
     if len(files) > 1 and _is_folder(path):
         probes, forms = _drop_unknown_formats(probes, forms)
     unknown = [probe for probe, form in zip(probes, forms, strict=True) if form is None]
@@ -82,6 +102,23 @@ def open_dataset(path: InputPaths, *, start: str | None = None, stop: str | None
     dataset.encoding.update(format=known[0].name, files=len(probes), path=_describe_path(path, files))
     dataset.set_close(functools.partial(_close_all, [held for probe in probes for held in probe.open_datasets]))
     return dataset
+
+
+def _make_plain_format(array: ArrayLayout | str, files: Sequence[pathlib.Path]) -> Format:
+    """Return the format of raw binary files. Raises OptionError if none of the files has their suffix."""
+    count = sum(map(is_plain_array, files))
+    form = make_format(array, count, open_dataset)
+    if not count:
+        raise OptionError("array", f"is for files *{', *'.join(SUFFIXES)}, got {files[0]}")
+    return form
+
+
+def has_plain_arrays(path: InputPaths) -> bool:
+    """Return whether an input has raw binary files, by their suffix."""
+    try:
+        return any(map(is_plain_array, list_files(path)))
+    except FileNotFoundError:
+        return False
 
 
 def _describe_path(path: InputPaths, files: Sequence[pathlib.Path]) -> str:
@@ -167,6 +204,8 @@ def _translate_errors(form: Format, *paths: pathlib.Path) -> Iterator[None]:
     path = paths[0] if len(paths) == 1 else paths[0].parent
     try:
         yield
+    except OptionError:
+        raise
     except _UNEXPECTED_ERRORS as error:
         message = " ".join(str(error).split())
         raise ValueError(
@@ -359,7 +398,7 @@ def check_compatible(first: pathlib.Path, expected: xr.Dataset, path: pathlib.Pa
     for name, variable in expected.data_vars.items():
         _check_meaning(first, variable, path, part[name])
         for mapping in find_grid_mappings(expected, variable):
-            _check_projection(first, expected[mapping].attrs, path, part[mapping].attrs)
+            check_projection(first, expected[mapping].attrs, path, part[mapping].attrs)
     for name in _list_spatial_coordinates(expected):
         axis, other = expected.coords[name], part.coords.get(name)
         width = abs(float(axis[1] - axis[0])) if axis.ndim == 1 and axis.size > 1 and axis.dtype.kind == "f" else 0.0
@@ -385,8 +424,8 @@ def _check_meaning(first: pathlib.Path, expected: xr.DataArray, path: pathlib.Pa
             raise ValueError(f"{difference}; a pattern or a list takes files of one kind")
 
 
-def _check_projection(first: pathlib.Path, expected: dict, path: pathlib.Path, attrs: dict) -> None:
-    """Raise ValueError, naming both files, if a parameter of the grid mapping that both declare differs.
+def check_projection(first: object, expected: dict, path: object, attrs: dict) -> None:
+    """Raise ValueError, naming both files or datasets, if a parameter of the grid mapping that both declare differs.
 
     Text is compared for grid_mapping_name only, since WKT of one projection has many forms.
     """

@@ -6,8 +6,10 @@ import importlib
 import pkgutil
 
 import fastds.data.formats
+from fastds._options import spell_argument
 from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import FileProbe
+from fastds.data.formats.plain_array import is_plain_array
 
 # Signature, name and hint of formats that fastds does not read.
 _UNSUPPORTED_SIGNATURES = (
@@ -56,6 +58,8 @@ def describe_unsupported(probe: FileProbe) -> str:
     for magic, what, remedy in _UNSUPPORTED_SIGNATURES:
         if probe.header.startswith(magic):
             return f"{probe.path} is {what}; {remedy}"
+    if is_plain_array(probe.path):
+        return f"{probe.path} is in no format that is known; if it holds plain numbers, give {spell_argument('array')}"
     known = ", ".join(form.name for form in list_formats())
     return f"{probe.path} is in no format that is known: {known}"
 

@@ -3,7 +3,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from numbers import Real
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from fastds._options import OptionError, spell_argument
-from fastds.data.grid.variables import is_same_unit, list_fields, parse_rain_units
+from fastds.data.grid.variables import is_same_unit, list_fields, parse_rain_units, split_names
 
 # Each row has a standard name, units, and the smallest and largest plausible value. The ranges are wide, so that values
 # outside are codes, values in another unit, or damage. For rain, compute_plausible_rain_range converts the limits to
@@ -80,9 +80,9 @@ def apply_metadata(
 
     Args:
         dataset: xarray.Dataset.
-        missing: Value that stands for missing data in the variable `var`, or in all fields if `var` is None.
+        missing: Value that stands for missing data in the variables `var`, or in all fields if `var` is None.
         units: Units of the variable `var`, or of the only field if `var` is None.
-        var: Name of a variable, or None.
+        var: Name of a variable, names as in `split_names`, or None.
 
     Returns:
         xarray.Dataset with the new attributes.
@@ -95,9 +95,12 @@ def apply_metadata(
     if missing is not None and not math.isfinite(missing):
         raise OptionError("missing", f"must be a finite number, got {missing!r}")
     fields = list_fields(dataset)
-    if var is not None and var not in dataset.variables:
-        raise ValueError(f"there is no variable {var!r} in the file, which has {', '.join(map(str, fields)) or 'none'}")
-    chosen = fields if var is None else [var]
+    names = split_names(var, dataset.variables)
+    unknown = [name for name in names or () if name not in dataset.variables]
+    if unknown:
+        there = ", ".join(map(str, fields)) or "none"
+        raise ValueError(f"there is no variable {unknown[0]!r} in the file, which has {there}")
+    chosen: list[Hashable] = fields if names is None else [*names]
     if units is not None and len(chosen) != 1:
         raise ValueError(
             f"units {units!r} are of one variable; name it with {spell_argument('var')}: {', '.join(map(str, chosen))}"

@@ -3,7 +3,7 @@
 
 import itertools
 import re
-from collections.abc import Hashable, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from typing import cast
 
 import xarray as xr
@@ -193,6 +193,27 @@ _REFLECTIVITY_NAMES = {
     "base_reflectivity",
 }
 _RAIN_WORDS = re.compile(r"(?<!ter)(?<![dgt])rain|precip|snowfall|prate|(?<![a-z])(tp|rr)(?![a-z])")  # not "terrain"
+
+
+ALL_VARIABLES = "all"
+
+
+def split_names(var: str | None, known: Collection[Hashable]) -> list[str] | None:
+    """Split the names of requested variables, "t2m" or "t2m,r2m".
+
+    Args:
+        var: names, ALL_VARIABLES for all, or None if none is named. A variable whose name is "all" or has a comma can
+            be named.
+        known: names of variables.
+
+    Returns:
+        The names without repetition, or None for None and ALL_VARIABLES.
+    """
+    if var is None or (var == ALL_VARIABLES and var not in known):
+        return None
+    if var in known or "," not in var:
+        return [var]
+    return list(dict.fromkeys(name.strip() for name in var.split(",") if name.strip())) or [var]
 
 
 def choose_variable(dataset: xr.Dataset, var: str | None = None, convert: bool = False) -> tuple[str, str, list[str]]:

@@ -25,6 +25,7 @@ from fastds.data.grid.axes import (
     is_longitude,
 )
 from fastds.data.grid.grids import find_latitude_longitude
+from fastds.data.grid.variables import split_names
 from fastds.metrics import latitude_weights
 from fastds.ops.impl.inr_query.points import PointSpec, from_index, from_latlon, get_spacing
 
@@ -196,6 +197,11 @@ def _find_even_step(axis: Tensor) -> float | None:
         return None
 
 
+def has_even_spacing(axis: Tensor) -> bool:
+    """Return whether an axis is equally spaced."""
+    return _find_even_step(axis) is not None
+
+
 def find_indices(axis: Tensor, values: Tensor) -> Tensor:
     """Return fractional indices of values along a sorted axis, extrapolated with the outer steps beyond its ends."""
     if (step := _find_even_step(axis)) is not None:
@@ -236,7 +242,7 @@ def find_geometry(dataset: xr.Dataset, var: str | None = None) -> Geometry:
     Args:
         dataset: dataset with one latitude and one longitude coordinate, or else with equally spaced coordinates along
             the rows and columns of its fields.
-        var: the only variable to consider; None: all.
+        var: the variables to consider, see split_names; None: all.
 
     Returns:
         A Geometry for latitudes and longitudes, else a Plane.
@@ -266,7 +272,8 @@ def _find_plane(dataset: xr.Dataset, var: str | None) -> Plane | None:
     """Return the grid of fields without latitudes and longitudes along their dimensions, else None."""
     if any(c.ndim < 2 for kind in _ANGLES for _, c in _find_coordinates(dataset, *kind)):
         return None
-    considered = dataset[[var]] if var in dataset.data_vars else dataset
+    requested = split_names(var, dataset.data_vars)
+    considered = dataset[requested] if requested and set(requested) <= set(dataset.data_vars) else dataset
     fields = [v for v in considered.data_vars.values() if v.ndim >= 2 and v.dtype.kind in "fiu"]
     found = dict.fromkeys(find_rows_and_columns(v, v.dims) for v in fields)
     axes_names = [names for names in found if all(n in dataset.coords and dataset.sizes[n] > 1 for n in names)]

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selection of the method that downscales gridded fields: interpolation or a network."""
+"""Selection of the method that downscales gridded fields: interpolation, remapping or a network."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import warnings
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy  # submodules are imported at first use
@@ -12,15 +15,20 @@ import xarray as xr
 from torch import Tensor, nn
 
 from fastds._options import spell_argument
+from fastds.data.grid.variables import list_fields as list_numeric_fields
+from fastds.data.grid.variables import split_names
 from fastds.inference.files import check_reads_static, describe_model, load_model
+from fastds.models import load_card
 from fastds.models.baselines.interpolation import METHODS, compute_interpolation_weights
 from fastds.models.card import Network
 from fastds.models.inr import INRDownscaler
+from fastds.tasks.fields.conservative import CONSERVATIVE, ConservativeRemapping
 from fastds.tasks.fields.geometry import Geometry, Plane
 from fastds.tasks.fields.networks import AnyVariableModel, FieldModel
-from fastds.tasks.fields.variables import Fields, select_main_fields
+from fastds.tasks.fields.variables import Fields, drop_other_fields, find_variable, group_fields, select_main_fields
 
 _WRAP_COLUMNS = 4  # width in columns of the wrapped margin at the seam of a periodic grid; no kernel is wider
+WEIGHTLESS_METHODS = (*METHODS, CONSERVATIVE)
 DEFAULT_MODEL, FALLBACK = "inr-small", "inr-any"  # FALLBACK takes any variable
 
 
@@ -106,13 +114,94 @@ class Interpolation(Fields):
         return wide[tuple(nearest)][:, beyond : wide.shape[1] - beyond][upright]
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Fields with the same dimensions, which one method processes.
+
+    Attributes:
+        dataset: dataset without other fields.
+        model: model for these fields, see pick_network.
+        names: names of the fields; empty: those that the method selects.
+        optional: whether the fields were requested by "all" and may not fit the model.
+    """
+
+    dataset: xr.Dataset
+    model: nn.Module | str | os.PathLike | None
+    names: list[str]
+    optional: bool
+
+
+def split_dataset(
+    model: nn.Module | str | os.PathLike | None, dataset: xr.Dataset, grid: Geometry, var: str | None
+) -> list[Part]:
+    """Split the requested fields of a dataset into parts with the same dimensions.
+
+    Without a model, a part is processed by inr-small if this network computes all its fields, else by inr-any.
+
+    Args:
+        model: model or method, or None.
+        dataset: fields.
+        grid: grid of the fields.
+        var: names of fields, see split_names; None: the fields that the method selects.
+
+    Raises:
+        ValueError: there is no such field.
+    """
+    if var is None:
+        return [Part(dataset, model, [], False)]
+    requested = split_names(var, dataset.data_vars)
+    parts = []
+    for names in group_fields(dataset, grid, var):
+        part = drop_other_fields(dataset, grid, names)
+        chosen = FALLBACK if model is None and requested != names[:1] and not _is_default(part, names) else model
+        parts.append(Part(part, chosen, names, requested is None))
+    return parts
+
+
+def _is_default(dataset: xr.Dataset, names: list[str]) -> bool:
+    """Return whether the default network computes all fields of a dataset."""
+    try:
+        found = {find_variable(dataset, entry) for entry in load_card(DEFAULT_MODEL).input_variables}
+    except ValueError:
+        return False
+    return found == set(names)
+
+
+def warn_about_left_out(
+    dataset: xr.Dataset, computed: Sequence[str], failed: Mapping[str, str], var: str | None, stacklevel: int
+) -> None:
+    """Warn about the variables that "all" requested and that are not in the result.
+
+    Args:
+        dataset: input.
+        computed: variables in the result.
+        failed: reasons why fields do not fit the model, by name.
+        var: names of fields, see split_names.
+        stacklevel: see warnings.warn.
+    """
+    if var is None or split_names(var, dataset.data_vars) is not None:
+        return
+    others = [str(name) for name in list_numeric_fields(dataset) if name not in computed and name not in failed]
+    texts = [*others, *(f"{name} ({reason})" for name, reason in failed.items())]
+    if texts:
+        warnings.warn(f"not in the result: {', '.join(texts)}", UserWarning, stacklevel + 1)
+
+
+def reads_static_maps(model: nn.Module | str | os.PathLike | None) -> bool:
+    """Return whether a model reads static maps."""
+    if model is None or (isinstance(model, str) and model in WEIGHTLESS_METHODS):
+        return False
+    card = getattr(model, "card", None) if isinstance(model, nn.Module) else load_card(model)
+    return bool(card is not None and card.static_variables)
+
+
 def pick_method(
     model: nn.Module | str | os.PathLike | None, dataset: xr.Dataset, grid: Geometry, static=None
 ) -> tuple[Fields, str]:
     """Select the method for a dataset.
 
     Args:
-        model: name of an interpolation, or see pick_network.
+        model: one of WEIGHTLESS_METHODS, or see pick_network.
         dataset: fields.
         grid: grid of the fields.
         static: static maps, see pick_network.
@@ -124,11 +213,12 @@ def pick_method(
         ValueError: the dataset does not fit the method, or the weights cannot be read, see fastds.load.
         FileNotFoundError: there are no such weights.
     """
-    if not isinstance(model, str) or model not in METHODS:
+    if not isinstance(model, str) or model not in WEIGHTLESS_METHODS:
         return pick_network(model, dataset, grid, static)
     if static is not None:
         raise ValueError(f"method {model} reads no static maps; leave out {spell_argument('static')}")
-    return Interpolation(model, dataset, grid), f"method {model}, which needs no weights"
+    method = ConservativeRemapping(dataset, grid) if model == CONSERVATIVE else Interpolation(model, dataset, grid)
+    return method, f"method {model}, which needs no weights"
 
 
 def pick_network(

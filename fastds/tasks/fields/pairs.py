@@ -15,7 +15,7 @@ import xarray as xr
 
 from fastds._options import spell_argument
 from fastds.data.grid.grids import find_latitude_longitude
-from fastds.data.grid.variables import is_same_unit
+from fastds.data.grid.variables import is_same_unit, split_names
 from fastds.models.baselines.interpolation import METHODS
 from fastds.tasks.fields.alignment import MEMBER, align_dimensions, select_grid_points
 from fastds.tasks.fields.back_projection import BackProjection, make_back_projection
@@ -63,7 +63,7 @@ class Pairs:
         truth: dataset.
         coarse: dataset; None: the truth is coarsened according to the attribute fastds_scale of the prediction; without
             this attribute there are no baselines.
-        var: name of the only variable; None: all that prediction and truth have.
+        var: names of variables, see split_names; None: all that prediction and truth have.
         called: label of the prediction in error messages.
 
     Attributes:
@@ -237,18 +237,22 @@ def _find_common_names(
 ) -> tuple[list[str], list[str]]:
     """Return the variables that all datasets have, in the order of the first dataset, and its other variables.
 
-    With `var`, the result is this variable alone.
+    With `var`, the result is the variables that it names, see split_names.
     """
+    requested = split_names(var, [name for dataset in given.values() for name in dataset.data_vars])
     names = {what: list_fields(dataset, grids[what]) for what, dataset in given.items()}
     for what, found in names.items():
-        if var is not None and var not in found:
-            raise ValueError(f"{what} has no field {var!r} over its grid; it has {', '.join(found) or 'none'}")
+        lacking = [name for name in requested or () if name not in found]
+        if lacking:
+            raise ValueError(f"{what} has no field {lacking[0]!r} over its grid; it has {', '.join(found) or 'none'}")
     first = next(iter(names.values()))
     common = [name for name in first if all(name in found for found in names.values())]
     if not common:
         message = "; ".join(f"{what} has {', '.join(found) or 'none'}" for what, found in names.items())
         raise ValueError(f"there is no variable that all files have: {message}")
-    return (common, [name for name in first if name not in common]) if var is None else ([var], [])
+    if requested is None:
+        return common, [name for name in first if name not in common]
+    return requested, []
 
 
 def _check_same_points(given: dict[str, xr.Dataset], grids: dict[str, Geometry]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import os
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from fastds._options import OptionError, spell_argument
 from fastds.data import add_history, open_dataset
+from fastds.data.formats.opening import check_projection
 from fastds.data.grid.axes import FULL_CIRCLE
 from fastds.data.grid.grids import (
     drop_geotransform,
@@ -36,6 +38,13 @@ from fastds.inference.execution import check_execution, inference_context, resol
 from fastds.inference.files import RunSummary, allocate_output
 from fastds.inference.progress import progress_bar
 from fastds.tasks.fields.back_projection import COARSENING_OPERATORS, make_back_projection
+from fastds.tasks.fields.conservative import (
+    CONSERVATIVE,
+    MINIMUM_VALID_FRACTION,
+    ConservativeRemapping,
+    add_cell_method,
+    find_cells,
+)
 from fastds.tasks.fields.geometry import (
     Geometry,
     Plane,
@@ -67,7 +76,7 @@ class FieldsPipeline:
         check_execution(threads, precision, device, graph)
         self.grid = self.convention = find_geometry(dataset, var)
         if like is not None:
-            self.convention = _find_target_grid(like, self.grid)
+            self.convention = _find_target_grid(like, dataset, self.grid)
             self.target = self.convention.latitude, self.convention.longitude
         elif scale is not None:
             self.target = make_target_by_scale(self.grid, scale)
@@ -76,12 +85,21 @@ class FieldsPipeline:
         self.dataset = dataset = select_field(dataset, self.grid, var)
         self.method, self.note = pick_method(model, dataset, self.grid, static)
         self.execution = resolve_execution(self.method.model, threads, precision, device, graph)
-        check_inside(self.grid, *self.target)
+        self.remapping = self.method if isinstance(self.method, ConservativeRemapping) else None
+        if self.remapping is None:
+            check_inside(self.grid, *self.target)
+        else:
+            if like is not None:
+                with _open_like(like) as other:
+                    self.remapping.target = find_cells(other, self.convention)
+            self.remapping.check_overlap(*self.target)
         coarsened = None if coarsened in ("auto", "unknown") else coarsened
         if coarsened not in (None, *COARSENING_OPERATORS):
             raise OptionError(
                 "coarsened", f"must be {' or '.join(COARSENING_OPERATORS)} for gridded fields, got {coarsened!r}"
             )
+        if coarsened is not None and self.remapping is not None:
+            raise OptionError("coarsened", f"is for other methods: the means of {CONSERVATIVE} agree with the input")
         self.back_projection = None if coarsened is None else make_back_projection(self.method.grid, *self.target)
         method, names = self.method, self.method.names
         shape = *(dataset.sizes[d] for d in method.lead), *(axis.numel() for axis in self.target)
@@ -92,9 +110,10 @@ class FieldsPipeline:
         if abs(abs(ends[1] - ends[0]) - FULL_CIRCLE) < 1e-3 and not isinstance(self.grid, Plane):
             twice = f"the meridian {ends[0]:g} is there twice, so the fields do not go round the globe without a seam"
             warnings.warn(f"{twice}; leave out the last column", UserWarning, stacklevel=4)
-        if min(method.factor(*self.target)) < 1 - 1e-6:
+        if self.remapping is None and min(method.factor(*self.target)) < 1 - 1e-6:
             coarser = (
-                "the new grid is coarser than the input: its values are those at its points, not means of its cells"
+                "the new grid is coarser than the input: its values are those at its points, not means of its cells, "
+                f"which the method {CONSERVATIVE} computes"
             )
             warnings.warn(coarser, UserWarning, stacklevel=4)
 
@@ -156,7 +175,8 @@ class FieldsPipeline:
         mappings = {name: drop_geotransform(given[name].variable) for name in find_grid_mappings(given, first)}
         result = xr.Dataset(mappings, attrs=get_global_attributes(given))
         for name, (dims, _) in self.variables.items():
-            result[name] = (dims, values[name], get_field_attributes(given, given[name]))
+            attrs = get_field_attributes(given, given[name])
+            result[name] = (dims, values[name], attrs if self.remapping is None else add_cell_method(attrs))
         for name, axis in zip(self.grid.names, self.target, strict=True):
             if name in given.coords:
                 result = result.assign(self._axis(name, axis))
@@ -178,6 +198,8 @@ class FieldsPipeline:
     def _axis(self, name: str, axis: Tensor) -> dict[str, xr.Variable]:
         """Return a coordinate of the target grid, with cell bounds if the dataset has bounds."""
         given, bounds = self.dataset[name], find_bounds(self.dataset, name)
+        if self.remapping is not None:
+            return self._axis_of_cells(name, axis, bounds or f"{name}_bnds")
         attrs = {key: value for key, value in get_preserved_attributes(given).items() if key != "bounds"}
         written = (self.convention.to_file_convention(axis) if name == self.grid.names[1] else axis).numpy()
         if bounds is None or axis.numel() < 2:
@@ -189,6 +211,22 @@ class FieldsPipeline:
         return {
             name: xr.Variable(name, written, attrs | {"bounds": bounds}),
             bounds: xr.Variable((name, pairs.dims[-1]), edges, pairs.attrs),
+        }
+
+    def _axis_of_cells(self, name: str, axis: Tensor, bounds: str) -> dict[str, xr.Variable]:
+        """Return a coordinate of the target grid with the bounds of the cells over which was averaged."""
+        assert self.remapping is not None
+        cells = self.remapping.find_target_cells(*self.target)
+        is_column = name == self.grid.names[1]
+        written = (self.convention.to_file_convention(axis) if is_column else axis).numpy()
+        pairs = (cells.columns if is_column else cells.rows) + (written - axis.numpy())[:, None]
+        if axis.numel() > 1 and axis[0] > axis[-1]:
+            pairs = pairs[:, ::-1]
+        attrs = {key: value for key, value in get_preserved_attributes(self.dataset[name]).items() if key != "bounds"}
+        dim = self.dataset[bounds].dims[-1] if bounds in self.dataset.variables else "bnds"
+        return {
+            name: xr.Variable(name, written, attrs | {"bounds": bounds}),
+            bounds: xr.Variable((name, dim), pairs),
         }
 
     def _settings(self) -> dict:
@@ -207,6 +245,8 @@ class FieldsPipeline:
         if self._totals:
             settings["fastds_running_totals"] = self._totals
         settings |= {} if self.back_projection is None else {"fastds_coarsened": "mean"}
+        if self.remapping is not None:
+            settings["fastds_minimum_valid_fraction"] = MINIMUM_VALID_FRACTION
         card = getattr(self.method.model, "card", None)
         if card is not None and card.licence:
             settings["fastds_model_licence"] = card.licence
@@ -217,26 +257,29 @@ class FieldsPipeline:
         """Names of the running totals."""
         return ", ".join(str(self.method.names[channel]) for channel in self.method.running)
 
-    def make_summary(self) -> RunSummary:
-        """Return the result with coordinates and attributes."""
+    def make_summary(self, with_others: bool = True) -> RunSummary:
+        """Return a summary of the run.
+
+        Args:
+            with_others: whether it names the variables that are not in the result.
+        """
         size = " x ".join(str(axis.numel()) for axis in self.target)
         names = ", ".join(map(str, self.variables))
         others = [name for name in list_grid_variables(self.dataset, self.grid) if name not in self.method.names]
         notes = [f"{self.note}: {names} on {size} points"]
-        notes += [f"not in the result: {', '.join(others)}"] if others else []
+        notes += [f"not in the result: {', '.join(others)}"] if others and with_others else []
         notes += [f"running totals, made finer as differences between times: {self._totals}"] if self._totals else []
         notes += self.method.changes.notes() + self.execution.make_notes()
         return RunSummary(self.method.name, {}, notes)
 
 
-def _find_target_grid(like: xr.Dataset | str | os.PathLike, grid: Geometry) -> Geometry:
-    """Return the grid of a dataset or file, checked to have the kind of coordinates of the fields' grid."""
+def _find_target_grid(like: xr.Dataset | str | os.PathLike, dataset: xr.Dataset, grid: Geometry) -> Geometry:
+    """Return the grid of a dataset or file, checked to have the coordinates and projection of the fields' grid."""
     try:
-        if isinstance(like, xr.Dataset):
-            found = find_geometry(like)
-        else:
-            with open_dataset(like) as other:
-                found = find_geometry(other)
+        with _open_like(like) as other:
+            found = find_geometry(other)
+            ours, theirs = _find_projection_attributes(dataset, grid), _find_projection_attributes(other, found)
+            check_projection("the input", ours, "the new grid", theirs)
     except ValueError as error:
         raise OptionError("like", f": {error}") from error
     if _get_units(found) != _get_units(grid) or (isinstance(grid, Plane) and grid.indexed):
@@ -244,6 +287,18 @@ def _find_target_grid(like: xr.Dataset | str | os.PathLike, grid: Geometry) -> G
             "like", f": its grid is of {found.description}, and that of the fields is of {grid.description}"
         )
     return found
+
+
+def _find_projection_attributes(dataset: xr.Dataset, grid: Geometry) -> dict:
+    """Return the attributes of the grid mapping of fields on a Plane, or {} if there are none."""
+    names = list_grid_variables(dataset, grid) if isinstance(grid, Plane) else []
+    mappings = [mapping for name in names for mapping in find_grid_mappings(dataset, dataset[name])]
+    return dataset[mappings[0]].attrs if mappings else {}
+
+
+def _open_like(like: xr.Dataset | str | os.PathLike) -> contextlib.AbstractContextManager[xr.Dataset]:
+    """Return a context manager of the dataset with the target grid; it closes files only."""
+    return contextlib.nullcontext(like) if isinstance(like, xr.Dataset) else open_dataset(like)
 
 
 def _get_units(grid: Geometry) -> tuple[str, str] | None:

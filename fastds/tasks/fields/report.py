@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from fastds.data import open_input
+from fastds.data.grid.variables import split_names
 from fastds.data.reading import ReadOptions
 from fastds.inference.run_facts import describe_run, format_utc, get_file, read_settings
 from fastds.plot import draw_rank_histogram
@@ -114,11 +115,12 @@ def report_files(
         given: input of the downscaling.
         report: HTML file to write.
         model: name or file of the weights whose card is shown; None: the model named by the output.
-        var: variable to draw; None: the first of the output.
+        var: names of variables, see split_names, of which the first is drawn; None: the first of the output.
         reading: options for reading the input, see fastds.data.reading.
     """
     with open_input(output) as fine, open_input(given, var, **reading) as coarse:
-        field = fine[var or next(name for name, v in fine.data_vars.items() if v.ndim >= 2)]
+        fields = [name for name, v in fine.data_vars.items() if v.ndim >= 2]
+        field = fine[next(iter(split_names(var, fine.data_vars) or fields))]
         source = _select_level(coarse[field.name], field)
         maps = _make_maps(fine, field, source)
         if len(fine.data_vars) > 1:

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Unpack, cast
+from typing import Any, Unpack, cast
 
+import numpy as np
 import xarray as xr
 from torch import nn
 
+from fastds._options import OptionError
 from fastds.data import open_input
 from fastds.data.reading import ReadOptions
 from fastds.inference.chunking import compute_lazily, is_lazy, make_template
-from fastds.inference.execution import inference_context, resolve_execution
 from fastds.inference.files import (
     RunSummary,
     check_target,
@@ -22,15 +24,13 @@ from fastds.inference.files import (
     process_file,
 )
 from fastds.inference.tables import write_csv
-from fastds.models.baselines.interpolation import interpolate_at
 from fastds.tasks.fields.evaluation import check_truth
 from fastds.tasks.fields.geometry import find_geometry
-from fastds.tasks.fields.methods import pick_method, pick_network
-from fastds.tasks.fields.networks import FieldModel
+from fastds.tasks.fields.methods import pick_method, pick_network, split_dataset, warn_about_left_out
 from fastds.tasks.fields.pipeline import FieldsPipeline
-from fastds.tasks.fields.points import Points, read_points
-from fastds.tasks.fields.stations import find_projection, project_points
-from fastds.tasks.fields.totals import RunningTotals
+from fastds.tasks.fields.point_query import query_points
+from fastds.tasks.fields.points import Points
+from fastds.tasks.fields.stations import find_projection
 from fastds.tasks.fields.variables import select_field
 
 
@@ -53,14 +53,16 @@ def downscale(
     """Downscale the variables of a dataset to a finer grid. Exactly one of scale, grid and like must be given.
 
     Args:
-        model: INRDownscaler, shipped name, weights file, "bilinear", "bicubic" or "lanczos"; None: inr-small if it
-            takes the dataset, else inr-any, which processes each variable independently.
+        model: INRDownscaler, shipped name, weights file, "bilinear", "bicubic", "lanczos" or "conservative" (means over
+            the cells of a finer or coarser grid); None: inr-small if it takes the dataset, else inr-any, which
+            processes each variable independently.
         dataset: fields (..., latitude, longitude). inr-any and interpolation also take equally spaced y and x, and
             curvilinear grids.
         scale: scale factor, greater than 0.
         grid: spacing of the output grid in degrees, or in the units of y and x.
         like: dataset or file with the coordinates of the output.
-        var: name of the only variable; None: the variables with the most dimensions, or those in the model's card.
+        var: name of the only variable; several names separated by commas, or "all" for all fields, which may have
+            different dimensions; None: the variables with the most dimensions, or those in the model's card.
         static: static maps for a model that reads static maps: a Dataset, or files FILE.nc or FILE.nc:VARIABLE on any
             grid.
         threads: number of CPU threads; None: torch's setting.
@@ -176,20 +178,66 @@ def _downscale(model, dataset, *, progress=False, folder=None, check=None, **opt
         progress: show a progress bar.
         folder: folder for memory-mapped files of large fields; None: in memory.
         check: function that is called with the result before its values are computed; None: no function.
-        options: arguments of FieldsPipeline.
+        options: arguments of FieldsPipeline; var may name fields with different dimensions.
 
     Returns:
         The fine dataset and the summary of the run.
     """
-    pipeline = FieldsPipeline(model, dataset, **options)
+    var = options.pop("var", None)
+    pipelines, failed = _make_pipelines(model, dataset, var, options)
     if check is not None:
-        check(make_template(pipeline))
-    out = (
+        check(merge_parts([make_template(pipeline) for pipeline in pipelines]))
+    parts = [
         compute_lazily(pipeline)
         if folder is None and pipeline.dim and is_lazy(dataset)
         else pipeline.compute_all(progress, folder)
-    )
-    return out, pipeline.make_summary()
+        for pipeline in pipelines
+    ]
+    computed = [name for pipeline in pipelines for name in pipeline.variables]
+    warn_about_left_out(dataset, computed, failed, var, stacklevel=4)
+    summaries = [pipeline.make_summary(with_others=var is None or len(pipelines) == 1) for pipeline in pipelines]
+    name = ", ".join(dict.fromkeys(summary.model for summary in summaries))
+    return merge_parts(parts), RunSummary(name, {}, [note for summary in summaries for note in summary.notes])
+
+
+def _make_pipelines(model, dataset, var, options) -> tuple[list[FieldsPipeline], dict[str, str]]:
+    """Return a pipeline for each part of the requested fields, and the reasons why fields do not fit the model.
+
+    Fields need to fit the model unless they were requested by "all" together with fields that do.
+    """
+    pipelines: list[FieldsPipeline] = []
+    failed: dict[str, str] = {}
+    parts = split_dataset(model, dataset, find_geometry(dataset, var), var)
+    for part in parts:
+        try:
+            pipelines.append(FieldsPipeline(part.model, dataset, var=",".join(part.names) or None, **options))
+        except ValueError as error:
+            if not part.optional or len(parts) == 1 or isinstance(error, OptionError):
+                raise
+            failed |= dict.fromkeys(part.names, str(error))
+    if not pipelines:
+        raise ValueError(next(iter(failed.values())))
+    return pipelines, failed
+
+
+def merge_parts(parts: list[xr.Dataset]) -> xr.Dataset:
+    """Merge results on one grid.
+
+    Of an attribute that differs, a number is the largest, and a text has the parts of all.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    attrs: dict[Hashable, Any] = {}
+    for key in dict.fromkeys(key for part in parts for key in part.attrs):
+        values = [part.attrs[key] for part in parts if key in part.attrs]
+        texts = all(isinstance(value, str) for value in values)
+        if any(not np.array_equal(values[0], value) for value in values[1:]):
+            separator = "\n" if key == "history" else ", "
+            lines = dict.fromkeys(line for value in values for line in str(value).split(separator))
+            attrs[key] = separator.join(lines) if texts else max(values)
+        else:
+            attrs[key] = values[0]
+    return xr.merge(parts, compat="override", join="exact", combine_attrs="override").assign_attrs(attrs)
 
 
 def query(
@@ -200,6 +248,8 @@ def query(
     outside: str = "error",
     var: str | None = None,
     static: xr.Dataset | list[str] | None = None,
+    height: str | None = None,
+    lapse_rate: float | str | None = None,
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
@@ -214,8 +264,14 @@ def query(
             include lat and lon; or a CSV file with these columns.
         outside: points outside a regional domain: "error" raises an exception, "nan" gives NaN, "clamp" moves them to
             the edge.
-        var: name of the only variable.
-        static: see downscale.
+        var: name of the only variable, several names separated by commas, or "all" for all fields.
+        static: static maps of the model, see downscale, and the orography for `height`.
+        height: column of the points with their heights in metres. Temperatures near the surface are corrected by
+            the lapse rate times the height of the model surface above the point. The orography of the model is one of
+            the static maps, else a variable of the dataset; a network for any variable interpolates it as the
+            temperature, other networks bilinearly. None: no correction.
+        lapse_rate: decrease of temperature with height in K/km; or "levels", fitted to the pressure levels above
+            the surface; or "neighbourhood", fitted to the cells around each point. None: 6.5.
         threads: see downscale.
         precision: see downscale.
         device: see downscale.
@@ -224,15 +280,20 @@ def query(
     Returns:
         One dict per field and point: the columns of the point, the leading coordinates, NAME (value of the model),
         NAME_bilinear, fastds_out_of_domain and, if an input is out of distribution, fastds_out_of_domain_by (see
-        fastds.inference.ood.score).
+        fastds.inference.ood.score). With `height`, the values of temperatures include the correction, and further
+        columns are fastds_model_height and fastds_model_height_bilinear (m), NAME_correction and
+        NAME_bilinear_correction (K), NAME_lapse_rate (K/km) and NAME_lapse_rate_source ("given", "levels",
+        "neighbourhood", or "standard" where no rate could be fitted). Variables with different dimensions are in
+        different rows.
 
     Raises:
         ValueError: data, model or points that do not fit, or a column of the points with the name of a result.
         FileNotFoundError: there are no such weights, or no such file.
         TypeError: points is not a collection of points.
     """
-    options = {"threads": threads, "precision": precision, "device": device, "graph": graph}
-    return _query(model, dataset, points, outside, var, static, **options)[0]
+    options: dict[str, Any] = {"outside": outside, "var": var, "static": static, "height": height}
+    options |= {"threads": threads, "precision": precision, "device": device, "graph": graph}
+    return query_points(model, dataset, points, lapse_rate=lapse_rate, **options).rows
 
 
 def plan_query(dataset: xr.Dataset, var: str | None = None) -> str:
@@ -247,58 +308,6 @@ def plan_query(dataset: xr.Dataset, var: str | None = None) -> str:
     return f"{', '.join(fields.names[c] for c in fields.predicted)} at points; {note}"
 
 
-def _query(model, dataset, points, outside, var, static, **options) -> tuple[list[dict], str, str]:
-    """Return the rows of query, the name of the model and a note. The options are those of resolve_execution."""
-    stations, latitude, longitude = read_points(points)
-    grid = find_geometry(dataset, var)
-    fields, note = pick_network(model, select_field(dataset, grid, var), grid, static)
-    _check_columns(stations, fields)
-    grid = fields.grid
-    at_rows, at_columns = project_points(find_projection(fields.dataset, grid), grid, latitude, longitude)
-    settings = resolve_execution(fields.model, **options)
-    with inference_context(fields.model, settings):
-        fields.check(stacklevel=4)
-        ood = fields.ood.attributes()
-        where = grid.points(at_rows, at_columns, outside=outside)
-        factor = (fields.model.max_scale,) * 2
-        rows = []
-        fields.find_totals()
-        totals = RunningTotals(fields.running)
-        for label, given in fields.iterate_fields():
-            x = totals.to_increments(label, given)
-            with settings.autocast():
-                y = fields.predict_points(x, where, factor)
-            for k, c in enumerate(fields.predicted):
-                totals.add(label, c, y[:, k].numpy())
-            bilinear = interpolate_at(given, where, fields.model.edge)[0]
-            at = {d: str(dataset[d].values[i]) if d in dataset.coords else i for d, i in label.items()}
-            for q, station in enumerate(stations):
-                row = station | at
-                for k, c in enumerate(fields.predicted):
-                    row |= {fields.names[c]: float(y[q, k]), f"{fields.names[c]}_bilinear": float(bilinear[q, c])}
-                rows.append(row | ood)
-    return rows, fields.name, note
-
-
-def _check_columns(stations: list[dict], fields: FieldModel) -> None:
-    """Raise ValueError if a column of the points has the name of a column of the result."""
-    names = [fields.names[c] for c in fields.predicted]
-    made = [
-        *fields.lead,
-        *names,
-        *(f"{name}_bilinear" for name in names),
-        "fastds_out_of_domain",
-        "fastds_out_of_domain_by",
-    ]
-    taken = [name for name in made if stations and name in stations[0]]
-    if taken:
-        one = len(taken) == 1
-        raise ValueError(
-            f"the points have {'a column' if one else 'columns'} {', '.join(map(str, taken))}, as the result has, "
-            f"whose values would be lost: rename {'it' if one else 'them'} in the points, such as {taken[0]}_observed"
-        )
-
-
 def query_file(
     source: str | os.PathLike,
     points: str | os.PathLike,
@@ -308,6 +317,8 @@ def query_file(
     outside: str = "error",
     var: str | None = None,
     static: xr.Dataset | list[str] | None = None,
+    height: str | None = None,
+    lapse_rate: float | str | None = None,
     threads: int | None = None,
     precision: str | None = None,
     device: str | None = None,
@@ -322,8 +333,10 @@ def query_file(
         target: CSV file to write.
         model: see downscale.
         outside: see query.
-        var: name of the only variable.
-        static: see downscale.
+        var: see query.
+        static: see query.
+        height: see query.
+        lapse_rate: see query.
         threads: see downscale.
         precision: see downscale.
         device: see downscale.
@@ -335,8 +348,10 @@ def query_file(
     """
     check_target(source, target)
     check_target(points, target)
-    options = {"threads": threads, "precision": precision, "device": device, "graph": graph}
+    options: dict[str, Any] = {"outside": outside, "var": var, "static": static, "height": height}
+    options |= {"threads": threads, "precision": precision, "device": device, "graph": graph}
     with open_input(source, var, **reading) as dataset:
-        rows, name, note = _query(model, dataset, points, outside, var, static, **options)
-    write_csv(target, list(rows[0]), (list(row.values()) for row in rows))
-    return RunSummary(name, {}, [note, f"wrote {target}: {len(rows)} rows"])
+        result = query_points(model, dataset, points, lapse_rate=lapse_rate, **options)
+    columns = result.columns
+    write_csv(target, columns, ([row.get(name, "") for name in columns] for row in result.rows))
+    return RunSummary(result.model, {}, [*result.notes, f"wrote {target}: {len(result.rows)} rows"])

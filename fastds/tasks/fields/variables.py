@@ -24,7 +24,7 @@ from fastds.data.grid.value_checks import (
     mask_fill_values,
     mask_outside,
 )
-from fastds.data.grid.variables import is_same_unit
+from fastds.data.grid.variables import is_same_unit, split_names
 from fastds.inference.change_counts import ChangeCounts
 from fastds.inference.ood.score import OODReport
 from fastds.tasks.fields.geometry import Geometry
@@ -235,26 +235,58 @@ def select_main_fields(dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], 
 
 
 def select_field(dataset: xr.Dataset, grid: Geometry, var: str | None) -> xr.Dataset:
-    """Select one field of a dataset.
+    """Select one field of a dataset, or several with the same dimensions.
 
     Args:
         dataset: dataset with fields on `grid`.
         grid: grid of the fields.
-        var: name of the field, or None for all fields.
+        var: names of fields, see split_names; None for all fields.
 
     Returns:
-        The dataset with `var` as its only field, or with all fields if `var` is None.
+        The dataset without other fields than those in `var`, or with all fields if `var` is None.
+
+    Raises:
+        ValueError: there is no such field, or the fields have different dimensions.
+    """
+    if var is None:
+        return dataset
+    groups = group_fields(dataset, grid, var)
+    if len(groups) > 1:
+        first, other = groups[0][0], groups[1][0]
+        raise ValueError(
+            f"fields with different dimensions cannot be computed together here: {first} is over "
+            f"{', '.join(map(str, dataset[first].dims))}, {other} over {', '.join(map(str, dataset[other].dims))}"
+        )
+    return drop_other_fields(dataset, grid, groups[0])
+
+
+def drop_other_fields(dataset: xr.Dataset, grid: Geometry, names: list[str]) -> xr.Dataset:
+    """Return a dataset without the fields that are not among `names`."""
+    return dataset.drop_vars([n for n in list_fields(dataset, grid) if n not in names])
+
+
+def group_fields(dataset: xr.Dataset, grid: Geometry, var: str) -> list[list[str]]:
+    """Return the names of requested fields in groups with the same dimensions.
+
+    Args:
+        dataset: dataset with fields on `grid`.
+        grid: grid of the fields.
+        var: names of fields, see split_names.
 
     Raises:
         ValueError: there is no such field.
     """
-    if var is None:
-        return dataset
-    names = list_fields(dataset, grid)
-    if var not in names:
-        there = ", ".join(names) or "none"
-        raise ValueError(f"there is no field {var!r} over {' and '.join(grid.names)}; there are: {there}")
-    return dataset.drop_vars([n for n in names if n != var])
+    known = list_fields(dataset, grid)
+    names = split_names(var, dataset.data_vars)
+    unknown = [name for name in names or () if name not in known]
+    if unknown or not known:
+        there = ", ".join(known) or "none"
+        what = f"no field {unknown[0]!r}" if unknown else "no field"
+        raise ValueError(f"there is {what} over {' and '.join(grid.names)}; there are: {there}")
+    groups: dict[frozenset, list[str]] = {}
+    for name in known if names is None else names:
+        groups.setdefault(frozenset(dataset[name].dims), []).append(name)
+    return list(groups.values())
 
 
 def find_variable(dataset: xr.Dataset, entry: dict) -> str:

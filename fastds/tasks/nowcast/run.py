@@ -72,6 +72,7 @@ def nowcast_file(
     progress: bool = False,
     missing: float | None = None,
     units: str | None = None,
+    array: str | None = None,
     stop: str | None = None,
     dtype: str = "input",
     origin: ArchiveMetadata | None = None,
@@ -91,6 +92,7 @@ def nowcast_file(
         progress: show a progress bar.
         missing: value that marks missing data in source and truth, see fastds.data.reading.
         units: units of the variable in source and truth, see fastds.data.reading.
+        array: layout of raw binary files, see fastds.data.open_array.
         stop: last time of source to use.
         dtype: type of the fields in target: "input" (packed integers if the input is packed in the same units) or
             "float32".
@@ -134,7 +136,7 @@ def nowcast_file(
         def fits(file: xr.Dataset) -> None:
             check_truth(file, *forecasts, var=chosen.var, z_r=chosen.z_r, baselines=baselines)
 
-        check_truth_file(cast(str, truth), fits, chosen.var, missing=missing, units=units)
+        check_truth_file(cast(str, truth), fits, chosen.var, missing=missing, units=units, array=array)
 
     def draw(dataset: xr.Dataset, out: xr.Dataset) -> str:
         if chosen.probability is not None:
@@ -147,7 +149,7 @@ def nowcast_file(
         return f"wrote {picture}"
 
     then = None if picture is None else draw
-    reading: dict[str, Any] = {"missing": missing, "units": units, "stop": stop}
+    reading: dict[str, Any] = {"missing": missing, "units": units, "stop": stop, "array": array}
     return process_file(source, target, make, then, var=chosen.var, dtype=dtype, origin=origin, **reading)
 
 

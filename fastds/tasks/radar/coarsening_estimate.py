@@ -208,7 +208,8 @@ def _sort_cells(frames: Sequence[np.ndarray], dry: float) -> _Cells:
         for values, mask in zip(found, (echo, interior, edge, echo & ~edge, echo & near & ~strong), strict=True):
             values.append(z[mask])
         strong_count += int(np.count_nonzero(strong))
-    return _Cells(*(np.concatenate(values).astype(np.float64) for values in found), strong_count)
+    everything, interior, edge, inner, near = (np.concatenate(values).astype(np.float64) for values in found)
+    return _Cells(everything, interior, edge, inner, near, strong_count)
 
 
 def _compute_share_on_step(values: np.ndarray, step: float) -> float:
