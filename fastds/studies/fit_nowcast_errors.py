@@ -21,7 +21,7 @@ from fastds.studies.command import Files
 from fastds.studies.common.error_model_fit import Pool, fit_pools, score
 from fastds.tasks.nowcast.members import find_detection_threshold, find_trajectories, scale_known_frames
 from fastds.tasks.nowcast.methods import Method, pick_method
-from fastds.tasks.nowcast.starts import read_coarse_frames
+from fastds.tasks.nowcast.starts import ForecastCells, read_coarse_frames
 from fastds.training.command import read_command_line
 
 METHODS = ("nowcast-small", "extrapolation")  # the model forecasts without matched intensities
@@ -126,7 +126,7 @@ def _iter_samples(
         source = to_reflectivity(dataset)
         z_r, _ = find_z_r(dataset, source.raw)
         frames = range(source.shape[0])[slice(*block.frames, block.stride)]
-        z = read_coarse_frames(source, list(frames), block.factor, 0.0)
+        z = read_coarse_frames(source, list(frames), ForecastCells(block.factor, 0.0))
     z = z[::-1] if backwards else z
     most = max(method.known for method in methods)
     for number, start in enumerate(range(most - 1, len(z) - 2, block.every)):

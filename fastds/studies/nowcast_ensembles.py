@@ -26,7 +26,7 @@ from fastds.studies.common.tables import ResultTable
 from fastds.tasks.nowcast.ensemble_scores import RATES, EnsembleRows, EnsembleSums
 from fastds.tasks.nowcast.methods import pick_method
 from fastds.tasks.nowcast.pipeline import NowcastPipeline, Options
-from fastds.tasks.nowcast.starts import read_coarse_frames
+from fastds.tasks.nowcast.starts import ForecastCells, read_coarse_frames
 from fastds.tasks.nowcast.windows import WET_RATE
 
 
@@ -136,7 +136,7 @@ def _make_start(dataset: xr.Dataset, model: str, frame: int, steps: int) -> Star
     known = dataset.isel(time=slice(0, frame + 1))
     job = NowcastPipeline(model, to_reflectivity(known), Options(steps=steps))
     frames = list(range(frame - 2, frame + 1 + steps))
-    z = read_coarse_frames(to_reflectivity(dataset), frames, job.factor, 0.0)
+    z = read_coarse_frames(to_reflectivity(dataset), frames, ForecastCells(job.factor, 0.0))
     rain = np.where(np.isnan(z), np.nan, reflectivity_to_rate(np.nan_to_num(z), job.z_r, 0.0))
     truth = np.where(np.isnan(rain[2]), np.nan, rain[3:])
     return Start(known, np.nan_to_num(rain[:3]), job.leads[0] / 60, job.factor, truth)

@@ -28,7 +28,7 @@ from fastds.tasks.humidity import pipeline as humidity
 from fastds.tasks.humidity.evaluation import run_network
 from fastds.tasks.nowcast import pipeline as nowcast
 from fastds.tasks.nowcast.methods import pick_method
-from fastds.tasks.nowcast.starts import read_coarse_frames
+from fastds.tasks.nowcast.starts import ForecastCells, read_coarse_frames
 from fastds.tasks.radar import pipeline as radar
 
 RADARS = dict(TEST_BLOCKS) | {"radar_smhi_openmrg_20150827_5min.nc": (0, None, 1)}
@@ -132,7 +132,7 @@ def iter_nowcast_cases(network: Network, folder: pathlib.Path) -> Iterator[Case]
                 sums, inputs = np.zeros(2), []
                 for first in _sample_evenly(source.shape[0] - (known + steps - 1) * interval):
                     frames = [first + k * interval for k in range(known + steps)]
-                    z = read_coarse_frames(source, frames, scale, low)
+                    z = read_coarse_frames(source, frames, ForecastCells(scale, low))
                     echo = torch.from_numpy(np.nan_to_num(z[:known])) > low
                     z = z[:, *find_echo_window(echo.float().sum(0), 2 * _SIDE)].clip(low, high)
                     seen = compute_motion_statistics(fd.prepare(torch.from_numpy(z[known - 2 : known]), low, high))

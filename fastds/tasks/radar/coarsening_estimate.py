@@ -29,6 +29,7 @@ from fastds.inference.ood.score import select_evenly
 
 # dB: steps of the values of radar products.
 _STEPS = (1.0, 0.5, 0.2, 0.1)
+_SINGLE_STEPS = (1.0, 0.5)
 _TOLERANCE = 0.006  # dB: values that are packed with a step of 0.01 dB are rounded by up to 0.005
 _MIN_CELLS = 300  # minimum number of cells for each decision
 _STRONG_DBZ = 15.0  # the floor of the networks; values above are averages of dBZ in all modes
@@ -151,7 +152,7 @@ def estimate_frames(frames: Sequence[np.ndarray], no_echo: float) -> CoarseningE
     for step in _STEPS:
         if _compute_share_on_step(averages, step / _PIXELS) >= _MIN_ON_QUARTER:
             return _classify_dbz_mean(cells, dry, step)
-    for floor, step in itertools.product((None, _STRONG_DBZ), _STEPS[:2]):
+    for floor, step in itertools.product((None, _STRONG_DBZ), _SINGLE_STEPS):
         if _has_single_pixels(cells, floor, step):
             text = f"many values at the edges of echo are those of one pixel of {step:g} dBZ steps in four"
             return CoarseningEstimate("linear_z", text)
@@ -186,10 +187,12 @@ def _has_single_pixels(cells: _Cells, floor: float | None, step: float) -> bool:
         return False
     share, offset = _find_offset(single, step)
     # In a field that is in part a product, cells at the edges have the offset of the others before the inversion, which
-    # adds 6.02 dB for weak echo.
+    # adds 6.02 dB for weak echo. Most products have the offset 0.
     share_of_others, offset_of_others = _find_offset(cells.inner, step)
-    shift = (offset - offset_of_others) % step
-    is_product = share_of_others >= _MIN_REFERENCE / step and abs(shift - _SINGLE_DB % step) < _MAX_DIFFERENCE
+    if share_of_others < _MIN_REFERENCE / step:
+        offset_of_others = 0.0
+    finest = min(_SINGLE_STEPS)  # multiples of 0.5 dBZ have two offsets for a step of 1 dBZ
+    is_product = abs((offset - offset_of_others) % finest - _SINGLE_DB % finest) < _MAX_DIFFERENCE
     return share >= _MIN_SINGLE and not is_product
 
 
@@ -208,8 +211,8 @@ def _sort_cells(frames: Sequence[np.ndarray], dry: float) -> _Cells:
         for values, mask in zip(found, (echo, interior, edge, echo & ~edge, echo & near & ~strong), strict=True):
             values.append(z[mask])
         strong_count += int(np.count_nonzero(strong))
-    everything, interior, edge, inner, near = (np.concatenate(values).astype(np.float64) for values in found)
-    return _Cells(everything, interior, edge, inner, near, strong_count)
+    joined = [np.concatenate(values).astype(np.float64) for values in found]
+    return _Cells(joined[0], joined[1], joined[2], joined[3], joined[4], strong_count)
 
 
 def _compute_share_on_step(values: np.ndarray, step: float) -> float:
