@@ -78,7 +78,7 @@ KINDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "DataArray": ("a DataArray", _make_class_check("xarray", "DataArray")),
     "Module": ("a model", _make_class_check("torch.nn", "Module")),
     "list[str]": ("a list of strings", _make_sequence_check(_is_text)),
-    "list[str | PathLike]": ("a list of paths", _make_sequence_check(_is_path)),
+    "Sequence[str | PathLike]": ("a list of paths", _make_sequence_check(_is_path)),
     "Iterable[str | PathLike]": ("several paths", _is_paths),
     "Sequence[str]": ("a list of strings", _make_sequence_check(_is_text)),
     "Sequence[float]": ("a list of numbers", _make_sequence_check(is_number)),

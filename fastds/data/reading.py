@@ -3,7 +3,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypedDict, overload
 
 import xarray as xr
@@ -11,7 +11,7 @@ import xarray as xr
 from fastds.data.formats.opening import has_plain_arrays, open_dataset, select_time_range
 from fastds.data.grid.value_checks import apply_metadata
 
-InputFiles = str | os.PathLike | list[str | os.PathLike]
+InputFiles = str | os.PathLike | Sequence[str | os.PathLike]
 InputData = xr.Dataset | xr.DataArray | InputFiles
 
 

@@ -50,6 +50,11 @@ def files(source: Path, target: str) -> None:
     assert_type(samples[0], dict[str, Tensor])
 
 
+def verbs(names: list[str], paths: list[Path]) -> None:
+    assert_type(fastds.downscale(None, names), xr.Dataset)
+    assert_type(fastds.nowcast(None, paths, steps=2), xr.Dataset)
+
+
 def networks(x: Tensor) -> None:
     network = assert_type(models.create("fczsm-small"), nn.Module)
     shipped: nn.Module = fastds.load("fczsm-small")
