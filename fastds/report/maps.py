@@ -128,7 +128,12 @@ def _convert_style(style: FieldStyle) -> MapStyle:
         below = f"below {levels[0]:g}" if style.extend == "max" else ""
     edges = tuple((level - style.offset) / style.factor for level in levels)
     labels = tuple(f"{level:g}" for level in levels)
-    return MapStyle(style.label, edges, colours, labels, lambda field: _describe_range(style.convert(field)), below)
+    # The unit of the label differs from that of the scores if values are converted.
+    is_converted = style.factor != 1 or style.offset != 0
+    unit = " " + style.label.rpartition(" (")[2].removesuffix(")") if is_converted else ""
+    return MapStyle(
+        style.label, edges, colours, labels, lambda field: _describe_range(style.convert(field), unit), below
+    )
 
 
 def _describe_probability(field: np.ndarray) -> str:
@@ -138,10 +143,10 @@ def _describe_probability(field: np.ndarray) -> str:
     return f"up to {100 * np.nanmax(field):.0f} %, at least 50 % on {wide:.1f} % of the area"
 
 
-def _describe_range(field: np.ndarray) -> str:
+def _describe_range(field: np.ndarray, unit: str = "") -> str:
     if np.isnan(field).all():
         return "all missing"
-    return f"{np.nanmin(field):.4g} to {np.nanmax(field):.4g}, mean of the cells {np.nanmean(field):.4g}"
+    return f"{np.nanmin(field):.4g} to {np.nanmax(field):.4g}{unit}, mean of the cells {np.nanmean(field):.4g}{unit}"
 
 
 def _format_rate(number: float) -> str:

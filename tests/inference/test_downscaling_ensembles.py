@@ -190,7 +190,7 @@ def test_humidity_command(tmp_path, capsys):
     assert cli.main([*command, "--members", "0"]) == 2
     assert "members must be a whole number from 1 to 10000, got 0" in capsys.readouterr().err
     assert cli.main([*command, "--tile", "32"]) == 2
-    message = "--tile is no option for humidity, which takes --device, --dtype, --graph, --level, --members, --missing"
+    message = "--tile is no option for humidity, which takes --array, --device, --dtype, --graph, --level, --members, "
     assert message in capsys.readouterr().err
 
 

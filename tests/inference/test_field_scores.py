@@ -167,7 +167,8 @@ def test_downscale_with_a_truth_and_a_report(folder, capsys):
     drawn = {frame["alt"].partition(", ")[0]: frame["alt"].rpartition("UTC: ")[2] for frame in page.all("img", "frame")}
     with open_dataset("truth.nc") as truth, open_dataset("in.nc") as coarse:
         for name, field in (("truth", truth.t[-1]), ("input", coarse.t[-1])):
-            assert drawn[name].startswith(f"{float(field.min()):.4g} to {float(field.max()):.4g}, mean")
+            low, high = float(field.min()) - 273.15, float(field.max()) - 273.15
+            assert drawn[name].startswith(f"{low:.4g} to {high:.4g} °C, mean")
     titles = [frame["alt"].partition(",")[0] for frame in page.all("img", "frame")]
     assert titles == [name for name in ("input", "lanczos (PRED)", "truth", "bicubic") for _ in range(3)]
     assert page.texts("dd").count("lanczos") == 2 and "Maps of t, one of t, r" in Path("out.html").read_text()
