@@ -5,6 +5,8 @@ import os
 import sys
 
 from fastds import _outputs
+from fastds._duck_arrays import skip_unimported_packages
+from fastds._import_hooks import run_after_import
 
 
 def main() -> int:
@@ -14,6 +16,7 @@ def main() -> int:
     # reads it when torch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    run_after_import("xarray", skip_unimported_packages)
     from fastds.cli import main as run
 
     return run()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from fastds._html import format_heading, format_note, format_table
 from fastds._mixins import get_function
 
 if TYPE_CHECKING:
@@ -30,6 +31,22 @@ class Accessor:
 
     def __init__(self, data: xr.Dataset | xr.DataArray):
         self._data = data
+
+    def __repr__(self) -> str:
+        name = type(self._data).__name__
+        return f"<fastds functions of a {name}: downscale, nowcast, query, evaluate, plot, check>"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the functions that take these data, for a notebook; no values are read."""
+        from fastds.tasks.applicability import list_applicable  # imports torch
+
+        heads = "function", "takes these data", "result or reason"
+        rows = [(one.function, "yes" if one.applies else "no", one.text) for one in list_applicable(self._data)]
+        return (
+            format_heading(f"Functions of fastds for this {type(self._data).__name__}")
+            + format_table(heads, rows, texts=(0, 1, 2))
+            + format_note("check() reads the values and shows the models that fit.")
+        )
 
     def downscale(
         self,
@@ -344,6 +361,19 @@ class Accessor:
 
         options = {name: value for name, value in locals().items() if name not in ("self", "draw_map")}
         return draw_map(self._data, **options)
+
+    def check(self, var: str | None = None) -> bool:
+        """Print the contents of these data, and the commands that take them, as `fastds check` does. Values are read.
+
+        Args:
+            var: name of the variable. Default: the only one that fits.
+
+        Returns:
+            True if at least one command takes the data.
+        """
+        from fastds.tasks.check import check  # imports torch
+
+        return check(self._data, var)
 
 
 def register_accessor(xarray: ModuleType) -> None:

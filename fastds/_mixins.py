@@ -12,6 +12,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastds._html import format_note
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -41,7 +43,15 @@ def get_function(verb: str) -> Callable:
     return getattr(importlib.import_module(module), name)
 
 
-class DownscaleMixin:
+class CardMixin:
+    """Mixin for models with a model card: notebooks show the card."""
+
+    def _repr_html_(self: Any) -> str:
+        count = sum(parameter.numel() for parameter in self.parameters())
+        return format_note(f"{type(self).__name__} with {count:,} parameters") + self.card._repr_html_()
+
+
+class DownscaleMixin(CardMixin):
     """Mixin for models that downscale radar frames, gridded fields or humidity."""
 
     def downscale(
@@ -133,7 +143,7 @@ class DownscaleMixin:
         return get_function("downscale")(self, data, **options)
 
 
-class NowcastMixin:
+class NowcastMixin(CardMixin):
     """Mixin for models that forecast radar frames."""
 
     def nowcast(

@@ -4,9 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Seconds between two lines if the output is not a terminal.
 LINE_EVERY = 30.0
@@ -29,10 +34,8 @@ def progress_bar(enabled: bool, total: int, doing: str, unit: str) -> Iterator[C
     if not enabled:
         yield None
         return
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
+    console = _make_terminal()
+    if console is None:
         yield _ProgressLines(total, doing, unit)
         return
     from rich.progress import (
@@ -48,6 +51,21 @@ def progress_bar(enabled: bool, total: int, doing: str, unit: str) -> Iterator[C
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True, console=console) as bar:
         task = bar.add_task("", total=total)
         yield lambda: bar.advance(task)
+
+
+def _make_terminal() -> Console | None:
+    """Return a console if standard output is a terminal, else None.
+
+    The import of rich takes a while, so that it is imported only if it may find a terminal: it also takes an output for
+    one if a variable of the environment says so.
+    """
+    declared = "FORCE_COLOR" in os.environ or "TTY_COMPATIBLE" in os.environ
+    if not declared and (sys.stdout is None or not sys.stdout.isatty()):
+        return None
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else None
 
 
 class _ProgressLines:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastds._html import format_heading, format_note, format_rich_table
 from fastds._options import spell_argument
 from fastds._outputs import atomic_write
 from fastds.inference.progress import progress_bar
@@ -60,6 +61,17 @@ class ScoreTables(abc.ABC):
     @abc.abstractmethod
     def list_notes(self) -> list[str]:
         """Return the notes below the tables, one sentence each."""
+
+    def __repr__(self) -> str:
+        heads = ", ".join(str(table.title) for table in self.main_tables() if table.title)
+        return f"<{type(self).__name__} {self.title}: {heads}>"
+
+    def _repr_html_(self) -> str:
+        """Return the main tables and the notes for a notebook."""
+        shown, notes = self.main_tables(), self.list_notes()
+        if len(shown) < len(self.tables()):
+            notes = [*notes, "print(all_scores=True) shows all scores."]
+        return "".join([format_heading(self.title), *map(format_rich_table, shown), *map(format_note, notes)])
 
     def print(self, console=None, *, all_scores: bool = False) -> None:
         """Print the tables with rich.

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_origin, get_type_hints
 
+from fastds._html import format_heading, format_note, format_table, format_value
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -16,7 +18,7 @@ TASK_NAMES = ("radar", "nowcast", "fields", "humidity")
 ANY = "any"  # name of an input variable that may have any meaning and any units
 
 
-@dataclass
+@dataclass(repr=False)
 class ModelCard:
     """Metadata of trained weights: variables, normalisation, training conditions, origin and scores.
 
@@ -80,6 +82,18 @@ class ModelCard:
     picture: str = ""
     metrics: dict = field(default_factory=dict)
     fastds_version: str = ""
+
+    def __repr__(self) -> str:
+        return f"<ModelCard {self.name!r}, task {self.task or 'unknown'!r}>"
+
+    def _repr_html_(self) -> str:
+        """Return the fields that are set for a notebook."""
+        names = [f.name for f in fields(self) if f.name not in ("name", "description", "picture")]
+        values = [(name, getattr(self, name)) for name in names]
+        rows = [(name, format_value(value)) for name, value in values if value not in (None, "", [], {})]
+        parts = [format_heading(f"{self.name or 'unnamed weights'} ({self.task or 'no task'})")]
+        parts += [format_note(self.description)] * bool(self.description)
+        return "".join([*parts, format_table((), rows, texts=(0, 1))])
 
     @property
     def task(self) -> str:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of fields and scores, such as maps, training curves, spectra and rank histograms.
 
-The figures do not use pyplot.
+The figures do not use pyplot. A notebook shows a figure that is the result of a cell.
 """
 
 from fastds.plot.curves import (
@@ -29,6 +29,7 @@ from fastds.plot.field_styles import (
 from fastds.plot.fields import draw_map
 from fastds.plot.location import Location
 from fastds.plot.maps import draw_difference, draw_field, field_panel, forecast_strip
+from fastds.plot.notebook import show_figures
 from fastds.plot.probabilities import (
     draw_probability,
     draw_probability_maps,
@@ -44,6 +45,8 @@ from fastds.plot.style import (
     reflectivity_style,
     save_png,
 )
+
+show_figures()
 
 __all__ = [
     "HUMIDITY_LEVELS",

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastds._html import extract_cells
 from fastds._options import OptionError, spell_name
 from fastds._outputs import atomic_write
 from fastds._version import __version__
@@ -57,7 +58,7 @@ class Page:
         drawn: dict[str, Any] = {"outlines": list(lines.values()), "side": SIDE}
         drawn |= {"maps": self.maps, "groups": groups, "first": first, "missing": MISSING_COLOUR}
         made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-        tables = [_extract_cells(table) for table in self.tables]
+        tables = [extract_cells(table) for table in self.tables]
         return template.render(page=self, tables=tables, **drawn, made=made, version=__version__)
 
     def write(self, path: str | os.PathLike) -> None:
@@ -65,20 +66,6 @@ class Page:
         text = self.html()
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-
-
-def _extract_cells(table: Table) -> dict:
-    """Return the content of a rich table.
-
-    Returns:
-        A dict of title, heads and rows, pairs of (cells, True if the row ends a section).
-    """
-    rows = zip(*(column.cells for column in table.columns), strict=True)
-    return {
-        "title": str(table.title),
-        "heads": [str(column.header) for column in table.columns],
-        "rows": [(row, drawn.end_section) for row, drawn in zip(rows, table.rows, strict=True)],
-    }
 
 
 def check_report(

@@ -7,7 +7,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -23,6 +23,7 @@ from fastds.data.grid.grids import find_grid_mappings, find_latitude_longitude
 from fastds.data.grid.times import find_regular_segments, format_time
 from fastds.data.grid.variables import find_only_rain_field, list_fields
 from fastds.data.io.mlcast import check_mlcast
+from fastds.data.reading import InputData
 from fastds.inference.tables import format_count
 from fastds.models import available, load_card
 from fastds.tasks.api import DOWNSCALING, get_task_function, select_evaluation_task
@@ -50,27 +51,29 @@ def check_all(options: Namespace, reading: dict) -> int:
     return 0 if good else 2
 
 
-def check(path: InputPaths, var: str | None = None, weights: Sequence[str] = (), **reading) -> bool:
-    """Print the contents of a file and the commands that accept it.
+def check(data: InputData, var: str | None = None, weights: Sequence[str] = (), **reading) -> bool:
+    """Print the contents of a file or dataset and the commands that accept it.
 
     Args:
-        path: file, folder or pattern.
+        data: file, folder or pattern, or a Dataset or DataArray.
         var: name of the variable; None: the only one that fits.
         weights: names or files of weights that are tried in addition to the shipped weights.
         reading: further options of fastds.data.open_input.
 
     Returns:
-        True if at least one command accepts the file.
+        True if at least one command accepts the data.
     """
-    print(path)
+    in_memory = isinstance(data, xr.Dataset | xr.DataArray)
+    label: Any = f"{type(data).__name__} in memory" if in_memory else data
+    print(label)
     try:
-        with warnings.catch_warnings(record=True) as caught, open_input(cast(Any, path), var, **reading) as dataset:
+        with warnings.catch_warnings(record=True) as caught, open_input(data, var, **reading) as dataset:
             warnings.simplefilter("always", UserWarning)
             for name, text in _list_facts(dataset):
                 print(f"  {name:10} {text}")
             found = [_try_command(name, run) for name, run in _list_commands(dataset, var, weights)]
     except Exception as error:
-        print(f"  cannot be read: {_format_reason(error, path)}")
+        print(f"  cannot be read: {_format_reason(error, label)}")
         return False
     for text in dict.fromkeys(str(warning.message) for warning in caught):
         print(f"  warning    {text}")
@@ -110,7 +113,8 @@ def _get_all_spellings() -> dict[str, str]:
 def _list_facts(dataset: xr.Dataset) -> Iterator[tuple[str, str]]:
     """Yield label and text of each fact about the files: format, times, variables, grid."""
     files = dataset.encoding.get("files", 1)
-    yield "format", f"{dataset.encoding.get('format')}, {files} file{'s' * (files != 1)}"
+    if "format" in dataset.encoding:
+        yield "format", f"{dataset.encoding['format']}, {files} file{'s' * (files != 1)}"
     for name in ("title", "institution"):
         if name in dataset.attrs:
             yield name, str(dataset.attrs[name])

@@ -33,6 +33,16 @@ def test_different_units_are_distinguished(pair):
     assert not is_same_unit(*pair)
 
 
+def test_units_of_other_dimensions_are_distinguished_without_pint(monkeypatch):
+    monkeypatch.setattr("fastds.data.grid.variables.parse_unit", None)
+    for pair in (("K", "J m-2"), ("m s-1", "Pa"), ("degC", "%"), ("W m-2", "J m-2"), ("mm h-1", "kg m-2")):
+        assert not is_same_unit(*pair) and not is_same_unit(*reversed(pair))
+
+
+def test_joules_are_recognised_in_another_spelling():
+    assert is_same_unit("W s m-2", "J m-2") and is_same_unit("N m-2", "Pa") and not is_same_unit("kJ m-2", "J m-2")
+
+
 @pytest.mark.parametrize(("units", "by"), [("Celsius", 0.0), ("degrees_C", 0.0), ("kelvin", -273.15)])
 def test_temperature_units_are_recognised(units, by):
     field = region()

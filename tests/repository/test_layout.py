@@ -25,6 +25,7 @@ ARROWS = {
     "data": {"_options", "_argument_types", "_outputs", "_version", "_mixins", "ops"},
     "metrics": set(),
     "models": {
+        "_html",
         "_options",
         "nn",
         "ops",
@@ -37,8 +38,8 @@ ARROWS = {
         "_mixins",
     },
     "plot": {"_options", "data", "metrics", "_outputs"},
-    "report": {"_options", "data", "metrics", "plot", "_outputs", "_version"},
-    "inference": {"_options", "data", "models", "report", "_argument_types", "_outputs", "info"},
+    "report": {"_html", "_options", "data", "metrics", "plot", "_outputs", "_version"},
+    "inference": {"_html", "_options", "data", "models", "report", "_argument_types", "_outputs", "info"},
     "training": {"_options", "data", "inference", "models", "plot", "report", "_suggestions", "_outputs", "_messages"},
     "tasks": {
         "_options",

@@ -48,7 +48,7 @@ def test_public_functions_are_annotated(package):
 
 
 METHODS = (
-    (_accessor.Accessor, ("downscale", "nowcast", "query", "evaluate")),
+    (_accessor.Accessor, ("downscale", "nowcast", "query", "evaluate", "plot", "check")),
     (_mixins.DownscaleMixin, ("downscale",)),
     (_mixins.NowcastMixin, ("nowcast",)),
 )

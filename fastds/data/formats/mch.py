@@ -6,7 +6,6 @@ import re
 
 import numpy as np
 import xarray as xr
-from PIL import Image
 
 from fastds.data.formats import cf_builder
 from fastds.data.formats.file_format import Format
@@ -40,6 +39,8 @@ def read(probe: FileProbe) -> xr.Dataset:
     match = _NAME.match(probe.path.name)
     if match is None:
         raise ValueError(f"{probe.path}: the name must contain product and time, such as AQC161932200V_00005.801.gif")
+    from PIL import Image  # imported here, because all readers are imported to find that of a file
+
     with Image.open(probe.path) as image:
         classes = np.array(image) if image.mode == "P" else np.empty(0)
     if classes.shape != (640, 710):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Units in UDUNITS spellings. Metres and kilometres are recognised without pint, because its import is slow."""
+"""Units in UDUNITS spellings. Metres, kilometres and degrees are recognised without the slow import of pint."""
 
 import functools
 import re
@@ -26,6 +26,8 @@ def get_metres_per_unit(units: object) -> float | None:
     text = str(units).strip()
     if text.lower() in _METRES:
         return _METRES[text.lower()]
+    if text.lower().startswith("degree"):
+        return None
     parsed = parse_unit(text)
     if parsed is None or not parsed.check("[length]"):
         return None

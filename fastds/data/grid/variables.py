@@ -133,6 +133,9 @@ def is_same_unit(one: object, other: object) -> bool:
     """
     if _normalise_unit(one) == _normalise_unit(other):
         return True
+    dimensions = _find_dimension(one), _find_dimension(other)
+    if None not in dimensions and dimensions[0] != dimensions[1]:
+        return False
     first, second = parse_unit(str(one)), parse_unit(str(other))
     if first is None or second is None or first.dimensionality != second.dimensionality:
         return False
@@ -145,6 +148,19 @@ def _normalise_unit(units: object) -> str | frozenset:
     text = _SPELLINGS.get(text, text)
     powers = _parse_powers(text)
     return re.sub(r"[\s*^.]", "", text) if powers is None else frozenset(powers.items())
+
+
+def _find_dimension(units: object) -> tuple[int, ...] | None:
+    """Return the exponents of length, mass, time and temperature of a unit of common symbols; None for other units.
+
+    Units that differ in them are compared without pint, whose import is slow.
+    """
+    text = str(units).strip().lower()
+    text = _SPELLINGS.get(text, text)
+    powers = {} if text in ("1", "%") else _parse_powers(text)
+    if powers is None or not powers.keys() <= _DIMENSIONS.keys():
+        return None
+    return tuple(sum(power * _DIMENSIONS[name][axis] for name, power in powers.items()) for axis in range(4))
 
 
 def _parse_powers(units: object) -> dict[str, int] | None:
@@ -172,6 +188,15 @@ _SPELLINGS = (
     | dict.fromkeys(("percent", "per cent"), "%")
     | dict.fromkeys(_ONE, "1")
     | {"kg/kg": "1", "kg kg-1": "1", "kg kg**-1": "1", "kg kg^-1": "1"}
+)
+# Exponents of length, mass, time and temperature.
+_DIMENSIONS = (
+    dict.fromkeys(_LENGTH_MM.keys() | {"km", "gpm"}, (1, 0, 0, 0))
+    | dict.fromkeys(("kg", "g"), (0, 1, 0, 0))
+    | dict.fromkeys(_TIME_S, (0, 0, 1, 0))
+    | dict.fromkeys(("k", "degc"), (0, 0, 0, 1))
+    | dict.fromkeys(("pa", "hpa", "kpa", "mb", "mbar", "millibar", "millibars"), (-1, 1, -2, 0))
+    | {"j": (2, 1, -2, 0), "w": (2, 1, -3, 0), "n": (1, 1, -2, 0)}
 )
 _REFLECTIVITY_PREFIX = "equivalent_reflectivity_factor"
 _REFLECTIVITY_NAMES = {

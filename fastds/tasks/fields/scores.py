@@ -108,7 +108,7 @@ def find_wet_threshold(field: xr.DataArray) -> float | None:
     return WET_RATE / 3600.0 * seconds / millimetres
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FieldTable(ScoreTables):
     """Scores by variable and method.
 

@@ -39,7 +39,7 @@ _MAIN = {"csi": (0.5, 2.0, 10.0), "fss": (2.0, 10.0)}
 _MAX_COLUMNS = 8  # maximum number of lead times in a table
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class NowcastTable(ScoreTables):
     """Scores by method and lead time.
 

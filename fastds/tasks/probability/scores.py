@@ -124,7 +124,7 @@ def _split_domain(shape: tuple[int, ...]) -> list[np.ndarray]:
     return [number == k for k in range(_BLOCKS**2)]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ProbabilityTable(ScoreTables):
     """Scores of exceedance probabilities by threshold and lead time.
 

@@ -142,7 +142,7 @@ class MethodScores:
         return out
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class EvaluationTable(ScoreTables):
     """Scores by method, method -> column -> value.
 
