@@ -260,7 +260,7 @@ def archive_of_shape(name, *shape):
 def with_chunks(name, chunks, shards):
     def check(printed):
         with xr.open_zarr(name) as found:
-            encoding = found.reflectivity.encoding
+            encoding = next(v for v in found.data_vars.values() if v.ndim == 3).encoding
         assert encoding["chunks"][:2] == chunks and encoding["shards"][:2] == shards
 
     return check
