@@ -172,7 +172,8 @@ class FieldData(BaseDataModule):
         degradation = Degradation(DegradationConfig(probability=config.degraded), self.limits)
         vectors: Any = tuple(None if v < 0 else v for v in config.vectors or (-1, -1))
         self.training = FieldCrops(
-            blocks, self.mean, self.std, degradation, crop=self._choose_crop(blocks), halo=config.halo, queries=config.queries,
+            blocks, self.mean, self.std, degradation,
+            crop=self._choose_crop(blocks), halo=config.halo, queries=config.queries,
             scales=(config.scales[0], config.scales[1]), anisotropic=config.anisotropic, whole=config.whole_factors,
             flips=config.flips, vectors=vectors, samples=config.epoch_samples, seed=seed,
         )  # fmt: skip
@@ -213,10 +214,15 @@ class FieldData(BaseDataModule):
         """
         self.mean, self.std, self.value_range = torch.zeros(1), torch.ones(1), torch.ones(1)
         self.limits = None  # no degradation pipeline
-        blocks, self.validation = [], []
-        for file, fields in load_each(self.config):
+        blocks, self.validation, loaded = [], [], load_each(self.config)
+        usual = [self.config.limits(fields.shape[3]) for _, fields in loaded]
+        if not any(
+            self._is_large_enough(fields[..., slice(*part)])
+            for (_, fields), (_, part) in zip(loaded, usual, strict=True)
+        ):
+            usual = [self._choose_limits(fields) for _, fields in loaded]
+        for (file, fields), (trained, validated) in zip(loaded, usual, strict=True):
             self.files.append(file)
-            trained, validated = self._choose_limits(fields)
             blocks.append(FieldBlock(fields[..., : trained[1]], (0, trained[1])))
             held_out = fields[..., slice(*validated)]
             if self._is_large_enough(held_out):
