@@ -7,7 +7,6 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from fastds._argument_types import is_whole_number
 from fastds._options import OptionError
 from fastds.inference.chunking import Chunk, Pipeline
 
@@ -55,7 +54,7 @@ def parse_sizes(name: str, value: str | Sizes | None) -> dict[str, int]:
         if len(found) < len(pairs):
             raise OptionError(name, f"names a dimension twice, got {value!r}")
         value = found
-    if not all(is_whole_number(number) and number >= 1 for number in value.values()):
+    if not all(type(number) is int and number >= 1 for number in value.values()):
         raise OptionError(name, f"{expected}, got {value!r}")
     return dict(value)
 
