@@ -63,7 +63,8 @@ def score_file(
     if starts is not None:
         last = min(last, known + (starts - 1) * every)
     minutes = every * float((dataset.time[1] - dataset.time[0]) / np.timedelta64(1, "m"))
-    options: dict[str, Any] = {"steps": steps, "every": f"{minutes:g}min", "smooth": smooth}
+    # the scores are those of reflectivity, whose smooth forecast is not that of the rain rate
+    options: dict[str, Any] = {"steps": steps, "every": f"{minutes:g}min", "smooth": smooth, "quantity": "reflectivity"}
     return evaluate(nowcast(model, dataset.isel(time=slice(0, last)), **options), dataset, baselines=baselines)
 
 
