@@ -238,7 +238,8 @@ def test_score_file_uses_frames_before_the_start(monkeypatch, tmp_path, options,
     network.card = models.ModelCard(name="net", input_steps=4)
     options = {"steps": 6} | options
     assert nowcast.score_file(network, tmp_path, "event.nc", baselines=["x"], **options) == (24, ["x"])
-    assert calls["given"] == {"steps": steps, "every": "30min", "smooth": False}
+    expected = {"steps": steps, "every": "30min", "smooth": False, "quantity": "reflectivity"}
+    assert calls["given"] == expected
     assert calls["fields"].sizes["time"] == read and (calls["fields"].time[0] == event.time[0]).item()
 
 
