@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.colors import BoundaryNorm, Colormap, LinearSegmentedColormap, ListedColormap
 from matplotlib.ticker import MaxNLocator
 
-from fastds.data.grid.variables import is_dbz, parse_rain_units
+from fastds.data.grid.variables import is_dbz, is_same_unit, parse_rain_units
 from fastds.plot.style import (
     MISSING_COLOUR,
     NO_ECHO_COLOUR,
@@ -198,11 +198,8 @@ def _find_rain(units: str, standard: str, name: str) -> FieldStyle | None:
 
 def _find_celsius_offset(units: str) -> float | None:
     """Return what is added to a temperature in degrees Celsius or kelvin to convert it to degrees Celsius, or None."""
-    if units in ("K", "kelvin", "Kelvin", "degK"):
-        return -_ZERO_CELSIUS
-    if units in ("C", "degC", "celsius", "Celsius", "degree_Celsius", "degrees_Celsius", "°C", "deg_C", "degree_C"):
-        return 0.0
-    return None
+    offsets = {"K": -_ZERO_CELSIUS, "degC": 0.0}
+    return next((offset for unit, offset in offsets.items() if is_same_unit(units, unit)), None)
 
 
 def _make_label(attrs: Mapping[Any, Any], name: str) -> str:

@@ -4,7 +4,7 @@
 This package does not depend on a task; the tasks fill the pages.
 """
 
-from fastds.report.charts import Chart
+from fastds.report.charts import Chart, make_lead_chart
 from fastds.report.grid import MapGrid
 from fastds.report.maps import (
     MAX_FRAMES,
@@ -31,6 +31,7 @@ __all__ = [
     "choose_field_style",
     "select_evenly",
     "field_style",
+    "make_lead_chart",
     "make_probability_style",
     "radar_style",
 ]

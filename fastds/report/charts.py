@@ -6,15 +6,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.colors import is_color_like, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
+from fastds.plot import draw_by_lead
 from fastds.report.maps import encode_data_uri
 
 _INKS = {"light": "#1c2330", "dark": "#dfe4ec"}
@@ -59,6 +61,19 @@ class Chart:
                 _replace_ink(figure, _INKS[first], _INKS[theme])
                 uris[theme] = _encode(figure)
         return uris
+
+
+def make_lead_chart(title: str, leads: np.ndarray, curves: Mapping[str, np.ndarray]) -> Chart:
+    """Return a chart of curves by lead time.
+
+    Args:
+        title: name of the score, with its unit.
+        leads: (n,) lead times in seconds.
+        curves: name -> (n,) values.
+    """
+    ends = "; ".join(f"{name}: {values[0]:.3g} to {values[-1]:.3g}" for name, values in curves.items())
+    figure = functools.partial(draw_by_lead, leads / 60, curves, title)
+    return Chart(f"{title} by lead", f"From the first to the last lead. {ends}", figure)
 
 
 def _encode(figure: Figure) -> str:

@@ -9,7 +9,7 @@ import xarray as xr
 import fastds
 from fastds import models
 from fastds.data import synthetic_event, to_reflectivity
-from fastds.tasks.nowcast.starts import compute_wet_shares
+from fastds.tasks.nowcast.starts import ForecastCells, compute_wet_shares
 from fastds.tasks.nowcast.wet_area import count_wet_cells, dry_weakest
 
 
@@ -31,7 +31,7 @@ def test_cell_with_few_wet_pixels_has_small_wet_area():
     event = synthetic_event(2, shape=(48, 64))
     source = to_reflectivity(event)
     pixels = source.frames([3])[0]
-    shares = compute_wet_shares(source, 3, 4, 0.0)
+    shares = compute_wet_shares(source, 3, ForecastCells(4, 0.0))
     assert shares.shape == (12, 16) and 0 < shares.mean() < (shares > 0).mean()
     expected = (pixels > 0).reshape(12, 4, 16, 4).mean((1, 3))
     np.testing.assert_allclose(shares[~np.isnan(shares)], expected[~np.isnan(shares)])

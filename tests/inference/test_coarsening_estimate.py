@@ -83,7 +83,7 @@ def test_estimate_of_real_files(data_dir):
     wrong = [(*case, mode) for case, mode in found.items() if mode not in (case[1], None)]
     missed = [case for case, mode in found.items() if mode is None and case[1] != "product"]
     assert not wrong and len(found) >= 3 * 11
-    # MeteoSwiss: a no-echo value of -20 dBZ is not negligible beside weak echo of -4 dBZ. SMHI: the grid is small.
+    # MeteoSwiss: the no-echo value of -20 dBZ is not negligible compared with weak echo of -4 dBZ. SMHI: a small grid.
     assert {(name.split("_")[1], way) for name, way in missed} <= {("mch", "linear_z"), ("smhi", "linear_z")}
 
 

@@ -70,11 +70,11 @@ def differentiate(call, tensors, needed=None, order=1):
     leaves = [t.detach().clone().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)]
     results = call(*leaves)
     results = [results] if isinstance(results, torch.Tensor) else list(results)
-    wanted = [t for t in leaves if t.requires_grad]
+    differentiable = [t for t in leaves if t.requires_grad]
     loss = sum((y * y * torch.linspace(-1, 2, y.numel()).view(y.shape)).sum() for y in results)
-    grads = list(torch.autograd.grad(loss, wanted, create_graph=order > 1))
+    grads = list(torch.autograd.grad(loss, differentiable, create_graph=order > 1))
     if order > 1:
-        grads += torch.autograd.grad(sum((g * g).sum() for g in grads), wanted, allow_unused=True)
+        grads += torch.autograd.grad(sum((g * g).sum() for g in grads), differentiable, allow_unused=True)
     return [*results, *grads]
 
 

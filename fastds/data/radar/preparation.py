@@ -21,6 +21,8 @@ FLOOR_DBZ = 15.0
 CEILING_DBZ = 70.0
 ECHO_FRACTION = 0.20
 COARSENING_MODES = ("dbz", "linear_z", "plain_dbz")
+# Values of an argument in place of a mode: estimate the mode, and do not correct for it.
+AUTO_COARSENING, UNKNOWN_COARSENING = "auto", "unknown"
 
 
 def prepare(z: Array, floor: float = FLOOR_DBZ, ceiling: float = CEILING_DBZ) -> Array:

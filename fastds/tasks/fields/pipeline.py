@@ -33,6 +33,7 @@ from fastds.data.grid.metadata import (
     get_global_attributes,
     get_preserved_attributes,
 )
+from fastds.data.radar.preparation import AUTO_COARSENING, UNKNOWN_COARSENING
 from fastds.inference.chunking import Chunk, make_independent_chunks
 from fastds.inference.execution import check_execution, inference_context, resolve_execution
 from fastds.inference.files import RunSummary, allocate_output
@@ -93,7 +94,7 @@ class FieldsPipeline:
                 with _open_like(like) as other:
                     self.remapping.target = find_cells(other, self.convention)
             self.remapping.check_overlap(*self.target)
-        coarsened = None if coarsened in ("auto", "unknown") else coarsened
+        coarsened = None if coarsened in (AUTO_COARSENING, UNKNOWN_COARSENING) else coarsened
         if coarsened not in (None, *COARSENING_OPERATORS):
             raise OptionError(
                 "coarsened", f"must be {' or '.join(COARSENING_OPERATORS)} for gridded fields, got {coarsened!r}"

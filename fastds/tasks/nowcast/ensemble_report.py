@@ -10,8 +10,16 @@ import numpy as np
 
 from fastds.data import rate_to_reflectivity
 from fastds.inference.tables import format_count
-from fastds.plot import draw_by_lead, draw_rank_histogram
-from fastds.report import Chart, MapGrid, Maps, make_probability_style, radar_style, select_evenly
+from fastds.plot import draw_rank_histogram
+from fastds.report import (
+    Chart,
+    MapGrid,
+    Maps,
+    make_lead_chart,
+    make_probability_style,
+    radar_style,
+    select_evenly,
+)
 from fastds.tasks.nowcast.ensemble_scores import RATES, EnsembleRows
 from fastds.tasks.nowcast.forecasts import Forecasts
 
@@ -70,8 +78,4 @@ def make_ensemble_charts(rows: EnsembleRows) -> list[Chart]:
         "its potential": rows.rows["crps_potential"],
     }
     by_lead = {"CRPS (mm/h)": crps, "Spread/skill": {"spread/skill": rows.rows["spread_skill"]}}
-    for title, curves in by_lead.items():
-        ends = "; ".join(f"{name}: {values[0]:.3g} to {values[-1]:.3g}" for name, values in curves.items())
-        figure = functools.partial(draw_by_lead, rows.leads / 60, curves, title)
-        charts.append(Chart(f"{title} by lead", f"From the first to the last lead. {ends}", figure))
-    return charts
+    return [*charts, *(make_lead_chart(title, rows.leads, curves) for title, curves in by_lead.items())]

@@ -99,7 +99,7 @@ class EvaluationItems:
         sums, shares = EnsembleSums(forecasts.count, forecasts.leads), ProbabilitySums(len(RATES), len(forecasts.leads))
         shares.starts = 1
         for lead, truth in enumerate(start.after):
-            rain = np.where(np.isnan(truth), np.nan, reflectivity_to_rate(truth, forecasts.z_r, forecasts.floor))
+            rain = np.where(np.isnan(truth), np.nan, reflectivity_to_rate(truth, forecasts.z_r, forecasts.cells.floor))
             assert start.members is not None
             members = start.members[:, lead]
             sums.add(lead, members, rain)
@@ -292,7 +292,7 @@ class _ObservedFields:
         self.sources = [open_reflectivity(dataset, var, z_r, what) for dataset, what in datasets]
         self.lines = [Timeline.of(s) for s in self.sources]
         for source, what in zip(self.sources, _NAMES, strict=True):
-            check_grid(forecasts.variable, forecasts.factor, source, what)
+            check_grid(forecasts.variable, forecasts.cells.factor, source, what)
 
     def read_frames(self, number: int) -> list[np.ndarray] | None:
         """Return the frames before and after an initialization time, and the wet fractions of the last frame before.
@@ -307,11 +307,9 @@ class _ObservedFields:
             if None in places:
                 return None
             found.append((source, places))
-        (source, places), form = found[0], (forecasts.factor, forecasts.floor)
-        return [*(self._read(*one) for one in found), compute_wet_shares(source, places[-1], *form)]
-
-    def _read(self, source, places: list[int]) -> np.ndarray:
-        return read_coarse_frames(source, places, self.forecasts.cells)
+        source, places = found[0]
+        wet = compute_wet_shares(source, places[-1], forecasts.cells)
+        return [*(read_coarse_frames(*one, forecasts.cells) for one in found), wet]
 
 
 def check_grid(variable: xr.DataArray, factor: int, source: ReflectivityInput, what: str) -> None:

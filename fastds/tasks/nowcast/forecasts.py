@@ -212,16 +212,6 @@ class Forecasts:
         self.name, self.cells = str(settings["fastds_model"]), ForecastCells.from_attributes(settings, self.z_r)
         self.ceiling = float(settings["fastds_ceiling_dBZ"])
 
-    @property
-    def factor(self) -> int:
-        """Number of observed cells along the side of a forecast cell."""
-        return self.cells.factor
-
-    @property
-    def floor(self) -> float:
-        """Lower limit of the model's range in dBZ."""
-        return self.cells.floor
-
     def read_frames(self, number: int) -> np.ndarray:
         """Return the forecast (n, h, w) of an initialization time in dBZ, NaN = missing.
 
@@ -237,7 +227,7 @@ class Forecasts:
         values = self._read_start(number)
         if self.variable.name != "reflectivity":
             return values
-        return reflectivity_to_rate(values, self.z_r, self.floor)
+        return reflectivity_to_rate(values, self.z_r, self.cells.floor)
 
     def _read_start(self, number: int) -> np.ndarray:
         part = self.variable if REFERENCE not in self.variable.dims else self.variable.isel({REFERENCE: number})

@@ -17,7 +17,7 @@ from fastds.plot.panels import MapPanels, MapRow
 from fastds.plot.saving import is_animation, save_animation, save_figure
 from fastds.plot.selection import format_map_time, select_leads
 from fastds.tasks.nowcast.forecasts import Forecasts
-from fastds.tasks.nowcast.starts import Timeline, read_coarse_frames
+from fastds.tasks.nowcast.starts import Timeline, read_frames_at
 
 # maximum number of lead times in the picture, in addition to the start
 _MAX_LEADS = 4
@@ -41,18 +41,12 @@ def write_picture(
         z_r: a and b of Z = a R^b for observed.
     """
     forecasts, source = Forecasts(forecast), to_reflectivity(observed, var, z_r=z_r)
-    line = Timeline.of(source)
-    start, fields = line.seconds_at(forecasts.starts[0]), forecasts.read_frames(0)
-
-    def read_observed(lead: float) -> np.ndarray | None:
-        place = line.find(start + lead)
-        return None if place is None else read_coarse_frames(source, [place], forecasts.cells)[0]
-
+    line, start, fields = Timeline.of(source), forecasts.starts[0], forecasts.read_frames(0)
     location = Location.of(forecasts.variable, forecast)
     of_members = f", mean of {format_count(forecasts.count, 'member')}" if forecasts.count else ""
-    title = f"Nowcast from {format_map_time(forecasts.starts[0])} with {forecasts.name}{of_members}"
+    title = f"Nowcast from {format_map_time(start)} with {forecasts.name}{of_members}"
     if is_animation(path):
-        frames = [("observed", read_observed(0.0))]
+        frames = [("observed", read_frames_at(source, line, start, [0.0], forecasts.cells)[0])]
         frames += [(f"+{lead / 60:g} min", field) for lead, field in zip(forecasts.leads, fields, strict=True)]
         frames = [frame for frame in frames if frame[1] is not None]
         panels = MapPanels([MapRow("", [frames[0][1]], choose_style({"units": "dBZ"}), location)], [""], title)
@@ -61,7 +55,7 @@ def write_picture(
     columns = [None, *select_leads(np.asarray(forecasts.leads), _MAX_LEADS)]
     leads = [0.0 if k is None else forecasts.leads[k] for k in columns]
     figure = forecast_strip(
-        [read_observed(lead) for lead in leads],
+        read_frames_at(source, line, start, leads, forecasts.cells),
         [None if k is None else fields[k] for k in columns],
         [f"+{lead / 60:g} min" if lead else "start" for lead in leads],
         location=location,

@@ -370,9 +370,8 @@ class NowcastPipeline:
 
     def _limit_wet_area(self, forecast: np.ndarray, paths: torch.Tensor | None, frame: int) -> np.ndarray:
         """Limit the forecast (leads, h, w), in place, to about the wet area of a frame of the source."""
-        floor = cast(float, self.method.card.floor_dbz)
-        wet = compute_wet_shares(self.source, frame, self.factor, floor)[self._order]
-        dried = limit_wet_area(forecast, wet, paths, floor)
+        wet = compute_wet_shares(self.source, frame, self.cells)[self._order]
+        dried = limit_wet_area(forecast, wet, paths, self.cells.floor)
         self.changes.add("dried", dried, len(forecast) * int(np.count_nonzero(~np.isnan(wet))))
         return forecast
 

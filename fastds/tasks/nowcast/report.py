@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
@@ -17,13 +16,22 @@ from fastds.data.reading import ReadOptions
 from fastds.inference.files import compute_mean_spacing
 from fastds.inference.run_facts import describe_run, format_utc, get_file, read_settings
 from fastds.inference.tables import format_count
-from fastds.plot import draw_by_lead
-from fastds.report import MAX_FRAMES, Chart, MapGrid, Maps, Page, check_report, radar_style, select_evenly
+from fastds.report import (
+    MAX_FRAMES,
+    Chart,
+    MapGrid,
+    Maps,
+    Page,
+    check_report,
+    make_lead_chart,
+    radar_style,
+    select_evenly,
+)
 from fastds.report.curves import Curves
 from fastds.tasks.nowcast.ensemble_report import make_ensemble_charts, make_ensemble_maps
 from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.scores import ComparedFields, NowcastTable
-from fastds.tasks.nowcast.starts import Timeline, read_coarse_frames
+from fastds.tasks.nowcast.starts import Timeline, read_frames_at
 from fastds.tasks.probability.charts import make_probability_charts
 from fastds.tasks.probability.forecasts import ProbabilityForecasts
 
@@ -55,7 +63,7 @@ class EvaluationReport:
         check_report(path, *map(get_file, (forecasts.dataset, *(source.dataset for source in sources))))
         self.path, self.forecasts, self.sources, self.name, self.model = path, forecasts, sources, name, model
         spacing = compute_mean_spacing(sources[1])
-        self.curves = Curves(None if spacing is None else forecasts.factor * spacing / 1e3)
+        self.curves = Curves(None if spacing is None else forecasts.cells.factor * spacing / 1e3)
         self.heaviest = -1.0
         self.drawn: Any = None  # number, fields before and after, and forecasts by method
 
@@ -160,9 +168,7 @@ def make_lead_charts(table: NowcastTable) -> list[Chart]:
     for title, (score, column) in columns.items():
         curves = {name: row[score].reshape(len(table.leads), -1)[:, column] for name, row in table.rows.items()}
         if any(np.isfinite(values).any() for values in curves.values()):
-            figure = functools.partial(draw_by_lead, table.leads / 60, curves, title)
-            ends = "; ".join(f"{name}: {values[0]:.3g} to {values[-1]:.3g}" for name, values in curves.items())
-            charts.append(Chart(f"{title} by lead", f"From the first to the last lead. {ends}", figure))
+            charts.append(make_lead_chart(title, table.leads, curves))
     return charts
 
 
@@ -209,13 +215,12 @@ def read_frames_before(
         forecasts: forecasts, which give initialization times, lead times and cells.
         number: index of the initialization time.
     """
-    line = Timeline.of(source)
-    start = line.seconds_at(forecasts.starts[number])
     shifts = forecasts.leads[0] * np.arange(1 - _MAX_BEFORE, 1)
-    known = [place for shift in shifts if (place := line.find(start + shift)) is not None]
+    frames = read_frames_at(source, Timeline.of(source), forecasts.starts[number], shifts, forecasts.cells)
+    known = [frame for frame in frames if frame is not None]
     if not known:
-        return np.empty((0, *(n // forecasts.factor for n in source.shape[1:])), np.float32)
-    return read_coarse_frames(source, known, forecasts.cells)
+        return np.empty((0, *(n // forecasts.cells.factor for n in source.shape[1:])), np.float32)
+    return np.stack(known)
 
 
 def read_frames_after(
@@ -228,7 +233,4 @@ def read_frames_after(
         forecasts: forecasts, which give initialization times, lead times and cells.
         number: index of the initialization time.
     """
-    line = Timeline.of(source)
-    start = line.seconds_at(forecasts.starts[number])
-    places = [line.find(start + lead) for lead in forecasts.leads]
-    return [None if place is None else read_coarse_frames(source, [place], forecasts.cells)[0] for place in places]
+    return read_frames_at(source, Timeline.of(source), forecasts.starts[number], forecasts.leads, forecasts.cells)

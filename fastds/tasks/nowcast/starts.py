@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -234,7 +234,27 @@ def read_coarse_frames(source: ReflectivityInput, index: list[int], cells: Forec
     return cells.average(source.frames(index))
 
 
-def compute_wet_shares(source: ReflectivityInput, index: int, factor: int, floor: float) -> np.ndarray:
+def read_frames_at(
+    source: ReflectivityInput, line: Timeline, start: object, shifts: Sequence[float] | np.ndarray, cells: ForecastCells
+) -> list[np.ndarray | None]:
+    """Read the observed frames at given times before or after an initialization time.
+
+    Args:
+        source: observed fields.
+        line: times of the source.
+        start: initialization time.
+        shifts: seconds after the initialization time.
+        cells: cells of the forecast.
+
+    Returns:
+        The frame (h, w) in dBZ on the cells at each time, or None where the source has none.
+    """
+    seconds = line.seconds_at(start)
+    places = [line.find(seconds + shift) for shift in shifts]
+    return [None if place is None else read_coarse_frames(source, [place], cells)[0] for place in places]
+
+
+def compute_wet_shares(source: ReflectivityInput, index: int, cells: ForecastCells) -> np.ndarray:
     """Return the fraction of wet pixels (above the floor) in each cell; NaN for cells with missing pixels.
 
     The sum of these fractions is the wet area. The number of cells whose mean reflectivity is above the floor would
@@ -243,12 +263,11 @@ def compute_wet_shares(source: ReflectivityInput, index: int, factor: int, floor
     Args:
         source: radar fields.
         index: index of the frame.
-        factor: side of a cell in pixels.
-        floor: floor in dBZ.
+        cells: cells of the forecast.
 
     Returns:
         (H // factor, W // factor) float32.
     """
-    z = cut_to_multiple(source.frames(index), factor)
-    wet = np.where(np.isnan(z), np.nan, z > floor).astype(np.float32)
-    return coarsen(wet, factor)
+    z = cut_to_multiple(source.frames(index), cells.factor)
+    wet = np.where(np.isnan(z), np.nan, z > cells.floor).astype(np.float32)
+    return coarsen(wet, cells.factor)

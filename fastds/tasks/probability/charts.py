@@ -7,8 +7,8 @@ import functools
 
 import numpy as np
 
-from fastds.plot import draw_by_lead, draw_reliability_diagram, draw_roc_curves
-from fastds.report import Chart, select_evenly
+from fastds.plot import draw_reliability_diagram, draw_roc_curves
+from fastds.report import Chart, make_lead_chart, select_evenly
 from fastds.tasks.probability.scores import NAMES, ProbabilityTable
 
 _MAX_LEADS = 3  # maximum number of lead times in a diagram
@@ -54,7 +54,5 @@ def _make_lead_charts(table: ProbabilityTable) -> list[Chart]:
         curves = dict(zip(table.thresholds, table.rows[score], strict=True))
         if len(table.leads) < 2 or not any(np.isfinite(values).any() for values in curves.values()):
             continue
-        ends = "; ".join(f"{name}: {values[0]:.3g} to {values[-1]:.3g}" for name, values in curves.items())
-        figure = functools.partial(draw_by_lead, table.leads / 60, curves, NAMES[score])
-        charts.append(Chart(f"{NAMES[score]} by lead", f"From the first to the last lead. {ends}", figure))
+        charts.append(make_lead_chart(NAMES[score], table.leads, curves))
     return charts

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
 import xarray as xr
 
 from fastds.data.grid.times import format_time
@@ -13,7 +12,7 @@ from fastds.data.radar.reflectivity import find_z_r, to_reflectivity
 from fastds.inference.scoring import ScoreItems, ScoreSums, sum_scores
 from fastds.inference.tables import format_count
 from fastds.tasks.nowcast.evaluation import check_grid
-from fastds.tasks.nowcast.starts import Timeline, read_coarse_frames
+from fastds.tasks.nowcast.starts import Timeline, read_frames_at
 from fastds.tasks.probability.forecasts import ProbabilityForecasts
 from fastds.tasks.probability.scores import ComparedProbabilities, ProbabilitySums, ProbabilityTable
 from fastds.training.radar_files import open_reflectivity
@@ -38,7 +37,7 @@ class EvaluationItems:
         self.source = source = open_reflectivity(truth, var, z_r, "TRUTH")
         self.line = Timeline.of(source)
         self.z_r, self.origin = self._find_z_r(z_r)
-        check_grid(forecasts.variable, forecasts.factor, source, "TRUTH")
+        check_grid(forecasts.variable, forecasts.cells.factor, source, "TRUTH")
 
     def _find_z_r(self, given: tuple[float, float] | None) -> tuple[tuple[float, float], str]:
         """Return the Z-R relation of the observations, and its origin.
@@ -59,22 +58,18 @@ class EvaluationItems:
     def read_item(self, number: int) -> ComparedProbabilities | None:
         """Read probabilities and observed fields of an initialization time; None if no lead time has observations."""
         forecasts = self.forecasts
-        start = self.line.seconds_at(forecasts.starts[number])
-        places = [self.line.find(start + lead) for lead in forecasts.leads]
-        if all(place is None for place in places):
+        after = read_frames_at(self.source, self.line, forecasts.starts[number], forecasts.leads, forecasts.cells)
+        if all(frame is None for frame in after):
             return None
-        after = [None if place is None else self._read(place) for place in places]
         return ComparedProbabilities(number, forecasts.read(number), after)
-
-    def _read(self, place: int) -> np.ndarray:
-        return read_coarse_frames(self.source, [place], self.forecasts.cells)[0]
 
     def score(self, item: ComparedProbabilities) -> ScoreSums:
         """Compute the tallies of an initialization time."""
         forecasts = self.forecasts
         sums = ProbabilitySums(len(forecasts.thresholds), len(forecasts.leads))
         sums.starts = 1
-        no_echo = max(self.source.no_echo, forecasts.floor) if forecasts.factor > 1 else self.source.no_echo
+        cells, no_echo = forecasts.cells, self.source.no_echo
+        no_echo = max(no_echo, cells.floor) if cells.factor > 1 else no_echo
         for lead, z in enumerate(item.after):
             if z is None:
                 sums.absent += 1

@@ -104,16 +104,6 @@ class ProbabilityForecasts:
         self.name = str(settings.get("fastds_model", "prediction"))
         self.cells = ForecastCells.from_attributes(settings, self.z_r)
 
-    @property
-    def factor(self) -> int:
-        """Number of observed cells along the side of a forecast cell."""
-        return self.cells.factor
-
-    @property
-    def floor(self) -> float:
-        """Lower values of observed reflectivity in dBZ are raised to this floor before they are averaged."""
-        return self.cells.floor
-
     def _find_scale(self, field: xr.DataArray) -> float:
         """Return the factor that converts the variable to fractions, from its units."""
         units = str(field.attrs.get("units", "")).strip().lower()

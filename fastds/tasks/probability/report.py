@@ -94,7 +94,7 @@ def read_before(forecasts: ProbabilityForecasts, number: int, source: Reflectivi
     """Return at most three observed frames (k, h, w) in dBZ up to an initialization time; none without lead times."""
     if (
         not forecasts.has_leads
-        or tuple(n // forecasts.factor for n in source.shape[1:]) != forecasts.variable.shape[-2:]
+        or tuple(n // forecasts.cells.factor for n in source.shape[1:]) != forecasts.variable.shape[-2:]
     ):
         return np.empty((0, *forecasts.variable.shape[-2:]), np.float32)
     return read_frames_before(source, forecasts, number)

@@ -25,6 +25,7 @@ import numpy as np
 
 from fastds._options import spell_argument
 from fastds.data import ReflectivityInput
+from fastds.data.radar.preparation import UNKNOWN_COARSENING
 from fastds.inference.ood.score import select_evenly
 
 # dB: steps of the values of radar products.
@@ -50,10 +51,6 @@ _MIN_GAP = 0.008
 # Number of cells up to 2 dB above the floor over the number of cells up to 2 dB below it.
 _MIN_FLOOR_STEP = 1.6
 _KERNEL = np.ones((3, 3), np.uint8)
-
-
-# Values of the argument `coarsened` in place of a mode: estimate it, and do not correct the result.
-AUTO, UNKNOWN = "auto", "unknown"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +84,11 @@ class CoarseningEstimate:
         """
         if self.mode is None:
             return []
-        option, corrected = spell_argument("coarsened"), self.choose_correction(smooth) is not None
+        option = spell_argument("coarsened")
         found = f"the input seems to be coarsened by {self.mode} ({self.reason})"
-        if corrected:
-            return [f"{found}, and the result is corrected accordingly; {option} {UNKNOWN} leaves it uncorrected"]
+        if self.choose_correction(smooth) is not None:
+            undo = f"{option} {UNKNOWN_COARSENING} leaves it uncorrected"
+            return [f"{found}, and the result is corrected accordingly; {undo}"]
         return [f"{found}; {option} {self.mode} corrects the result accordingly"]
 
 
@@ -99,20 +97,20 @@ class _Cells:
     """Values in dBZ of the echo of some frames, by position.
 
     Attributes:
+        strong: number of cells of strong echo.
         all: all echo.
         interior: strong echo without weak or missing cells around it.
         edge: echo with a dry cell next to it.
         inner: echo without a dry cell next to it.
         near: weak echo next to strong echo.
-        strong: number of cells of strong echo.
     """
 
+    strong: int
     all: np.ndarray
     interior: np.ndarray
     edge: np.ndarray
     inner: np.ndarray
     near: np.ndarray
-    strong: int
 
 
 def estimate_coarsening(source: ReflectivityInput) -> CoarseningEstimate:
@@ -211,8 +209,7 @@ def _sort_cells(frames: Sequence[np.ndarray], dry: float) -> _Cells:
         for values, mask in zip(found, (echo, interior, edge, echo & ~edge, echo & near & ~strong), strict=True):
             values.append(z[mask])
         strong_count += int(np.count_nonzero(strong))
-    joined = [np.concatenate(values).astype(np.float64) for values in found]
-    return _Cells(joined[0], joined[1], joined[2], joined[3], joined[4], strong_count)
+    return _Cells(strong_count, *(np.concatenate(values).astype(np.float64) for values in found))
 
 
 def _compute_share_on_step(values: np.ndarray, step: float) -> float:

@@ -18,7 +18,7 @@ from fastds.data import ReflectivityInput, add_history, output_shape, static_map
 from fastds.data import prepare as scale_reflectivity
 from fastds.data.grid.axes import get_north_up_index
 from fastds.data.io.output import compute_fine_values, make_fine_dataset
-from fastds.data.radar.preparation import check_modes
+from fastds.data.radar.preparation import AUTO_COARSENING, UNKNOWN_COARSENING, check_modes
 from fastds.data.samples.dynamic_fields import DynamicChannels
 from fastds.inference.chunking import Chunk, split_range
 from fastds.inference.execution import check_execution, inference_context, resolve_execution
@@ -27,7 +27,7 @@ from fastds.inference.ood.score import OODReport, assess_inputs, select_evenly
 from fastds.inference.ood.statistics import compute_motion_statistics
 from fastds.models import ModelCard
 from fastds.tasks.fields.alignment import make_member_coordinate
-from fastds.tasks.radar.coarsening_estimate import AUTO, UNKNOWN, CoarseningEstimate, estimate_coarsening
+from fastds.tasks.radar.coarsening_estimate import CoarseningEstimate, estimate_coarsening
 from fastds.tasks.radar.dynamics import join_names, read_channels
 from fastds.tasks.radar.members import ERROR_MODEL, RadarEnsemble, check_members
 from fastds.tasks.radar.methods import Baseline, pick_model
@@ -53,7 +53,7 @@ class RadarPipeline:
         if time_factor not in TIME_FACTORS:
             raise OptionError("time_factor", f"must be 2 or 4 (applied by recursion), got {time_factor}")
         check_execution(threads, precision, device, graph)
-        if coarsened not in (None, AUTO, UNKNOWN):
+        if coarsened not in (None, AUTO_COARSENING, UNKNOWN_COARSENING):
             check_modes([coarsened], "coarsened")
         self.model, self.note = pick_model(model)
         check_model(self.model)
@@ -75,11 +75,11 @@ class RadarPipeline:
         self.settings = resolve_execution(self.model, threads, precision, device, graph)
         cards = self.model.card.static_variables
         self.maps = static_maps(static, source.raw, source.dataset, cards) if needed else None
-        self.estimate = self._estimate_coarsening() if coarsened in (None, AUTO) else None
-        self.smooth = bool(smooth)
-        if self.estimate is not None:
-            coarsened = self.estimate.choose_correction(self.smooth)
-        elif coarsened in (None, AUTO, UNKNOWN):
+        self.smooth, self.estimate = bool(smooth), None
+        if coarsened in (None, AUTO_COARSENING):
+            self.estimate = self._estimate_coarsening()
+            coarsened = None if self.estimate is None else self.estimate.choose_correction(self.smooth)
+        elif coarsened == UNKNOWN_COARSENING:
             coarsened = None
         drawn = None if members is None else RadarEnsemble(int(members), int(seed or 0), self.model.card)
         self.first = None if drawn is None else make_member_coordinate(drawn.count)
