@@ -15,7 +15,7 @@ DOWNSCALE_OPTIONS = (
 )  # fmt: skip
 
 
-ARCHIVE_OPTIONS = ("workers", "scheduler", "append", "keep_going")
+ARCHIVE_OPTIONS = ("workers", "scheduler", "append", "keep_going", "chunks", "shards")
 WHOLE_RESULT_OPTIONS = ("truth", "report", "picture")  # options that need the whole result in one file
 
 

@@ -564,6 +564,15 @@ def _add_archive(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--keep-going", action="store_true", help="archives: skip files and times that fail, and list them"
     )
+    parser.add_argument(
+        "--chunks",
+        metavar="DIM=N,...",
+        help="archives: lengths of the Zarr chunks, such as time=365,latitude=100,longitude=100 (default: all columns "
+        "and rows up to 2048, and times up to 8 MiB)",
+    )
+    parser.add_argument(
+        "--shards", metavar="DIM=N,...", help="archives: lengths of the shards of Zarr, multiples of the chunks"
+    )
 
 
 def _add_dtype(parser: ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastds.archive.request import Request, get_file_stamp
+from fastds.data.io.files import is_zarr_path
 from fastds.inference.chunking import Chunk
 
 
@@ -97,8 +98,16 @@ class Manifest:
         return (self.fingerprint, self.files) == key
 
     def can_grow_to(self, key: ManifestKey) -> bool:
-        """Return True if the key is the same computation of the same files and possibly more."""
-        return self.fingerprint == key.fingerprint and self.files.items() <= key.files.items()
+        """Return True if the key is the same computation of the same files and possibly more.
+
+        Zarr stores among the files may have changed, because they grow.
+        """
+        same = all(key.files.get(file) == stamp for file, stamp in self.files.items() if not is_zarr_path(file))
+        return self.fingerprint == key.fingerprint and same and self.files.keys() <= key.files.keys()
+
+    def find_changed_stores(self, key: ManifestKey) -> list[str]:
+        """Return the Zarr stores among the files that have changed."""
+        return [file for file, stamp in self.files.items() if is_zarr_path(file) and key.files.get(file) != stamp]
 
     def move(self, store: Path) -> None:
         """Rename the manifest to the name that belongs to a renamed store."""

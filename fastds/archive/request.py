@@ -53,9 +53,13 @@ class Request:
 
 
 def get_file_stamp(file: str | os.PathLike) -> list[int]:
-    """Return size and modification time (ns) of a file or store."""
-    status = os.stat(file)
-    return [status.st_size, status.st_mtime_ns]
+    """Return size and modification time (ns) of a file, or of the metadata of a Zarr store, which growth changes."""
+    names = ("zarr.json", ".zmetadata", ".zgroup", "*/zarr.json", "*/.zarray")
+    parts: list[str | os.PathLike] = (
+        [path for name in names for path in Path(file).glob(name)] if os.path.isdir(file) else []
+    )
+    found = [os.stat(path) for path in parts or [file]]
+    return [sum(status.st_size for status in found), max(status.st_mtime_ns for status in found)]
 
 
 def create_pipeline(request: Request) -> Pipeline:

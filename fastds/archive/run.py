@@ -15,6 +15,7 @@ import numpy as np
 
 from fastds._options import spell_argument
 from fastds._outputs import commit_output, resolve_target
+from fastds.archive.layout import Layout, choose_layout, has_shared_parts, parse_sizes
 from fastds.archive.lock import exclusive_lock
 from fastds.archive.manifest import Manifest, ManifestKey
 from fastds.archive.request import Request, create_pipeline, filter_readable, open_request_dataset
@@ -26,7 +27,7 @@ from fastds.data.io.files import is_zarr_path
 from fastds.data.io.packing import check_stored_dtype
 from fastds.data.packages import require
 from fastds.data.reading import ReadOptions, open_input
-from fastds.inference.chunking import choose_chunk_steps
+from fastds.inference.chunking import choose_chunk_steps, compute_chunk
 from fastds.inference.execution import resolve_device
 from fastds.inference.files import RunSummary, check_target, describe_source
 from fastds.inference.progress import progress_bar
@@ -51,6 +52,8 @@ def compute_archive(
     dtype: str = "input",
     threads: int | None = None,
     progress: bool = False,
+    chunks: str | Mapping[str, int] | None = None,
+    shards: str | Mapping[str, int] | None = None,
 ) -> RunSummary:
     """Downscale or nowcast many files into one Zarr store.
 
@@ -75,6 +78,8 @@ def compute_archive(
         dtype: "input", which stores integers if the input is packed, or "float32".
         threads: Threads of torch in each worker; None: the cores of this machine divided by the number of workers.
         progress: Whether to show a progress bar.
+        chunks: Lengths of the Zarr chunks, such as "time=365,latitude=100" or a mapping; None: about 8 MiB each.
+        shards: Lengths of the shards of Zarr, which are files of several chunks; None: no shards.
 
     Returns:
         Summary of the run.
@@ -90,11 +95,13 @@ def compute_archive(
     require("zarr", "archives")
     require("dask", "archives")
     workers = _check_arguments(source, Path(target), workers, scheduler, dtype)
+    requested = parse_sizes("chunks", chunks), parse_sizes("shards", shards)
     target = resolve_target(target)
     if append:
         _check_can_append(target)
     array = (reading or {}).get("array")
     files, left_out = filter_readable(source, array) if keep_going else (tuple(map(str, list_files(source))), [])
+    remarks: list[str] = []
     threads = choose_threads(threads, workers, scheduler)
     options = dict(options or {})
     if scheduler is None and "device" in options:  # a continued run has to use the same device
@@ -109,6 +116,9 @@ def compute_archive(
     with exclusive_lock(target):
         folder, manifest = _choose_store(target, key, append)
         store = Store(folder, pipeline)
+        if folder == target and not append and store.find_other_layout(*requested):
+            folder = target.with_name(target.name + ".part")
+            store, manifest = Store(folder, pipeline), Manifest(folder)
         if folder == target:
             late = _find_late_files(request, store, manifest, key) if keep_going else []
             if late:
@@ -118,11 +128,14 @@ def compute_archive(
                 store = Store(folder, pipeline)
             _grow(store, manifest, key)
         else:
-            _begin(
-                store, manifest, request, key, choose_chunk_steps(pipeline, _ASSUMED_WORKERS if scheduler else workers)
-            )
-        chunks = pipeline.make_chunks(manifest.steps)
-        todo = [chunk for chunk in chunks if chunk not in manifest.done]
+            steps = choose_chunk_steps(pipeline, _ASSUMED_WORKERS if scheduler else workers)
+            _begin(store, manifest, request, key, choose_layout(pipeline, steps, *requested))
+        _check_layout(store, *requested)
+        work = pipeline.make_chunks(manifest.steps)
+        todo = [chunk for chunk in work if chunk not in manifest.done]
+        if (workers > 1 or scheduler) and has_shared_parts(todo, store.written_length):
+            remarks.append("computed by one process, because series of times end within Zarr chunks of the store")
+            workers, scheduler = 1, None
         with contextlib.closing(compute_chunks(pipeline, folder.absolute(), todo, workers, scheduler)) as iterator:
             results = _compute(iterator, len(todo), store, manifest, keep_going, progress)
         failed = [f"{store.format_times(one.chunk)}: {one.error}" for one in results if one.error]
@@ -132,7 +145,7 @@ def compute_archive(
     _warn(results)
     report = pipeline.make_summary()
     report.notes[:0] = describe_source(open_request_dataset(request))
-    report.notes += [*_summarize(len(chunks), results), *_truncate([*left_out, *failed]), f"wrote {target}"]
+    report.notes += [*_summarize(len(work), results), *remarks, *_truncate([*left_out, *failed]), f"wrote {target}"]
     return report
 
 
@@ -166,7 +179,16 @@ def _choose_store(target: Path, key: ManifestKey, append: bool) -> tuple[Path, M
     return part, Manifest(part)
 
 
-def _begin(store: Store, manifest: Manifest, request: Request, key: ManifestKey, steps: int) -> None:
+def _check_layout(store: Store, chunks: Mapping[str, int], shards: Mapping[str, int]) -> None:
+    """Raise ValueError if a store that is continued has other Zarr chunks or shards than requested."""
+    other = store.find_other_layout(chunks, shards)
+    if other:
+        raise ValueError(
+            f"{store.path} has {other}: leave out {spell_argument('chunks', 'shards')} to continue it, or remove it"
+        )
+
+
+def _begin(store: Store, manifest: Manifest, request: Request, key: ManifestKey, layout: Layout) -> None:
     """Create an empty store, or continue the store of a killed run.
 
     Args:
@@ -174,7 +196,7 @@ def _begin(store: Store, manifest: Manifest, request: Request, key: ManifestKey,
         manifest: Its manifest.
         request: Request.
         key: Key of the request.
-        steps: Number of steps of a chunk of a new store.
+        layout: Zarr chunks of a new store, and number of steps of a chunk of work.
 
     Raises:
         ValueError: The unfinished store belongs to another computation.
@@ -187,8 +209,8 @@ def _begin(store: Store, manifest: Manifest, request: Request, key: ManifestKey,
             )
         return
     manifest.remove()
-    store.create(open_request_dataset(request), request.dtype)
-    manifest.begin(key, steps, store.length)
+    store.create(open_request_dataset(request), request.dtype, layout)
+    manifest.begin(key, layout.steps, store.length)
 
 
 def _check_can_append(target: Path) -> None:
@@ -197,9 +219,11 @@ def _check_can_append(target: Path) -> None:
     # True if a run was killed after it renamed the store and before it moved the manifest.
     moved = not part.exists() and Manifest(part).fingerprint is not None
     if target.exists() and Manifest(target).fingerprint is None and not moved:
+        options = spell_argument("append", "workers", "scheduler", "keep_going", "chunks", "shards", conjunction="or")
         raise ValueError(
             f"{target} cannot be continued: there is no {target.name}.manifest, which lists its input and is written "
-            f"with {spell_argument('workers', 'append')}; remove the store, or give another name, and run this again"
+            f"with {options}. Either the store was made without them, or the manifest was not moved with the store: "
+            "move it there, or remove the store, or give another name, and run this again"
         )
 
 
@@ -271,9 +295,15 @@ def _grow(store: Store, manifest: Manifest, key: ManifestKey) -> None:
     Raises:
         ValueError: The new files do not follow those of the store.
     """
-    if manifest.matches(key):
+    if manifest.matches(key) and store.length == manifest.length:
         return
     _check_continues(manifest, store.path, key)
+    changed = manifest.find_changed_stores(key)
+    if changed and not (store.length > manifest.length and _has_same_values(store, manifest)):
+        raise ValueError(
+            f"{store.path} cannot be continued: {changed[0]} has changed in other ways than that times were appended; "
+            f"without {spell_argument('append')} it is made anew"
+        )
     if not store.has_same_start(manifest.length):
         raise ValueError(
             f"{store.path} cannot be continued: the new files do not come after those in the store; with "
@@ -281,6 +311,16 @@ def _grow(store: Store, manifest: Manifest, key: ManifestKey) -> None:
         )
     store.grow(manifest.length)
     manifest.begin(key, manifest.steps, store.length)
+
+
+def _has_same_values(store: Store, manifest: Manifest) -> bool:
+    """Return whether the first and the last finished chunk, computed again, have the values of the store."""
+    if not store.has_same_start(manifest.length):
+        return True  # another message is about the times
+    done = [chunk for chunk in store.pipeline.make_chunks(manifest.steps) if chunk in manifest.done]
+    return all(
+        store.has_values(chunk.outputs[0], compute_chunk(store.pipeline, chunk)) for chunk in done[::-1][:1] + done[:1]
+    )
 
 
 def _compute(

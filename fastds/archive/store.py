@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,14 +21,15 @@ from fastds.inference.chunking import Chunk, Pipeline, make_template
 if TYPE_CHECKING:
     import zarr
 
-_MAX_CHUNK_SIDE = 2048  # pixels
+    from fastds.archive.layout import Layout
+
 _TIME_ENCODING = {"units": "microseconds since 1970-01-01", "dtype": "int64"}
 
 
 class Store:
     """Zarr store of a pipeline's result.
 
-    The store has one chunk for every step along pipeline.dim. Fields are NaN until they are computed.
+    Fields are NaN until they are computed.
 
     Args:
         path: Folder.
@@ -37,18 +39,19 @@ class Store:
     def __init__(self, path: Path, pipeline: Pipeline):
         self.path, self.pipeline = path, pipeline
 
-    def create(self, source: xr.Dataset, dtype: str) -> None:
+    def create(self, source: xr.Dataset, dtype: str, layout: Layout) -> None:
         """Write coordinates, attributes and fields without values.
 
         Args:
             source: Input; packed fields of it are stored as integers.
             dtype: "input", or "float32" to store no integers.
+            layout: Zarr chunks and shards of the fields.
         """
         outline = self._make_template()
         encoding: dict[Any, dict[str, Any]] = {}
-        for name, (dims, shape) in self.pipeline.variables.items():
-            chunks = [1] * (len(dims) - 2) + [min(size, _MAX_CHUNK_SIDE) for size in shape[-2:]]
-            encoding[name] = {"chunks": chunks, "dtype": "float32", "_FillValue": np.float32("nan")}
+        for name in self.pipeline.variables:
+            encoding[name] = {"chunks": layout.chunks[name], "dtype": "float32", "_FillValue": np.float32("nan")}
+            encoding[name] |= {"shards": layout.shards[name]} if name in layout.shards else {}
             how = make_packing_encoding(outline[name], source[name]) if dtype == "input" and name in source else None
             encoding[name] |= how or {}
             encoding[name]["fill_value"] = encoding[name]["_FillValue"]
@@ -57,7 +60,38 @@ class Store:
                 # Times that are appended later may need a finer unit than these.
                 encoding[key] = _TIME_ENCODING | {"calendar": _get_calendar(variable)}
         with _suppress_warnings():
-            outline.drop_encoding().to_zarr(self.path, mode="w", compute=False, encoding=encoding)
+            outline.drop_encoding().to_zarr(
+                self.path, mode="w", compute=False, encoding=encoding, zarr_format=3 if layout.shards else None
+            )
+
+    def get_lengths(self, name: str) -> tuple[dict[str, int], dict[str, int]]:
+        """Return the lengths of Zarr chunks and shards of a variable by dimension; {} without shards."""
+        import zarr
+
+        array, (dims, _) = zarr.open_group(self.path, mode="r")[name], self.pipeline.variables[name]
+        chunks = dict(zip(dims, array.chunks, strict=True))
+        return chunks, {} if array.shards is None else dict(zip(dims, array.shards, strict=True))
+
+    @property
+    def written_length(self) -> int:
+        """Length along pipeline.dim of the parts of the store that only one process may write to at a time."""
+        lengths = (self.get_lengths(name) for name in self.pipeline.variables)
+        return math.lcm(*((shards or chunks)[self.pipeline.dim] for chunks, shards in lengths))
+
+    def find_other_layout(self, chunks: Mapping[str, int], shards: Mapping[str, int]) -> str:
+        """Return a description of the Zarr chunks or shards that are not as requested, or ""."""
+        for name in self.pipeline.variables:
+            for what, requested, found in zip(
+                ("chunks", "shards"), (chunks, shards), self.get_lengths(name), strict=True
+            ):
+                sizes = dict(zip(*self.pipeline.variables[name], strict=True))
+                for dim, length in requested.items():
+                    expected = (
+                        length if dim == self.pipeline.dim or what == "shards" else min(length, sizes.get(dim, 1))
+                    )
+                    if dim in sizes and found.get(dim) != expected:
+                        return f"{what} of {found.get(dim, 'no')} along {dim}, and {length} are requested"
+        return ""
 
     @property
     def length(self) -> int:
@@ -127,6 +161,23 @@ class Store:
         part = xr.Dataset({name: (self.pipeline.variables[name][0], array) for name, array in fields.items()})
         with _suppress_warnings():
             part.to_zarr(self.path, region={self.pipeline.dim: slice(first, first + part.sizes[self.pipeline.dim])})
+
+    def has_values(self, first: int, values: Mapping[str, np.ndarray]) -> bool:
+        """Return whether a chunk of the store has these values, up to packing and rounding.
+
+        Args:
+            first: Index of its first step along pipeline.dim.
+            values: Name -> values.
+        """
+        with self._open() as dataset:
+            for name, expected in values.items():
+                axis = self.pipeline.variables[name][0].index(self.pipeline.dim)
+                found = dataset[name].isel({self.pipeline.dim: slice(first, first + expected.shape[axis])})
+                present = np.abs(expected[np.isfinite(expected)])
+                slack = 1e-4 * float(present.max(initial=0.0)) + float(found.encoding.get("scale_factor", 0.0))
+                if not np.allclose(found.values, expected, rtol=0, atol=slack, equal_nan=True):
+                    return False
+        return True
 
     def _open(self) -> xr.Dataset:
         with _suppress_warnings():

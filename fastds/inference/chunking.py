@@ -14,8 +14,9 @@ import xarray as xr
 
 from fastds.inference.files import RunSummary
 
-# Target size in bytes of the result of a chunk, and maximum number of input steps in a chunk.
-CHUNK_BYTES, MAX_STEPS = 64 << 20, 48
+# Target size in bytes of the result of a chunk, and maximum number of input steps in a chunk, unless its result is
+# smaller than SMALL_BYTES.
+CHUNK_BYTES, MAX_STEPS, SMALL_BYTES = 64 << 20, 48, 8 << 20
 _CHUNKS_PER_WORKER = 4  # minimum number; several chunks per worker balance the load
 _compute_lock = threading.Lock()  # a chunk uses all threads of torch
 
@@ -114,7 +115,8 @@ def choose_chunk_steps(pipeline: Pipeline, workers: int = 1) -> int:
     step_bytes = sum(
         4 * math.prod(shape) / shape[dims.index(pipeline.dim)] for dims, shape in pipeline.variables.values()
     )
-    multiples = int(min(MAX_STEPS, CHUNK_BYTES / max(step_bytes, 1))) // pipeline.step_multiple
+    fitting, small = (limit / max(step_bytes, 1) for limit in (CHUNK_BYTES, SMALL_BYTES))
+    multiples = int(min(max(MAX_STEPS, small), fitting)) // pipeline.step_multiple
     if workers > 1:
         last = max(chunk.steps[1] for chunk in pipeline.make_chunks(MAX_STEPS))
         multiples = min(multiples, math.ceil(last / (_CHUNKS_PER_WORKER * workers * pipeline.step_multiple)))
@@ -126,7 +128,9 @@ def compute_lazily(pipeline: Pipeline) -> xr.Dataset:
     import dask
     import dask.array as da
 
-    chunks, delayed = pipeline.make_chunks(choose_chunk_steps(pipeline)), dask.delayed(pipeline, traverse=False)
+    limit = max(1, MAX_STEPS // pipeline.step_multiple) * pipeline.step_multiple  # a single time may be requested
+    steps = min(choose_chunk_steps(pipeline), limit)
+    chunks, delayed = pipeline.make_chunks(steps), dask.delayed(pipeline, traverse=False)
     parts = [dask.delayed(compute_chunk)(delayed, chunk) for chunk in chunks]
 
     def values(name: str, dims: tuple[str, ...], shape: tuple[int, ...]) -> da.Array:

@@ -12,6 +12,7 @@ import torch
 
 from fastds._options import spell_name, spell_value
 from fastds._outputs import atomic_write, set_signal_handlers
+from fastds.training.early_stopping import needs_validation
 from fastds.training.lightning_extra import L, TorchCheckpointIO, callbacks
 
 
@@ -72,9 +73,19 @@ class LastCheckpoint(callbacks.ModelCheckpoint):
                 flush=True,
             )
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *step) -> None:
-        super().on_train_batch_end(trainer, module, *step)
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Write a checkpoint and end the training after a signal, unless a validation follows.
+
+        Args:
+            trainer: the trainer.
+            module: the module that is trained.
+            outputs: result of the training step.
+            batch: the batch.
+            batch_index: index of the batch in the epoch.
+        """
+        super().on_train_batch_end(trainer, module, outputs, batch, batch_index)
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or module.is_finished()
+        last = last or needs_validation(trainer, batch_index)
         if not last and self._is_interrupted(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
             raise TrainingInterrupted(self._number, module.steps_done())

@@ -44,6 +44,8 @@ class RunConfig:
         max_minutes: time limit in minutes of wall-clock time; pauses between resumed runs do not count. Default: 60 if
             the number of steps is not limited, else no limit.
         learning_rate: highest learning rate.
+        early_stopping: number of validations in a row without a lower error after which the training ends. There are at
+            least five validations in a training. Default: the training does not end early.
         ema_decay: decay of the exponential moving average of the weights, which is validated and exported; 0: no
             averaging.
         resume: resume from the last checkpoint in output, if there is one, with the present options.
@@ -63,6 +65,7 @@ class RunConfig:
     max_steps: int | None = None
     max_minutes: float | None = None
     learning_rate: float = 1e-3
+    early_stopping: int | None = None
     ema_decay: float = 0.999
     resume: bool = True
     validate_start: bool = False
@@ -84,6 +87,10 @@ class RunConfig:
                 f"{spell_name('max_steps')} and {spell_name('max_minutes')} must be positive, got "
                 f"{self.max_steps} and {self.max_minutes}"
             )
+        if self.early_stopping is not None:
+            check_minimum("early_stopping", self.early_stopping, 1)
+            if self.devices > 1:
+                raise OptionError("early_stopping", f"is for one process, got {spell_name('devices')}={self.devices}")
         if not 0.0 <= self.ema_decay < 1.0:
             raise OptionError("ema_decay", f"must lie in [0, 1), got {self.ema_decay}")
         if self.graph not in GRAPHS:

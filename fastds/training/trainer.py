@@ -30,6 +30,7 @@ from fastds.training.checkpoints import (
     make_resume_error,
 )
 from fastds.training.config import RunConfig
+from fastds.training.early_stopping import ERROR, EarlyStopping, FrequentValidation
 from fastds.training.lightning_extra import DDPStrategy, L, callbacks, loggers
 from fastds.training.model_card import add_file_names
 from fastds.training.modules import BaseDataModule
@@ -105,6 +106,7 @@ def run_training(
     add_file_names(module.exported.card, config, data.files)
     output = create_run_dir(config)
     best = export(output, data.compute_input_ranges())
+    stop = [] if config.early_stopping is None else [EarlyStopping(config.early_stopping)]
     chosen = {
         "accelerator": config.device,
         "devices": config.devices,
@@ -113,7 +115,14 @@ def run_training(
         "max_steps": -1 if (last := config.last_step()) is None else last,
         "max_epochs": -1,
         "logger": _make_loggers(output),
-        "callbacks": [best, LastCheckpoint(output), *further, *([TrainingProgress(best)] if config.progress else [])],
+        "callbacks": [
+            best,
+            FrequentValidation(),
+            LastCheckpoint(output),
+            *further,
+            *stop,
+            *([TrainingProgress(best)] if config.progress else []),
+        ],
         "num_sanity_val_steps": 0,
         "log_every_n_steps": min(10, max(1, config.data.epoch_samples // config.data.batch_size)),
         "enable_progress_bar": False,
@@ -123,7 +132,11 @@ def run_training(
         "plugins": [AtomicCheckpointIO()],
     }
     with _preserve_determinism():
-        return run_trainer(L.Trainer(**chosen | options), module, data, config)
+        weights = run_trainer(L.Trainer(**chosen | options), module, data, config)
+    for one in stop:
+        if message := one.describe(module.steps_done(), best.best_step):
+            print(message, flush=True)
+    return weights
 
 
 @contextlib.contextmanager
@@ -258,12 +271,18 @@ class ExportBest(callbacks.Callback):
             print("the validation samples have changed: the best weights are selected again", flush=True)
             self.best = float("inf")
         self.samples, step = self._sum, module.steps_done()
+        trainer.callback_metrics[ERROR] = torch.tensor(error)
         self.errors[step], self.scores[step] = error, dict(network.card.metrics.get("validation", {}))
         self._write_scores()
         models.save(network, self.folder / "last.safetensors")
         if error < self.best:
             self.best = error
             models.save(network, self.folder / "best.safetensors")
+
+    @property
+    def best_step(self) -> int:
+        """Step of the weights in best.safetensors; 0: before the first step."""
+        return next((step for step, error in self.errors.items() if error == self.best), 0)
 
     def _write_scores(self) -> None:
         names = sorted({name for scores in self.scores.values() for name in scores})

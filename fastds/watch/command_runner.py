@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 COMMANDS = ("nowcast", "downscale")
 # Options that need one input, one output, or the whole archive.
 _UNSUPPORTED = (
-    "start", "stop", "every", "picture", "truth", "report", "workers", "scheduler", "append", "keep_going", "to",
-    "license", "creator", "identifier", "created_with",
+    "start", "stop", "every", "picture", "truth", "report", "workers", "scheduler", "append", "keep_going",
+    "chunks", "shards", "to", "license", "creator", "identifier", "created_with",
 )  # fmt: skip
 _INPUT, _OUTPUT = "INPUT", "OUTPUT.nc"  # stand for the files, which are not yet known
 

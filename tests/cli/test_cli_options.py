@@ -258,6 +258,15 @@ def archive_of_shape(name, *shape):
     return check
 
 
+def with_chunks(name, chunks, shards):
+    def check(printed):
+        with xr.open_zarr(name) as found:
+            encoding = next(v for v in found.data_vars.values() if v.ndim == 3).encoding
+        assert encoding["chunks"][:2] == chunks and encoding["shards"][:2] == shards
+
+    return check
+
+
 def as_an_archive(name):
     def check(printed):
         assert "computed by 1 process" in printed and Path(f"{name}.manifest").exists()
@@ -315,6 +324,9 @@ RUNS = {
     ),
     f"downscale in.nc archive.zarr --model radar.safetensors {READING} --workers 1 --append --keep-going": (
         as_an_archive("archive.zarr")
+    ),
+    f"downscale in.nc chunked.zarr --model radar.safetensors {READING} --chunks time=2,y=32 --shards time=4,y=64": (
+        with_chunks("chunked.zarr", (2, 32), (4, 64))
     ),
     "downscale bytes.nc packed.nc --model radar.safetensors --dtype input": stored_as("packed.nc", "int16"),
     "downscale bytes.nc plain.nc --model radar.safetensors --dtype float32": stored_as("plain.nc", "float32"),

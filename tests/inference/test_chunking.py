@@ -8,6 +8,7 @@ import fastds
 from fastds.data import save_dataset, synthetic_event
 from fastds.data.radar.reflectivity import reflectivity_to_rate
 from fastds.inference import chunking
+from fastds.tasks.fields import networks
 from fastds.tasks.fields.pipeline import FieldsPipeline
 from fastds.tasks.humidity.pipeline import HumidityPipeline
 from fastds.tasks.nowcast.pipeline import prepare
@@ -48,6 +49,7 @@ CASES = {
 @pytest.mark.filterwarnings("ignore:the grid spacing:UserWarning", "ignore:the cadence:UserWarning")
 @pytest.mark.parametrize("case", CASES)
 def test_lazy_downscale_equals_eager(event, case, monkeypatch):
+    monkeypatch.setattr(networks, "MAX_BATCH", 3)
     model, data, options = CASES[case](event)
     expected = fastds.downscale(model, data, **options)
     monkeypatch.setattr(chunking, "choose_chunk_steps", lambda job: job.step_multiple)
@@ -115,7 +117,10 @@ def test_chunk_reads_each_frame_once(event):
 
 def test_chunk_size_follows_memory_and_workers(event):
     job = RadarPipeline(radar_model(), event)
+    job.variables = {"reflectivity": (("time", "y", "x"), (23, 300, 300))}
     assert chunking.choose_chunk_steps(job) == chunking.MAX_STEPS
+    job.variables = {"reflectivity": (("time", "y", "x"), (23, 64, 64))}
+    assert chunking.choose_chunk_steps(job) == chunking.SMALL_BYTES / (4 * 64 * 64)
     assert chunking.choose_chunk_steps(job, workers=2) == job.step_multiple  # 12 steps for 2 workers with 4 pieces each
     job.variables = {"reflectivity": (("time", "y", "x"), (23, 2000, 2000))}
     assert chunking.choose_chunk_steps(job) == 4

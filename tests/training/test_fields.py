@@ -3,6 +3,7 @@
 
 import warnings
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -357,7 +358,10 @@ def test_loss_of_any_variable_by_hand(folder, tmp_path):
         ({"each": ["none.nc:t"]}, "data.each: 'none.nc:t' is not FILE.nc:VARIABLE of the folder"),
         ({"each": ["t"]}, "data.each: 't' is not FILE.nc:VARIABLE"),
         ({"each": ["waves.nc:rain"]}, "data.each: 'rain' is not in .*waves.nc, which has"),
-        ({"each": ["waves.nc:t"]}, "data.each: no last fifth of columns has the 24 rows and columns"),
+        (
+            {"each": ["waves.nc:t"], "test_scales": [30.0]},
+            "data.each: no last fifth of columns has the 80 rows and columns",
+        ),
         ({"crop": 30}, r"fields of \(40, 67\) are too small for crop 30 and halo 1 at factor 1.5"),
     ],
 )
@@ -382,3 +386,20 @@ def test_integer_factors(path):
     assert set(factors.flatten().tolist()) == {2.0}  # 40 rows take 2.86 at most
     data.crop, data.halo = 24, 0
     assert {float(FieldData(data).training[i]["factor"][0]) for i in range(20)} - {1.0, 2.0}
+
+
+@pytest.mark.parametrize("columns, limits, crop", [(121, (87, 28), 32), (80, (48, 28), 32), (61, (30, 28), 22)])
+def test_small_grid_gets_fitting_columns_and_crop(tmp_path, capsys, columns, limits, crop):
+    values = np.random.default_rng(0).normal(280, 5, (6, 53, columns)).astype(np.float32)
+    axes = {"latitude": 40 + 0.25 * np.arange(53), "longitude": 0.25 * np.arange(columns)}
+    units = {"latitude": "degrees_north", "longitude": "degrees_east"}
+    form = {name: (name, axis, {"units": units[name]}) for name, axis in axes.items()}
+    field = (("time", "latitude", "longitude"), values, {"units": "K"})
+    xr.Dataset({"t": field}, form).to_netcdf(tmp_path / "t.nc", engine="h5netcdf")
+    data = FieldData(DataConfig(str(tmp_path / "t.nc"), variables=["t"]))
+    assert data.training.blocks[0].usable.shape[3] == limits[0] and data.validation.shape[3] == limits[1]
+    assert data.training[0]["x"].shape[1:] == (crop, crop)
+    printed = capsys.readouterr().out
+    assert f"the first {limits[0]} are for training" in printed and ("data.crop=22" in printed) == (crop == 22)
+    with pytest.raises(ValueError, match=r"data.crop: fields of \(53, .* too small for crop 90 .*at most \d+ fits"):
+        FieldData(DataConfig(str(tmp_path / "t.nc"), variables=["t"], crop=90))

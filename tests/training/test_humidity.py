@@ -338,3 +338,13 @@ def test_shipped_small_configuration_has_disjoint_regions(name, data_dir):
             for b, second in boxes:
                 separate = first[3] <= second[2] or second[3] <= first[2]
                 assert a == b or separate, "regions of different roles share columns"
+
+
+def test_small_grid_gets_a_fitting_crop(folder, capsys):
+    config = DataConfig(path=str(folder / "rh.nc"), steps=2, validation_samples=2)  # 24 x 48 points, validated on 12
+    data = HumidityData(config, 4, 0, lambda: 0)
+    data.setup()
+    assert data.training[0]["fine"].shape[-2:] == data.validation[0]["fine"].shape[-2:] == (8, 8)
+    assert "data.crop=8, the largest that fits" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"data.crop=32 rows and columns.*data.crop=24 fits"):
+        HumidityData(dataclasses.replace(config, crop=32), 4, 0, lambda: 0).setup()

@@ -299,7 +299,7 @@ class INRDownscaler(DownscaleMixin, nn.Module):
 
         Args:
             x: (B, C, H, W), physical units, NaN where missing.
-            factor: (B, 2), scale per axis.
+            factor: (B or 1, 2), scale per axis.
             static: (B or 1, S, H, W) or None.
         """
         valid = self._check_inputs(x, static)

@@ -77,6 +77,7 @@ class Interpolation(Fields):
     def __init__(self, method: str, dataset: xr.Dataset, grid: Geometry):
         super().__init__(dataset, grid, *select_main_fields(dataset, grid))
         self.name = method
+        self._weights: tuple[tuple, tuple] | None = None  # of the last target grid
 
     def predict_grid(self, x: Tensor, latitude: Tensor, longitude: Tensor, out: list[np.ndarray]) -> None:
         """Interpolate fields (1, C, H, W) to a grid of coordinates.
@@ -89,15 +90,23 @@ class Interpolation(Fields):
             longitude: longitudes (or x) of the target columns.
             out: one array (H', W') per variable, which is overwritten.
         """
-        u, v = (at.numpy() for at in self.grid.positions(latitude, longitude))
-        rows = compute_interpolation_weights(u, x.shape[2], self.name)
-        columns = compute_interpolation_weights(v, x.shape[3], self.name, periodic=self.grid.periodic)
+        u, v, rows, columns = self._compute_weights(latitude, longitude, x.shape[2:])
         for channel, values in enumerate(out):
             field = x[0, channel]
             fine = rows @ (columns @ self._whole(field.numpy()).astype(np.float64).T).T
             self.clip(channel, field, fine)
             values[:] = fine
             self.propagate_missing(field, u[:, None], v, values)
+
+    def _compute_weights(self, latitude: Tensor, longitude: Tensor, size: Sequence[int]) -> tuple:
+        """Return row and column indices of a target grid and the weights of both, cached for the last grid."""
+        target = latitude, longitude, *size
+        if self._weights is None or any(a is not b for a, b in zip(self._weights[0], target, strict=True)):
+            u, v = (at.numpy() for at in self.grid.positions(latitude, longitude))
+            rows = compute_interpolation_weights(u, size[0], self.name)
+            columns = compute_interpolation_weights(v, size[1], self.name, periodic=self.grid.periodic)
+            self._weights = target, (u, v, rows, columns)
+        return self._weights[1]
 
     def _whole(self, field: np.ndarray) -> np.ndarray:
         """Replace missing values of a field (H, W) by the nearest value.

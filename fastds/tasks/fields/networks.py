@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from fastds.ops.impl.inr_query.points import from_index
 from fastds.tasks.fields.geometry import Geometry, orient_north_up
 from fastds.tasks.fields.variables import Fields, Kind, find_variable, select_main_fields
 
+# number of target points in a batch of small fields, and largest number of its fields
+BATCH_QUERIES, MAX_BATCH = 1 << 18, 32
 WINDOW_QUERIES = 1 << 20  # maximum number of target points that are decoded at a time; the result does not depend on it
 
 
@@ -53,6 +56,7 @@ class FieldModel(Fields):
         super().__init__(dataset, grid, *self._select_variables(dataset, grid))
         self.predicted = [channel for group in self.groups for channel in self._select_predicted(group)]
         self.static, self.origin = self._static(static)
+        self._window: tuple[tuple, list[tuple[slice, PointSpec]]] | None = None  # of the last target grid
         model.set_periodic(grid.periodic)
 
     def _select_variables(self, dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], list[Kind]]:
@@ -96,7 +100,7 @@ class FieldModel(Fields):
         return torch.from_numpy(maps.values)[None], maps.origin
 
     def encode(self, x: Tensor, factor: tuple[float, float]) -> Encoded:
-        """Encode a group of fields (1, C, H, W) for scale factors along rows and columns."""
+        """Encode a group of fields (B, C, H, W) for scale factors along rows and columns."""
         device = get_device(self.model)
         static = None if self.static is None else self.static.to(device)
         return self.model.encode(x.to(device), self._factor(factor), static)
@@ -110,11 +114,12 @@ class FieldModel(Fields):
             factor: scale factors along rows and columns.
 
         Returns:
-            (1, Q, channels), on the CPU.
+            (B, Q, channels), on the CPU.
         """
         if isinstance(where, PointSpec):
             where = where.to(get_device(self.model))
-        return self.model.decode(encoded, where, 2 / self._factor(factor)).cpu()
+        cell = (2 / self._factor(factor)).expand(encoded.features.shape[0], -1)
+        return self.model.decode(encoded, where, cell).cpu()
 
     def _factor(self, factor: tuple[float, float]) -> Tensor:
         return torch.tensor([factor], dtype=torch.float32, device=get_device(self.model))
@@ -138,31 +143,62 @@ class FieldModel(Fields):
             self.propagate_missing(x[0, channel], rows, columns, y[:, k].numpy())
         return y
 
+    def get_batch_size(self, latitude: Tensor, longitude: Tensor) -> int:
+        """Return how many fields `predict_grids` should compute together for a grid of coordinates.
+
+        Larger batches save the overhead of each call.
+        """
+        return max(1, min(MAX_BATCH, BATCH_QUERIES // (latitude.numel() * longitude.numel())))
+
     def predict_grid(self, x: Tensor, latitude: Tensor, longitude: Tensor, out: list[np.ndarray]) -> None:
-        """Downscale fields (1, C, H, W) to a grid of coordinates, decoded in blocks of rows.
+        """Downscale fields (1, C, H, W) to a grid of coordinates, see predict_grids."""
+        self.predict_grids(x, latitude, longitude, [out])
+
+    def predict_grids(self, x: Tensor, latitude: Tensor, longitude: Tensor, outs: Sequence[list[np.ndarray]]) -> None:
+        """Downscale fields (B, C, H, W) to a grid of coordinates, decoded in blocks of rows.
 
         Args:
-            x: fields.
+            x: fields; several fields must have no missing values.
             latitude: latitudes (or y) of the target rows.
             longitude: longitudes (or x) of the target columns.
-            out: one array (H', W') per predicted variable, which is overwritten.
+            outs: for each field, one array (H', W') per predicted variable, which is overwritten.
         """
         factor = self.factor(latitude, longitude)
         u, v = self.grid.positions(latitude, longitude)
-        rows = max(1, WINDOW_QUERIES // v.numel())
-        waiting = iter(out)
+        waiting = iter(range(len(self.predicted)))
         for group in self.groups:
             encoded = self.encode(x[:, group], factor)
             targets = [next(waiting) for _ in self._select_predicted(group)]
-            for first in range(0, u.numel(), rows):
-                part = torch.cartesian_prod(u[first : first + rows], v).reshape(-1, 2)
-                where = from_index(part, x.shape[2:], self.model.edge)
-                y = self.decode(encoded, where, factor)[0].unflatten(0, (-1, v.numel()))
-                for channel, values in enumerate(targets):
-                    values[first : first + rows] = y[..., channel]
-            for channel, values in zip(self._select_predicted(group), targets, strict=True):
-                self.clip(channel, x[0, channel], values)
-                self.propagate_missing(x[0, channel], u.numpy()[:, None], v.numpy(), values)
+            for rows, where in self._find_windows(latitude, longitude, x.shape[2:]):
+                y = self.decode(encoded, where, factor).unflatten(1, (-1, v.numel()))
+                for k, out in enumerate(outs):
+                    for channel, target in enumerate(targets):
+                        out[target][rows] = y[k, ..., channel]
+            for field, out in zip(x, outs, strict=True):
+                for channel, target in zip(self._select_predicted(group), targets, strict=True):
+                    self.clip(channel, field[channel], out[target])
+                    self.propagate_missing(field[channel], u.numpy()[:, None], v.numpy(), out[target])
+
+    def _find_windows(
+        self, latitude: Tensor, longitude: Tensor, size: Sequence[int]
+    ) -> Iterable[tuple[slice, PointSpec]]:
+        """Return windows of rows of a grid of coordinates with their points; a single window is cached."""
+        target = latitude, longitude, *size
+        if self._window is not None and all(a is b for a, b in zip(self._window[0], target, strict=True)):
+            return self._window[1]
+        u, v = self.grid.positions(latitude, longitude)
+        rows = max(1, WINDOW_QUERIES // v.numel())
+        windows = (
+            (
+                slice(first, first + rows),
+                from_index(torch.cartesian_prod(u[first : first + rows], v).reshape(-1, 2), size, self.model.edge),
+            )
+            for first in range(0, u.numel(), rows)
+        )
+        if rows < u.numel():
+            return windows
+        self._window = target, list(windows)
+        return self._window[1]
 
 
 class AnyVariableModel(FieldModel):

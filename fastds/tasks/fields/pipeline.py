@@ -8,7 +8,7 @@ import copy
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,8 +66,6 @@ class FieldsPipeline:
     fastds.tasks.fields.run.downscale.
     """
 
-    step_multiple = 1
-
     def __init__(
         self, model, dataset, *, scale=None, grid=None, like=None, var=None, static=None, threads=None,
         precision=None, device=None, graph=None, coarsened=None,
@@ -107,6 +105,9 @@ class FieldsPipeline:
         self.variables: dict[str, Any] = {names[c]: ((*method.lead, *self.grid.names), shape) for c in method.predicted}
         self.dim: Any = method.lead[0] if method.lead else ""
         method.find_totals()
+        self.batch_size = method.get_batch_size(*self.target)
+        fields = math.prod(dataset.sizes[d] for d in method.lead[1:])  # of one step
+        self.step_multiple = 1 if method.running else max(1, self.batch_size // fields)
         ends = self.grid.longitude[[0, -1]].tolist()
         if abs(abs(ends[1] - ends[0]) - FULL_CIRCLE) < 1e-3 and not isinstance(self.grid, Plane):
             twice = f"the meridian {ends[0]:g} is there twice, so the fields do not go round the globe without a seam"
@@ -152,22 +153,49 @@ class FieldsPipeline:
             fine = {name: allocate_output((*lead, *size), folder) for name in self.variables}
             with progress_bar(progress, math.prod(lead), "downscaling", "fields") as advance:
                 totals = RunningTotals(method.running)
-                for at, given in method.iterate_fields():
-                    x = totals.to_increments(at, given)
-                    made = [values[tuple(at.values())] for values in fine.values()]
+                for batch in self._iterate_batches(method):
+                    xs = [totals.to_increments(at, given) for at, given in batch]
+                    outs = [[values[tuple(at.values())] for values in fine.values()] for at, _ in batch]
                     with self.execution.autocast():
-                        method.predict_grid(x, *self.target, made)
-                    if self.back_projection is not None:
+                        method.predict_grids(torch.cat(xs), *self.target, outs)
+                    for (at, _), x, made in zip(batch, xs, outs, strict=True):
+                        self._correct(method, x, made)
                         for channel, values in zip(method.predicted, made, strict=True):
-                            field = x[0, channel]
-                            bounds, slack = method.bounds(channel, field), method.slack(field)
-                            cut = self.back_projection.correct(field.numpy(), values, bounds, slack)
-                            method.changes.add("cut_correction", cut, values.size)
-                    for channel, values in zip(method.predicted, made, strict=True):
-                        totals.add(at, channel, values)
-                    if advance is not None:
-                        advance()
+                            totals.add(at, channel, values)
+                        if advance is not None:
+                            advance()
         return fine
+
+    def _iterate_batches(self, method: Fields) -> Iterator[list[tuple[dict, Tensor]]]:
+        """Yield the fields of a method in batches that begin at the same fields in any division into chunks.
+
+        A kernel may depend on the size of a batch, and with it the last bits of a result. Fields with missing values
+        and fields of running totals are alone.
+        """
+        most = 1 if method.running else self.batch_size
+        step = math.prod(method.dataset.sizes[d] for d in method.lead[1:])
+        batch: list[tuple[dict, Tensor]] = []
+        for number, (at, given) in enumerate(method.iterate_fields()):
+            place = number % step if step >= most else number % (self.step_multiple * step)
+            if batch and place % most == 0:
+                yield batch
+                batch = []
+            if most == 1 or bool(torch.isnan(given).any()):
+                yield [(at, given)]
+            else:
+                batch.append((at, given))
+        if batch:
+            yield batch
+
+    def _correct(self, method: Fields, x: Tensor, made: list[np.ndarray]) -> None:
+        """Correct the fine values of fields (1, C, H, W) to the means of the coarse cells, in place, if requested."""
+        if self.back_projection is None:
+            return
+        for channel, values in zip(method.predicted, made, strict=True):
+            field = x[0, channel]
+            bounds, slack = method.bounds(channel, field), method.slack(field)
+            cut = self.back_projection.correct(field.numpy(), values, bounds, slack)
+            method.changes.add("cut_correction", cut, values.size)
 
     def make_result(self, values: Mapping[str, Any]) -> xr.Dataset:
         """Compute the values of a chunk, by variable name."""

@@ -26,6 +26,8 @@ from fastds.tasks.fields.config import DataConfig
 from fastds.tasks.fields.evaluation import compute_margin
 from fastds.training.modules import BaseDataModule
 
+_MIN_CROP = 8  # smallest crop in pixels that is chosen without a request
+
 
 def load_fields(config: DataConfig) -> Tensor:
     """Read the variables of one file.
@@ -170,7 +172,8 @@ class FieldData(BaseDataModule):
         degradation = Degradation(DegradationConfig(probability=config.degraded), self.limits)
         vectors: Any = tuple(None if v < 0 else v for v in config.vectors or (-1, -1))
         self.training = FieldCrops(
-            blocks, self.mean, self.std, degradation, crop=config.crop, halo=config.halo, queries=config.queries,
+            blocks, self.mean, self.std, degradation,
+            crop=self._choose_crop(blocks), halo=config.halo, queries=config.queries,
             scales=(config.scales[0], config.scales[1]), anisotropic=config.anisotropic, whole=config.whole_factors,
             flips=config.flips, vectors=vectors, samples=config.epoch_samples, seed=seed,
         )  # fmt: skip
@@ -180,7 +183,7 @@ class FieldData(BaseDataModule):
         config = self.config
         fields = load_fields(config)
         self.files = [pathlib.Path(config.path).name]
-        trained, validated = config.limits(fields.shape[0 if config.split == "time" else 3])
+        trained, validated = self._choose_limits(fields)
         train = config.part(fields, trained)
         maps = load_statics(config)
         static = None if maps is None else torch.from_numpy(maps.values)
@@ -211,10 +214,15 @@ class FieldData(BaseDataModule):
         """
         self.mean, self.std, self.value_range = torch.zeros(1), torch.ones(1), torch.ones(1)
         self.limits = None  # no degradation pipeline
-        blocks, self.validation = [], []
-        for file, fields in load_each(self.config):
+        blocks, self.validation, loaded = [], [], load_each(self.config)
+        usual = [self.config.limits(fields.shape[3]) for _, fields in loaded]
+        if not any(
+            self._is_large_enough(fields[..., slice(*part)])
+            for (_, fields), (_, part) in zip(loaded, usual, strict=True)
+        ):
+            usual = [self._choose_limits(fields) for _, fields in loaded]
+        for (file, fields), (trained, validated) in zip(loaded, usual, strict=True):
             self.files.append(file)
-            trained, validated = self.config.limits(fields.shape[3])
             blocks.append(FieldBlock(fields[..., : trained[1]], (0, trained[1])))
             held_out = fields[..., slice(*validated)]
             if self._is_large_enough(held_out):
@@ -228,6 +236,47 @@ class FieldData(BaseDataModule):
                 f"{spell_name('data.split')}=time",
             )
         return blocks
+
+    def _choose_limits(self, fields: Tensor) -> tuple[list[int], list[int]]:
+        """Return the ranges of training and validation, see DataConfig.limits.
+
+        If the last fifth of the columns is too narrow for a validation and no ranges are given, the validation gets as
+        many columns as it needs.
+
+        Args:
+            fields: (T, C, H, W).
+        """
+        config, columns, needed = self.config, fields.shape[3], self._min_size
+        if config.split == "time":
+            return config.limits(len(fields))
+        trained, validated = config.limits(columns)
+        start = columns - needed - max(1, columns // 20)  # a gap as wide as that between the default ranges
+        if config.train or validated[1] - validated[0] >= needed or min(start, fields.shape[2]) < needed:
+            return trained, validated
+        print(
+            f"{columns} columns: the first {start} are for training, and the last {needed} for validation", flush=True
+        )
+        return [0, start], [columns - needed, columns]
+
+    def _choose_crop(self, blocks: list[FieldBlock]) -> int:
+        """Return data.crop, or the largest crop that fits if this is smaller and data.crop has its default value.
+
+        Raises:
+            ValueError: data.crop does not fit.
+        """
+        config = self.config
+        size = min((tuple(block.usable.shape[2:]) for block in blocks), key=min)
+        fit = int(min(size) / config.scales[0]) - 2 * config.halo
+        if fit >= config.crop:
+            return config.crop
+        if config.crop == DataConfig(config.path).crop and fit >= _MIN_CROP:
+            print(f"{spell_name('data.crop')}={fit}, the largest that fits into fields of {size}", flush=True)
+            return fit
+        raise OptionError(
+            "data.crop",
+            f": fields of {size} are too small for crop {config.crop} and halo {config.halo} at factor "
+            f"{config.scales[0]}; {f'at most {fit} fits' if fit > 0 else 'no crop fits'}",
+        )
 
     def _is_large_enough(self, fields: Tensor) -> bool:
         return min(fields.shape[2:]) >= self._min_size

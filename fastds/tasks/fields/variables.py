@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -27,6 +27,7 @@ from fastds.data.grid.value_checks import (
 from fastds.data.grid.variables import is_same_unit, split_names
 from fastds.inference.change_counts import ChangeCounts
 from fastds.inference.ood.score import OODReport
+from fastds.tasks.fields.blocks import BlockReader
 from fastds.tasks.fields.geometry import Geometry
 from fastds.tasks.fields.totals import find_running_axis
 
@@ -72,6 +73,7 @@ class Fields:
         self.dataset, self.grid, self.names, self.kinds = dataset, grid, names, kinds
         self.limits = [get_limits(*kind) for kind in kinds]
         self.reset_changes()
+        self._reader: BlockReader | None = None
         self.predicted: list[int] = list(range(len(names)))
         self.running: dict[int, Hashable] = {}
         self.lead = [d for d in dataset[names[0]].dims if d not in grid.names]
@@ -81,6 +83,22 @@ class Fields:
         for d in self.lead:
             if d in dataset.coords and dataset[d].dtype.kind == "M":
                 check_dates(dataset[d])
+
+    def get_batch_size(self, latitude: Tensor, longitude: Tensor) -> int:
+        """Return how many fields `predict_grids` should compute together for a grid of coordinates."""
+        return 1
+
+    def predict_grids(self, x: Tensor, latitude: Tensor, longitude: Tensor, outs: Sequence[list[np.ndarray]]) -> None:
+        """Compute several fields (B, C, H, W) with `predict_grid`.
+
+        Args:
+            x: fields.
+            latitude: latitudes (or y) of the target rows.
+            longitude: longitudes (or x) of the target columns.
+            outs: for each field, one array (H', W') per predicted variable, which is overwritten.
+        """
+        for field, out in zip(x.split(1), outs, strict=True):
+            self.predict_grid(field, latitude, longitude, out)
 
     def reset_changes(self) -> None:
         """Reset the counts of clipped values."""
@@ -208,8 +226,9 @@ class Fields:
 
     def _read(self, name: str, at: dict) -> np.ndarray:
         """Return (H, W) float32 of a variable at indices of its leading dimensions, infinite values unchanged."""
-        field = self.dataset[name].isel(at).transpose(*self.grid.names)
-        return mask_fill_values(field.values, field.attrs)
+        if self._reader is None or self._reader.dataset is not self.dataset:
+            self._reader = BlockReader(self.dataset, self.lead, self.grid.names)
+        return mask_fill_values(self._reader.read(name, at), self.dataset[name].attrs)
 
 
 def select_main_fields(dataset: xr.Dataset, grid: Geometry) -> tuple[list[str], list[Kind]]:

@@ -167,10 +167,24 @@ class FieldSequences(Dataset):
         return int(np.random.default_rng([self.seed, 1, round_]).permutation(len(self.regions))[place])
 
 
+def _find_largest_crop(region: torch.Tensor, scale: int) -> int:
+    """Return the largest crop that fits into a region, or 0."""
+    side = math.lcm(scale, _CROP_STEP)
+    return min(region.shape[1:]) // side * side
+
+
+def _fit_crop(config: DataConfig, regions: list[torch.Tensor], scale: int) -> DataConfig:
+    """Return a configuration whose crop fits into all regions, if the crop was left at its default and one fits."""
+    crop = min((_find_largest_crop(region, scale) for region in regions), default=0)
+    if config.crop != DataConfig(config.path).crop or not 0 < crop < config.crop:
+        return config
+    print(f"{spell_name('data.crop')}={crop}, the largest that fits into the smallest region", flush=True)
+    return dataclasses.replace(config, crop=crop)
+
+
 def _suggest_crop(region: torch.Tensor, scale: int) -> str:
     """Return the end of an error message: the largest crop that fits into a region, if any."""
-    side = math.lcm(scale, _CROP_STEP)
-    crop = min(region.shape[1:]) // side * side
+    crop = _find_largest_crop(region, scale)
     return f"; {spell_name('data.crop')}={crop} fits" if crop else ""
 
 
@@ -194,8 +208,10 @@ class HumidityData(BaseDataModule):
             return
         c = find_sources(self.config)
         self.files = list(c.sources) or [pathlib.Path(c.path).name]
-        self.training = FieldSequences(read_regions(c, "train"), c.epoch_samples, self.scale, c, self.seed)
-        fixed = FieldSequences(read_regions(c, "validation"), c.validation_samples, self.scale, c, self.seed + 1)
+        trained, validated = (read_regions(c, role) for role in ("train", "validation"))
+        c = _fit_crop(c, [*trained, *validated], self.scale)
+        self.training = FieldSequences(trained, c.epoch_samples, self.scale, c, self.seed)
+        fixed = FieldSequences(validated, c.validation_samples, self.scale, c, self.seed + 1)
         self.validation = fixed
 
     def compute_statistics(self, sample: dict) -> dict[str, float]:
