@@ -101,7 +101,8 @@ class RunConfig:
             raise OptionError("output", f"must be a folder, which gets best.safetensors, got {self.output!r}")
         check_positive("learning_rate", self.learning_rate)
         for name, least in (("crop", 1), ("halo", 0), ("queries", 1), ("workers", 0)):
-            check_minimum(f"data.{name}", getattr(self.data, name, least), least)
+            value = getattr(self.data, name, None)
+            check_minimum(f"data.{name}", least if value is None else value, least)
         sizes = {name: getattr(self.data, name, 1) for name in ("batch_size", "validation_samples", "epoch_samples")}
         for name, value in sizes.items():
             if name == "epoch_samples" and value < sizes["batch_size"]:

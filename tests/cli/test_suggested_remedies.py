@@ -35,29 +35,58 @@ def region(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize(("height", "width"), [(61, 121), (53, 80)])
+def train(task, path, output, *words):
+    """Return the command line of a training of one step."""
+    pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
+    command = ["train", task, f"--data.path={path}", f"--output={output}", "--max-steps=1", *words]
+    return [*command, "--data.batch-size=2", "--data.epoch-samples=2", "--progress=false", "--threads=1"]
+
+
+FIELDS = ("fields", "--data.variables=[r]")
+HUMIDITY = ("humidity", "--model=wgan-gp-small", "--data.validation-samples=2")
+
+
 @pytest.mark.parametrize(
-    ("words", "option"),
+    ("height", "width", "words", "option"),
     [
-        (["fields", "--data.variables=[r]"], "--data.split=time"),
-        (["humidity", "--model=wgan-gp-small", "--data.crop=32"], r"--data.crop=\d+(?= fits)"),
+        (53, 50, FIELDS, "--data.split=time"),
+        (61, 121, (*HUMIDITY, "--data.crop=32"), r"--data.crop=\d+(?= fits)"),
+        (53, 80, (*HUMIDITY, "--data.crop=64"), r"--data.crop=\d+(?= fits)"),
+        (53, 80, (*FIELDS, "--data.crop=60"), None),
     ],
-    ids=["fields", "humidity"],
 )
 def test_error_suggests_options_for_a_region(region, tmp_path, capsys, height, width, words, option):
-    pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
-    command = ["train", *words, f"--data.path={region(height, width)}", "--max-steps=1", f"--output={tmp_path}/o"]
-    command += ["--data.batch-size=2", "--data.epoch-samples=2", "--progress=false", "--threads=1"]
+    task, *words = words
+    command = train(task, region(height, width), tmp_path / "o", *words)
     assert main(command) == 2
-    found = re.search(option, capsys.readouterr().err)
+    message = capsys.readouterr().err
+    if option is None:
+        found = re.search(r"at most (\d+) fits", message)
+        remedy = f"--data.crop={found and found[1]}"
+    else:
+        found = re.search(option, message)
+        remedy = found and found[0]
     assert found, "no way out is named"
-    assert main([*command, found[0]]) == 0, capsys.readouterr().err
+    assert main([*command, remedy]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "words", "printed"),
+    [
+        (61, 121, FIELDS, "121 columns: the first 87 are for training, and the last 28 for validation"),
+        (53, 60, FIELDS, "--data.crop=21, the largest that fits"),
+        (61, 121, HUMIDITY, "--data.crop=24, the largest that fits"),
+    ],
+)
+def test_small_region_is_trained_without_further_options(region, tmp_path, capsys, height, width, words, printed):
+    task, *words = words
+    assert main(train(task, region(height, width), tmp_path / "o", *words)) == 0
+    assert printed in capsys.readouterr().out
 
 
 def test_error_suggests_options_for_a_small_region(region, tmp_path, capsys):
-    pytest.importorskip("lightning", reason="training needs Lightning (extra 'train')")
-    command = ["train", "fields", "--model=inr-any", '--data.each=["*"]', f"--data.path={region(53, 80)}"]
-    assert main([*command, f"--output={tmp_path}/o"]) == 2
+    command = train("fields", region(53, 50), tmp_path / "o", "--model=inr-any", '--data.each=["*"]')
+    assert main(command) == 2
     stderr = capsys.readouterr().err
     assert "take fields of 140 columns, or one variable by --data.variables with --data.split=time" in stderr
 

@@ -244,9 +244,10 @@ def test_defaults_suit_a_user_file(path, tmp_path, capsys):
         f"--model.options={small}",
         f"--output={tmp_path}/o",
     ]
-    assert main(["fields", *arguments]) == 2
-    assert "at least 24 rows and columns are needed" in capsys.readouterr().err  # a fifth of 90 columns is too few
-    assert main(["fields", *arguments, "--data.train=[0,55]", "--data.validation=[60,90]"]) == 0
+    assert main(["fields", *arguments, "--data.train=[0,55]", "--data.validation=[70,90]"]) == 2
+    assert "at least 24 rows and columns are needed" in capsys.readouterr().err
+    assert main(["fields", *arguments]) == 0  # a fifth of 90 columns is too few
+    assert "the first 62 are for training, and the last 24 for validation" in capsys.readouterr().out
     assert models.load(tmp_path / "o" / "best.safetensors").card.input_variables == [{"name": "t", "units": "K"}]
 
 
@@ -403,3 +404,6 @@ def test_small_grid_gets_fitting_columns_and_crop(tmp_path, capsys, columns, lim
     assert f"the first {limits[0]} are for training" in printed and ("data.crop=22" in printed) == (crop == 22)
     with pytest.raises(ValueError, match=r"data.crop: fields of \(53, .* too small for crop 90 .*at most \d+ fits"):
         FieldData(DataConfig(str(tmp_path / "t.nc"), variables=["t"], crop=90))
+    if crop < 32:  # a crop that was given is not replaced, even if it has the default value
+        with pytest.raises(ValueError, match="too small for crop 32 .*at most 22 fits"):
+            FieldData(DataConfig(str(tmp_path / "t.nc"), variables=["t"], crop=32))

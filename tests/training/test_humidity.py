@@ -346,5 +346,6 @@ def test_small_grid_gets_a_fitting_crop(folder, capsys):
     data.setup()
     assert data.training[0]["fine"].shape[-2:] == data.validation[0]["fine"].shape[-2:] == (8, 8)
     assert "data.crop=8, the largest that fits" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"data.crop=32 rows and columns.*data.crop=24 fits"):
-        HumidityData(dataclasses.replace(config, crop=32), 4, 0, lambda: 0).setup()
+    for crop in (32, 64):  # 64 is the default value
+        with pytest.raises(ValueError, match=rf"data.crop={crop} rows and columns.*data.crop=8 fits"):
+            HumidityData(dataclasses.replace(config, crop=crop), 4, 0, lambda: 0).setup()

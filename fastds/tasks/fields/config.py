@@ -45,7 +45,7 @@ class DataConfig:
             between them.
         test: [first, stop) of the part on which `fastds study` computes scores; a training does not read it. Empty: no
             test part.
-        crop: side of a sample in coarse pixels.
+        crop: side of a sample in coarse pixels. Default: 32, or the largest that fits into a smaller grid.
         halo: margin in coarse pixels around a sample that the degradation pipeline reads.
         queries: number of target points of a sample.
         scales: smallest and largest scale factor.
@@ -70,7 +70,7 @@ class DataConfig:
     train: list[int] = dataclasses.field(default_factory=list)
     validation: list[int] = dataclasses.field(default_factory=list)
     test: list[int] = dataclasses.field(default_factory=list)
-    crop: int = 32
+    crop: int | None = None
     halo: int = 4
     queries: int = 1024
     scales: list[float] = dataclasses.field(default_factory=lambda: [1.0, 4.0])

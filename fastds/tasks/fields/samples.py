@@ -26,7 +26,8 @@ from fastds.tasks.fields.config import DataConfig
 from fastds.tasks.fields.evaluation import compute_margin
 from fastds.training.modules import BaseDataModule
 
-_MIN_CROP = 8  # smallest crop in pixels that is chosen without a request
+# largest and smallest crop in pixels that is chosen without a request
+_DEFAULT_CROP, _MIN_CROP = 32, 8
 
 
 def load_fields(config: DataConfig) -> Tensor:
@@ -259,22 +260,23 @@ class FieldData(BaseDataModule):
         return [0, start], [columns - needed, columns]
 
     def _choose_crop(self, blocks: list[FieldBlock]) -> int:
-        """Return data.crop, or the largest crop that fits if this is smaller and data.crop has its default value.
+        """Return data.crop, or if it is not given, the largest crop that fits up to the default.
 
         Raises:
-            ValueError: data.crop does not fit.
+            ValueError: data.crop does not fit, or no crop does.
         """
         config = self.config
         size = min((tuple(block.usable.shape[2:]) for block in blocks), key=min)
         fit = int(min(size) / config.scales[0]) - 2 * config.halo
-        if fit >= config.crop:
-            return config.crop
-        if config.crop == DataConfig(config.path).crop and fit >= _MIN_CROP:
+        crop = _DEFAULT_CROP if config.crop is None else config.crop
+        if fit >= crop:
+            return crop
+        if config.crop is None and fit >= _MIN_CROP:
             print(f"{spell_name('data.crop')}={fit}, the largest that fits into fields of {size}", flush=True)
             return fit
         raise OptionError(
             "data.crop",
-            f": fields of {size} are too small for crop {config.crop} and halo {config.halo} at factor "
+            f": fields of {size} are too small for crop {crop} and halo {config.halo} at factor "
             f"{config.scales[0]}; {f'at most {fit} fits' if fit > 0 else 'no crop fits'}",
         )
 

@@ -27,7 +27,8 @@ class DataConfig:
             fields at that interval are selected; with regions, "daily" true does the same. Empty: the file at path or
             each *.nc of the folder, with the left three quarters for training and the rest for validation.
         steps: number of fields in a sequence.
-        crop: side of a fine training crop in grid points, a multiple of the generator's scale factor.
+        crop: side of a fine training crop in grid points, a multiple of the generator's scale factor. Default: 64, or
+            the largest that fits into smaller regions.
         coarsening: "mean" over blocks, or "decimate" (the first point of each block).
         offset: normalised value x = (value - offset) / range; 0 for percent.
         range: normalised value x = (value - offset) / range; 100 for percent.
@@ -42,7 +43,7 @@ class DataConfig:
     path: str
     sources: dict[str, dict] = dataclasses.field(default_factory=dict)
     steps: int = 8
-    crop: int = 64
+    crop: int | None = None
     coarsening: str = "decimate"
     offset: float = 0.0
     range: float = 100.0

@@ -28,6 +28,7 @@ from fastds.training.folders import scan_folder
 from fastds.training.modules import BaseDataModule
 
 _CROP_STEP = 8  # networks halve the resolution three times
+_DEFAULT_CROP = 64  # largest crop that is chosen without a request
 ROLES = ("train", "validation", "test")
 
 
@@ -120,7 +121,7 @@ class FieldSequences(Dataset):
             config.each_once, all regions are used in turn. Times and crop are then drawn.
         samples: number of samples.
         scale: scale factor.
-        config: steps, crop, coarsening, flips.
+        config: steps, crop (64 if it is None), coarsening, flips.
         seed: random seed.
 
     Raises:
@@ -128,20 +129,11 @@ class FieldSequences(Dataset):
     """
 
     def __init__(self, regions: list[torch.Tensor], samples: int, scale: int, config: DataConfig, seed: int):
-        if config.crop % scale:
-            raise OptionError("data.crop", f"must be a multiple of the scale {scale}, got {config.crop}")
         if not regions:
             raise ValueError(f"there is no region to draw samples from: see {spell_name('data.sources')}")
-        for region in regions:
-            if region.shape[0] < config.steps or min(region.shape[1:]) < config.crop:
-                times, rows, columns = region.shape
-                sample = f"{spell_name('data.steps')}={config.steps} times and {spell_name('data.crop')}={config.crop}"
-                raise ValueError(
-                    f"a region has {times} times, {rows} rows and {columns} columns, a sample {sample} rows and "
-                    f"columns; of a file without regions in {spell_name('data.sources')} the last quarter of the "
-                    f"columns validates{_suggest_crop(region, scale)}"
-                )
+        crop = check_crop(regions, config, scale)
         self.regions, self.samples, self.scale, self.config, self.seed = regions, samples, scale, config, seed
+        self.crop = crop
         points = np.array([float(region.numel()) for region in regions])
         self.shares = points / points.sum()
 
@@ -149,14 +141,12 @@ class FieldSequences(Dataset):
         return self.samples
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        c, rng = self.config, np.random.default_rng([self.seed, index])
+        c, crop, rng = self.config, self.crop, np.random.default_rng([self.seed, index])
         region = self.regions[
             self._select_region(index) if c.each_once else rng.choice(len(self.regions), p=self.shares)
         ]
-        t, i, j = (
-            int(rng.integers(n - size + 1)) for n, size in zip(region.shape, (c.steps, c.crop, c.crop), strict=True)
-        )
-        fine = region[t : t + c.steps, i : i + c.crop, j : j + c.crop]
+        t, i, j = (int(rng.integers(n - size + 1)) for n, size in zip(region.shape, (c.steps, crop, crop), strict=True))
+        fine = region[t : t + c.steps, i : i + crop, j : j + crop]
         flips = [axis for axis in (1, 2) if c.flips and rng.random() < 0.5]
         fine = fine.flip(flips) if flips else fine
         return {"coarse": coarsen_fields(fine, self.scale, c.coarsening)[:, None], "fine": fine[:, None]}
@@ -174,18 +164,40 @@ def _find_largest_crop(region: torch.Tensor, scale: int) -> int:
 
 
 def _fit_crop(config: DataConfig, regions: list[torch.Tensor], scale: int) -> DataConfig:
-    """Return a configuration whose crop fits into all regions, if the crop was left at its default and one fits."""
+    """Return a configuration whose crop fits into all regions, if no crop was given and one fits."""
     crop = min((_find_largest_crop(region, scale) for region in regions), default=0)
-    if config.crop != DataConfig(config.path).crop or not 0 < crop < config.crop:
+    if config.crop is not None or not 0 < crop < _DEFAULT_CROP:
         return config
     print(f"{spell_name('data.crop')}={crop}, the largest that fits into the smallest region", flush=True)
     return dataclasses.replace(config, crop=crop)
 
 
-def _suggest_crop(region: torch.Tensor, scale: int) -> str:
-    """Return the end of an error message: the largest crop that fits into a region, if any."""
-    crop = _find_largest_crop(region, scale)
-    return f"; {spell_name('data.crop')}={crop} fits" if crop else ""
+def check_crop(regions: list[torch.Tensor], config: DataConfig, scale: int) -> int:
+    """Return the side of a crop, see DataConfig, after checking that samples fit into all regions.
+
+    Args:
+        regions: tensors (times, H, W).
+        config: steps, crop.
+        scale: scale factor.
+
+    Raises:
+        ValueError: the crop is no multiple of the scale factor, or a region is smaller than a sample. The message
+            states the largest crop that fits into all regions, if any.
+    """
+    crop = _DEFAULT_CROP if config.crop is None else config.crop
+    if crop % scale:
+        raise OptionError("data.crop", f"must be a multiple of the scale {scale}, got {crop}")
+    for region in regions:
+        if region.shape[0] < config.steps or min(region.shape[1:]) < crop:
+            times, rows, columns = region.shape
+            sample = f"{spell_name('data.steps')}={config.steps} times and {spell_name('data.crop')}={crop}"
+            fit = min(_find_largest_crop(one, scale) for one in regions)
+            raise ValueError(
+                f"a region has {times} times, {rows} rows and {columns} columns, a sample {sample} rows and columns; "
+                f"of a file without regions in {spell_name('data.sources')} the last quarter of the columns validates"
+                + (f"; {spell_name('data.crop')}={fit} fits" if 0 < fit < crop else "")
+            )
+    return crop
 
 
 class HumidityData(BaseDataModule):
@@ -210,6 +222,7 @@ class HumidityData(BaseDataModule):
         self.files = list(c.sources) or [pathlib.Path(c.path).name]
         trained, validated = (read_regions(c, role) for role in ("train", "validation"))
         c = _fit_crop(c, [*trained, *validated], self.scale)
+        check_crop([*trained, *validated], c, self.scale)
         self.training = FieldSequences(trained, c.epoch_samples, self.scale, c, self.seed)
         fixed = FieldSequences(validated, c.validation_samples, self.scale, c, self.seed + 1)
         self.validation = fixed
