@@ -25,6 +25,7 @@ def open_reflectivity(
     what: str,
     coordinates: Sequence[np.ndarray | None] = (None, None),
     least: int = 2,
+    rain_z_r: tuple[float, float] | None = None,
 ) -> fd.ReflectivityInput:
     """Return the reflectivity of a dataset after checking that the values are plausible.
 
@@ -35,6 +36,9 @@ def open_reflectivity(
         what: name of the file for error messages.
         coordinates: coordinates along y and x to select, see select_coordinates.
         least: minimum number of times.
+        rain_z_r: a and b of the forecast or prediction with which the dataset is compared, if that is rain. Rain of the
+            dataset is then converted by this relation, whatever the dataset declares, so that equal rain rates have
+            equal reflectivity. None: z_r, else what the dataset declares.
 
     Raises:
         ValueError: the dataset has no usable reflectivity; the message begins with `what`.
@@ -42,7 +46,7 @@ def open_reflectivity(
     try:
         source = fd.to_reflectivity(select_coordinates(dataset, coordinates, var, z_r), var, z_r=z_r, least=least)
         source.check(all_missing=f"every pixel of {what} is missing", stacklevel=5)
-        return source
+        return source if rain_z_r is None else source.replace_z_r(rain_z_r, "that of the rain it is compared with")
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
 

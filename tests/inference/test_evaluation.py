@@ -13,7 +13,7 @@ from scipy.fft import dctn
 from scipy.ndimage import binary_erosion
 
 import fastds
-from fastds.data import coarsen_dataset, save_dataset, synthetic_event, to_reflectivity
+from fastds.data import coarsen_dataset, reflectivity_to_rate, save_dataset, synthetic_event, to_reflectivity
 from fastds.metrics import EVALUATION_FLOORS
 from fastds.metrics.errors import ssim
 from fastds.models.baselines import advection
@@ -256,3 +256,27 @@ def test_grids_differ_by_more_than_a_tenth_of_a_cell():
         assert not are_different(a, a + 0.09 * step) and not are_different(a, a - 0.09 * step)
         assert are_different(a, a + 0.11 * step) and are_different(a, a - 0.11 * step) and are_different(a, a[::-1])
     assert not are_different([1.0], [2.0])
+
+
+def as_rain(dataset, z_r, **attrs):
+    """Return the rain rates of a dataset by a Z-R relation."""
+    rate = reflectivity_to_rate(dataset.reflectivity.values, z_r)
+    rain = dataset[["reflectivity", "crs"]].drop_vars("reflectivity")
+    rain["rainfall_rate"] = (dataset.reflectivity.dims, rate, {"units": "mm h-1", "standard_name": "rainfall_rate"})
+    return rain.assign_attrs(attrs)
+
+
+def test_rain_is_compared_with_rain_whatever_relations_the_files_declare(truth, coarse):
+    german, declared = (256.0, 1.42), {"zr_a": 256.0, "zr_b": 1.42}
+    perfect, given = as_rain(truth, german, **declared), as_rain(coarse, german, **declared)
+    expected = evaluate(perfect, perfect, coarse=given)
+    found = evaluate(perfect, as_rain(truth, german), coarse=as_rain(coarse, german))
+    assert found.rows["prediction"]["mse_total_15"] == 0
+    for name, row in expected.rows.items():
+        assert found.rows[name]["mse_total_15"] == pytest.approx(row["mse_total_15"], rel=1e-5)
+    # of a prediction in dBZ, the input of the baselines is converted as the truth
+    mixed = evaluate(truth, perfect, coarse=as_rain(coarse, german))
+    assert mixed.rows["prediction"]["mse_total_15"] == pytest.approx(0, abs=1e-6)
+    assert mixed.rows["trilinear"]["mse_total_15"] == pytest.approx(
+        expected.rows["trilinear"]["mse_total_15"], rel=1e-5
+    )

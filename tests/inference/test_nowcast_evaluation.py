@@ -14,7 +14,15 @@ from rich.console import Console
 
 from fastds import models
 from fastds.cli import main
-from fastds.data import HKO_Z_R, RAIN_THRESHOLDS, RadarWindows, normalised_rates, save_dataset, synthetic_event
+from fastds.data import (
+    HKO_Z_R,
+    RAIN_THRESHOLDS,
+    RadarWindows,
+    normalised_rates,
+    reflectivity_to_rate,
+    save_dataset,
+    synthetic_event,
+)
 from fastds.metrics import fss, spectral_ratio
 from fastds.models.baselines import blurred_persistence, extrapolation
 from fastds.studies import nowcast as study
@@ -288,3 +296,34 @@ def test_table_content_by_hand():
     ]
     assert cells == ["net", "205.5", *skills, f"{row['wet'].mean():.3f}", f"{row['rain'].mean():.3f}"]
     assert lines[-1] == ["a note"] and "1 start, 99 valid cells" in out.getvalue()
+
+
+def as_rain(event, z_r, **attrs):
+    """Return the rain rates of an event by a Z-R relation."""
+    rate = reflectivity_to_rate(event.reflectivity.values, z_r)
+    rain = event.drop_vars("reflectivity")
+    rain["rainfall_rate"] = (event.reflectivity.dims, rate, {"units": "mm h-1", "standard_name": "rainfall_rate"})
+    return rain.assign_attrs(attrs)
+
+
+@pytest.mark.parametrize("options", [{}, {"coarsen": 3}, {"members": 2, "seed": 1}])
+def test_rain_is_compared_with_rain_whatever_relations_the_files_declare(event, options):
+    """The same rain with another declared relation, or with --z-r, has the same scores."""
+    german = as_rain(event, (256.0, 1.42), zr_a=256.0, zr_b=1.42)
+    made = nowcast("extrapolation", german, steps=STEPS, start="2024-06-01T12:30", **options)
+    undeclared = as_rain(event, (256.0, 1.42))
+    expected = evaluate(made, german)
+    tables = [evaluate(made, undeclared), evaluate(made, german, z_r=(200.0, 1.6))]
+    for table in tables:
+        for name, row in expected.rows.items():
+            np.testing.assert_allclose(table.rows[name]["mse"], row["mse"], rtol=1e-5)
+    other = evaluate(made, undeclared, observed=german)
+    np.testing.assert_allclose(other.rows["persistence"]["mse"], expected.rows["persistence"]["mse"], rtol=1e-5)
+
+
+def test_perfect_rain_has_no_error(event):
+    """A forecast of rain by (256, 1.42) against the same rain without a declared relation."""
+    still = event.isel(time=[0] * 13).assign_coords(time=event.time)
+    made = nowcast("persistence", as_rain(still, HKO_Z_R, zr_a=256.0, zr_b=1.42), steps=2, start="2024-06-01T12:30")
+    row = evaluate(made, as_rain(still, HKO_Z_R)).rows["persistence (PRED)"]
+    np.testing.assert_allclose(row["mse"], 0, atol=1e-6)

@@ -85,6 +85,24 @@ def test_observed_rain_gives_the_scores_of_its_reflectivity(risk, event):
     assert any("the truth is rain" in note for note in tables[1].list_notes())
 
 
+def test_rain_is_averaged_by_its_own_relation(event):
+    """Cells of 2 x 2 pixels: the events are those of the averaged rain, whatever relations the files declare."""
+    rain = event.drop_vars("reflectivity")
+    values = reflectivity_to_rate(event.reflectivity.values, (316.0, 1.5))
+    rain["rainfall_rate"] = (("time", "y", "x"), values, {"units": "mm h-1", "standard_name": "rainfall_rate"})
+    declared = rain.assign_attrs(zr_a=316.0, zr_b=1.5)
+    options = {"steps": 1, "members": 2, "probability": RATES, "coarsen": 2, "start": str(event.time.values[5])}
+    risk = fastds.nowcast("extrapolation", declared, **options)
+    cells = values[6].reshape(32, 2, 35, 2).mean((1, 3))
+    for truth in (declared, rain, rain.assign_attrs(zr_a=100.0, zr_b=2.5)):
+        table = fastds.evaluate(risk, truth)
+        for t, rate in enumerate(RATES):
+            p = risk[NAME].sel(threshold=rate).values.reshape(32, 35)
+            there = ~(np.isnan(p) | np.isnan(cells))
+            error = ((p - (cells >= rate))[there] ** 2).mean()
+            assert table.rows["brier"][t, 0] == pytest.approx(error, rel=1e-6)
+
+
 def make_perfect(risk, event):
     """Return probabilities 0 and 1 that are those of the observed fields."""
     out = risk.copy(deep=True)

@@ -153,7 +153,8 @@ class ReflectivityInput:
         kind: "reflectivity", "rate" (instantaneous rain rate) or "amount" (sum or mean of rain over an interval).
         source_name: Name of the variable in the file.
         z_r: (a, b) of Z = a R^b; None for reflectivity.
-        z_r_origin: Source of `z_r`: "given", "from the file's attributes" or "the default"; None for reflectivity.
+        z_r_origin: Source of `z_r`: "given", "from the file's attributes", "the default", or what `replace_z_r` was
+            given; None for reflectivity.
         no_echo: dBZ that means no echo.
         times: (T,) datetime64 or cftime; for amounts the centre of the interval.
         bounds: (T, 2) bounds of the intervals for amounts, else None.
@@ -200,6 +201,20 @@ class ReflectivityInput:
         return dataclasses.replace(
             self, raw=raw, times=self.times[steps], bounds=bounds, segments=(slice(0, raw.shape[0]),)
         )
+
+    def replace_z_r(self, z_r: tuple[float, float], origin: str) -> "ReflectivityInput":
+        """Return the same input, whose rain is converted by another Z-R relation; reflectivity remains as it is.
+
+        Args:
+            z_r: (a, b) of Z = a R^b.
+            origin: Source of the relation, for the notes.
+        """
+        if self.z_r is None or self.z_r_origin is None:
+            return self
+        before = _describe_conversion(self.source_name, self.units, self.z_r, self.z_r_origin)
+        after = _describe_conversion(self.source_name, self.units, z_r, origin)
+        notes = tuple(after if note == before else note for note in self.notes)
+        return dataclasses.replace(self, z_r=z_r, z_r_origin=origin, notes=notes)
 
     def frames(self, index: Index) -> np.ndarray:
         """Return the reflectivity of some frames.
@@ -362,7 +377,7 @@ def to_reflectivity(
         z_r, origin = None, None
     else:
         z_r, origin = find_z_r(dataset, dataset[name], z_r)
-        notes.append(f"{name} ({raw.attrs['units']}) is converted by Z = {z_r[0]:g} R^{z_r[1]:g} ({origin})")
+        notes.append(_describe_conversion(name, raw.attrs["units"], z_r, origin))
     return ReflectivityInput(
         raw,
         dataset,
@@ -377,6 +392,10 @@ def to_reflectivity(
         cadence,
         (*notes, *segment_notes),
     )
+
+
+def _describe_conversion(name: str, units: str, z_r: tuple[float, float], origin: str) -> str:
+    return f"{name} ({units}) is converted by Z = {z_r[0]:g} R^{z_r[1]:g} ({origin})"
 
 
 def find_z_r(

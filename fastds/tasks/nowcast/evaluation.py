@@ -157,7 +157,8 @@ def evaluate(
             if the forecasts are coarser.
         observed: observed fields before the initialization times, for the baselines; None: truth contains them.
         var: name of the variable in truth and observed, see fastds.data.to_reflectivity.
-        z_r: a and b of Z = a R^b for truth and observed; None: the default.
+        z_r: a and b of Z = a R^b for truth and observed; None: the default. If forecasts and truth are rain, the
+            relation of the forecasts converts both, so that rain is compared with rain.
         baselines: names in fastds.tasks.nowcast.methods.BASELINES; None: all, pysteps if it is installed.
         progress: show a progress bar.
         report: HTML file with scores, maps and curves; None: no report.
@@ -289,7 +290,10 @@ class _ObservedFields:
     ):
         self.forecasts, self.known = forecasts, known
         datasets = zip((observed, truth), _NAMES, strict=True)
-        self.sources = [open_reflectivity(dataset, var, z_r, what) for dataset, what in datasets]
+        rain_z_r = forecasts.z_r if forecasts.has_rain else None
+        self.sources = [open_reflectivity(dataset, var, z_r, what, rain_z_r=rain_z_r) for dataset, what in datasets]
+        if self.sources[1].z_r is not None:  # baselines are compared with the truth
+            self.sources[0] = self.sources[0].replace_z_r(self.sources[1].z_r, "that of the truth")
         self.lines = [Timeline.of(s) for s in self.sources]
         for source, what in zip(self.sources, _NAMES, strict=True):
             check_grid(forecasts.variable, forecasts.cells.factor, source, what)

@@ -212,6 +212,11 @@ class Forecasts:
         self.name, self.cells = str(settings["fastds_model"]), ForecastCells.from_attributes(settings, self.z_r)
         self.ceiling = float(settings["fastds_ceiling_dBZ"])
 
+    @property
+    def has_rain(self) -> bool:
+        """Whether the forecast variable is rain and not reflectivity."""
+        return self.variable.name != "reflectivity"
+
     def read_frames(self, number: int) -> np.ndarray:
         """Return the forecast (n, h, w) of an initialization time in dBZ, NaN = missing.
 
@@ -225,13 +230,11 @@ class Forecasts:
     def read_members(self, number: int) -> np.ndarray:
         """Return the members (M, n, h, w) of an initialization time in mm/h, NaN = missing."""
         values = self._read_start(number)
-        if self.variable.name != "reflectivity":
-            return values
-        return reflectivity_to_rate(values, self.z_r, self.cells.floor)
+        return values if self.has_rain else reflectivity_to_rate(values, self.z_r, self.cells.floor)
 
     def _read_start(self, number: int) -> np.ndarray:
         part = self.variable if REFERENCE not in self.variable.dims else self.variable.isel({REFERENCE: number})
         return part.values.astype(np.float32)
 
     def _to_dbz(self, values: np.ndarray) -> np.ndarray:
-        return values if self.variable.name == "reflectivity" else rate_to_reflectivity(values, self.z_r)
+        return rate_to_reflectivity(values, self.z_r) if self.has_rain else values

@@ -34,7 +34,9 @@ class EvaluationItems:
         z_r: tuple[float, float] | None = None,
     ):
         self.forecasts = forecasts = ProbabilityForecasts(prediction)
-        self.source = source = open_reflectivity(truth, var, z_r, "TRUTH")
+        # averages over cells and thresholds in mm/h are then those of the observed rain
+        self.rain_z_r = forecasts.z_r if forecasts.unit == "mm/h" else None
+        self.source = source = open_reflectivity(truth, var, z_r, "TRUTH", rain_z_r=self.rain_z_r)
         self.line = Timeline.of(source)
         self.z_r, self.origin = self._find_z_r(z_r)
         check_grid(forecasts.variable, forecasts.cells.factor, source, "TRUTH")
@@ -119,7 +121,11 @@ def evaluate(
     if report is not None:
         from fastds.tasks.probability.report import EvaluationReport
 
-        before = scoring.source if observed is None else to_reflectivity(observed, var, z_r=z_r)
+        before = scoring.source
+        if observed is not None:
+            before = to_reflectivity(observed, var, z_r=z_r)
+            if scoring.source.z_r is not None:
+                before = before.replace_z_r(scoring.source.z_r, "that of the truth")
         page = EvaluationReport(report, forecasts, scoring.source, before, model)
     sums = sum_scores(scoring, "starts", progress, None if page is None else page.add, score_items)
     if not sums:

@@ -75,7 +75,8 @@ class Pairs:
         truth: true fields.
         coarse: input of the downscaling, or None.
         var: name of the variable.
-        z_r: a and b of Z = a R^b.
+        z_r: a and b of Z = a R^b; None: those of the files. Rain of all files is converted by the relation of the
+            prediction, or of the truth if the prediction is reflectivity.
 
     Raises:
         ValueError: grids or times do not fit.
@@ -94,14 +95,17 @@ class Pairs:
         self.single = len(self.fine.times) == 1
         least = 1 if self.single else 2
         places = [self.fine.raw.coords[dim].values if dim in self.fine.raw.coords else None for dim in self.fine.dims]
-        self.truth = open_reflectivity(truth, var, z_r, "TRUTH", places[1:], least)
+        self.truth = open_reflectivity(truth, var, z_r, "TRUTH", places[1:], least, self.fine.z_r)
         if self.fine.shape[1:] != self.truth.shape[1:]:
             raise ValueError(f"the grids differ: PRED has {self.fine.shape[1:]} pixels, TRUTH {self.truth.shape[1:]}")
         _check_coordinates(self.fine, self.truth)
         if min(self.fine.shape[1:]) < 2 * SPACE_FACTOR or any(n % SPACE_FACTOR for n in self.fine.shape[1:]):
             raise ValueError(f"the fine grid must have an even number of pixels each way, got {self.fine.shape[1:]}")
         self.name = str(prediction.attrs.get("fastds_model", "prediction"))
-        self.coarse = None if coarse is None else open_reflectivity(coarse, var, z_r, "COARSE", least=least)
+        rain_z_r = self.truth.z_r if self.fine.z_r is None else self.fine.z_r
+        self.coarse = None
+        if coarse is not None:
+            self.coarse = open_reflectivity(coarse, var, z_r, "COARSE", least=least, rain_z_r=rain_z_r)
         if self.coarse is not None and tuple(SPACE_FACTOR * n for n in self.coarse.shape[1:]) != self.fine.shape[1:]:
             sizes = f"{self.fine.shape[1:]} and {self.coarse.shape[1:]}"
             raise ValueError(f"PRED must have twice the pixels of COARSE each way, got {sizes}")
