@@ -6,7 +6,6 @@ The packages torch and xarray are imported only after the arguments have been pa
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import warnings
@@ -29,6 +28,7 @@ from fastds._command_arguments import (
     parse_mlcast_origin,
     set_memory_retention,
 )
+from fastds._import_hooks import import_for_command
 from fastds._messages import convert_parser_error, format_error, format_internal_error, show_traceback
 from fastds._options import OptionError, use_option_names
 from fastds._outputs import is_running_as_cli
@@ -73,9 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             program = f"fastds {argv[0]}" if names else "fastds"
             print(f"{program}: {convert_parser_error(error)} (see {program} --help)", file=sys.stderr)
             return _FAILED
-        _import_ops()
-        set_memory_retention()
         name = options.subcommand
+        if name not in _COMMANDS_WITHOUT_TORCH:
+            _import_ops()
+        set_memory_retention()
         if name == "watch":
             options[name]["words"] = words
         return _run_with_error_handling(f"fastds {name}", _COMMANDS[name], options[name])
@@ -93,18 +94,9 @@ def _split_watch(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _import_ops() -> None:
-    """Import torch and the ops with garbage collection disabled, if this process is the command `fastds`.
-
-    During the import, collections would take 0.3 s and free nothing.
-    """
-    if not is_running_as_cli() or "fastds.ops" in sys.modules:
-        return
-    gc.disable()
-    try:
-        import fastds.ops  # noqa: F401
-    finally:
-        gc.freeze()
-        gc.enable()
+    """Import torch and the ops, if this process is the command `fastds`."""
+    if is_running_as_cli():
+        import_for_command("fastds.ops")
 
 
 def _run_downscale(options) -> None:
@@ -409,6 +401,8 @@ _COMMANDS = {
     "evaluate": _run_evaluate, "check": _run_check, "convert": _run_convert, "finetune": _run_finetune,
     "demo": _run_demo,
 }  # fmt: skip
+# `convert` needs no torch, and `check` imports it after it has printed the contents of a file.
+_COMMANDS_WITHOUT_TORCH = {"check", "convert"}
 
 if __name__ == "__main__":
     sys.exit(main())

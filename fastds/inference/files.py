@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Input and output of inference: target checks, models, large arrays, file processing."""
+"""Input and output of inference: target checks, models, large arrays, file processing.
+
+Torch is imported where a model is loaded, because `fastds convert` needs none.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,10 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 import xarray as xr
-from torch import nn
 
 from fastds._options import OptionError, spell_argument
 from fastds._outputs import check_replaceable, resolve_target
@@ -25,8 +27,12 @@ from fastds.data.io.files import check_output_format, is_zarr_path
 from fastds.data.io.mlcast import ArchiveMetadata, check_mlcast, save_mlcast
 from fastds.data.io.packing import check_stored_dtype, pack_like
 from fastds.data.reading import InputFiles, ReadOptions
-from fastds.models import ModelCard, load
-from fastds.models.card import Network
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from fastds.models import ModelCard
+    from fastds.models.card import Network
 
 # Larger arrays are memory-mapped to a temporary file while a command runs.
 MAPPED_BYTES = 256 << 20
@@ -129,13 +135,15 @@ def check_static(card: ModelCard, needed: int, static: xr.Dataset | list[str] | 
 
 def load_model(model: nn.Module | str | os.PathLike) -> Network:
     """Return the model itself, or load it from a shipped name or a weights file as fastds.load does."""
-    return model if isinstance(model, nn.Module) else load(model)
+    from fastds.models import load
+
+    return load(model) if isinstance(model, str | os.PathLike) else model
 
 
 def describe_model(model: Network, given: nn.Module | str | os.PathLike) -> str:
     """Return the name of a model for messages, with the file if it was given as a file."""
     name = f"model {model.card.name or 'without a name'}"
-    return name if isinstance(given, nn.Module) or str(given) == model.card.name else f"{name} ({given})"
+    return f"{name} ({given})" if isinstance(given, str | os.PathLike) and str(given) != model.card.name else name
 
 
 def process_file(

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command `fastds check`: print a file's format and contents, and the commands that accept the file."""
+"""Command `fastds check`: print a file's format and contents, and the commands that accept the file.
+
+The contents are printed before torch is imported, which takes longer than reading them.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,19 @@ import numpy as np
 import xarray as xr
 from jsonargparse import Namespace
 
+from fastds._import_hooks import import_for_command
 from fastds._messages import format_error, format_internal_error, show_traceback
 from fastds._options import use_option_names
 from fastds._parsers import COMMANDS, build_command_parser, get_spellings
-from fastds.data import ReflectivityInput, grid_spacing_m, open_input, to_reflectivity
+from fastds.data import grid_spacing_m, open_input
 from fastds.data.formats.opening import InputPaths
 from fastds.data.grid.axes import FULL_CIRCLE, find_dataset_time
 from fastds.data.grid.grids import find_grid_mappings, find_latitude_longitude
 from fastds.data.grid.times import find_regular_segments, format_time
-from fastds.data.grid.variables import find_only_rain_field, list_fields
-from fastds.data.io.mlcast import check_mlcast
+from fastds.data.grid.variables import list_fields
 from fastds.data.reading import InputData
 from fastds.inference.tables import format_count
-from fastds.models import available, load_card
-from fastds.tasks.api import DOWNSCALING, get_task_function, select_evaluation_task
+from fastds.models import load_card
 
 _MAX_LISTED = 8  # maximum number of variables in the list
 _RADAR_COMMANDS = ("downscale", "nowcast")
@@ -70,8 +72,9 @@ def check(data: InputData, var: str | None = None, weights: Sequence[str] = (), 
         with warnings.catch_warnings(record=True) as caught, open_input(data, var, **reading) as dataset:
             warnings.simplefilter("always", UserWarning)
             for name, text in _list_facts(dataset):
-                print(f"  {name:10} {text}")
-            found = [_try_command(name, run) for name, run in _list_commands(dataset, var, weights)]
+                print(f"  {name:10} {text}", flush=True)
+            commands = import_for_command("fastds.tasks.check_commands").list_commands(dataset, var, weights)
+            found = [_try_command(name, run) for name, run in commands]
     except Exception as error:
         print(f"  cannot be read: {_format_reason(error, label)}")
         return False
@@ -192,32 +195,6 @@ def _find_longitude_ends(longitude: np.ndarray) -> tuple[float, float]:
     return float(longitude.flat[np.argmin(continuous)]), float(longitude.flat[np.argmax(continuous)])
 
 
-def _list_commands(
-    dataset: xr.Dataset, var: str | None, weights: Sequence[str]
-) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Yield each command with a function that describes how the command would process the dataset.
-
-    The function raises ValueError with the reason if the command does not accept the dataset.
-    """
-    radar = functools.cache(lambda: _read_radar(dataset, var))
-    yield "downscale", lambda: get_task_function("radar", "plan")(radar())
-    yield "nowcast", lambda: get_task_function("nowcast", "plan")(_require_several_times(radar, dataset, var))
-    yield "downscale --scale 2", lambda: get_task_function("fields", "plan")(None, dataset, var)
-    for name in available(pretrained=True):
-        task = load_card(name).task
-        if task in DOWNSCALING and task not in ("radar", "fields"):
-            yield (
-                f"downscale --model {name}",
-                functools.partial(_plan_without_warnings, task, name, dataset, var),
-            )
-    for name in weights:
-        yield _make_weights_command(name, dataset, var, radar)
-    yield "query", lambda: get_task_function("fields", "plan_query")(dataset, var)
-    yield "evaluate", lambda: _plan_evaluation(dataset, var, radar)
-    yield "convert", lambda: _plan_conversion(dataset)
-    yield "convert --to mlcast", lambda: _plan_mlcast(dataset, var)
-
-
 def find_weights(models: Sequence[str] | None = None) -> list[str]:
     """Return the weights to try.
 
@@ -243,78 +220,3 @@ def find_weights(models: Sequence[str] | None = None) -> list[str]:
             load_card(name)  # raises an exception unless the name is one of the shipped weights
         found += files_of_name
     return list(dict.fromkeys(found))
-
-
-def _make_weights_command(
-    name: str, dataset: xr.Dataset, var: str | None, radar: Callable[[], ReflectivityInput]
-) -> tuple[str, Callable[[], str]]:
-    """Return the command for weights and a function that describes how the command would process the dataset."""
-    try:
-        task = load_card(name).task or "radar"  # the plan of the task "radar" reports missing card fields
-    except (ValueError, OSError) as error:
-        return f"downscale --model {name}", functools.partial(_raise, error)
-    if task == "nowcast":
-        return f"nowcast --model {name}", lambda: _plan_without_warnings(
-            task, _require_several_times(radar, dataset, var), name
-        )
-    if task == "radar":
-        return f"downscale --model {name}", lambda: _plan_without_warnings(task, radar(), name)
-    scale = " --scale 2" if task == "fields" else ""
-    return f"downscale --model {name}{scale}", lambda: _plan_without_warnings(task, name, dataset, var)
-
-
-def _raise(error: Exception) -> str:
-    raise error
-
-
-def _plan_without_warnings(task: str, *given: object) -> str:
-    """Describe how a task would process a dataset, without warnings of out-of-distribution inputs.
-
-    The plan mentions these inputs already, and the user did not choose the model.
-
-    Args:
-        task: name of the task.
-        given: arguments of the function `plan` of the task.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".* outside the ranges? that ", UserWarning)
-        return get_task_function(task, "plan")(*given)
-
-
-def _read_radar(dataset: xr.Dataset, var: str | None) -> ReflectivityInput:
-    """Return the radar fields after checking that the values are plausible, which reads all values."""
-    source = to_reflectivity(dataset, var, least=1)
-    source.check(stacklevel=3)
-    return source
-
-
-def _require_several_times(
-    radar: Callable[[], ReflectivityInput], dataset: xr.Dataset, var: str | None
-) -> ReflectivityInput:
-    """Return the radar fields; raise ValueError if there is only one time."""
-    to_reflectivity(dataset, var)  # raises ValueError for a single time; reads no values
-    return radar()
-
-
-def _plan_evaluation(dataset: xr.Dataset, var: str | None, radar: Callable[[], ReflectivityInput]) -> str:
-    """Describe the dataset as an input of `fastds evaluate`."""
-    task = select_evaluation_task(dataset, var)
-    if task == "nowcast":
-        return "forecasts, as PRED"
-    if task == "radar":
-        return f"{_require_several_times(radar, dataset, var).source_name}, as PRED or TRUTH of radar fields"
-    names = get_task_function(task, "plan_evaluate")(dataset, var)
-    listed = ", ".join(names[:_MAX_LISTED]) + f" and {len(names) - _MAX_LISTED} more" * (len(names) > _MAX_LISTED)
-    return f"{listed}, as PRED or TRUTH of gridded fields"
-
-
-def _plan_conversion(dataset: xr.Dataset) -> str:
-    if not list_fields(dataset):
-        raise ValueError("there is no field")
-    return "to CF, OUT.nc, or OUT.zarr with --to cf"
-
-
-def _plan_mlcast(dataset: xr.Dataset, var: str | None) -> str:
-    chosen = var or find_only_rain_field(dataset)
-    check_mlcast(dataset, "OUT.zarr", chosen)
-    return "to an archive in MLCast's form"

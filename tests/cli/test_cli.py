@@ -156,7 +156,8 @@ FILES = ("numpy", "torch", "xarray", "pandas")
         ("downscale --scal 2", ()), ("info --all", ("numpy", "torch")), ("models --presets", ("numpy", "torch")),
         ("models", ("numpy",)), ("models fczsm-small", ("numpy",)), ("models --leaderboard", ("numpy",)),
         ("check {folder}/in.nc", (*FILES, "cv2")),
-        ("convert {folder}/in.nc {folder}/converted.nc", FILES),
+        ("convert {folder}/in.nc {folder}/converted.nc", ("numpy", "xarray", "pandas")),
+        ("convert {folder}/in.nc {folder}/converted.zarr --to cf", ("numpy", "xarray", "pandas", "dask")),
     ],
 )  # fmt: skip
 def test_commands_import_only_what_they_use(folder, words, allowed):

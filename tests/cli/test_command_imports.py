@@ -88,3 +88,28 @@ def test_commands_read_several_files(files):
     assert done.returncode == 0, done.stderr
     with xr.open_dataset(files / "of-series.nc") as one, xr.open_dataset(files / "of-file.nc") as other:
         xr.testing.assert_equal(one.rainfall_rate, other.rainfall_rate)
+
+
+def test_check_prints_the_contents_of_a_file_before_it_imports_torch(files):
+    code = f"""
+import importlib.abc, sys
+class Reporter(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            print("torch is imported")
+sys.meta_path.insert(0, Reporter())
+{RUN}
+assert "torch" in sys.modules
+"""
+    done = forked.run(code, "check", f"{files}/radar.nc", imports="import sys\n")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split()[0] for line in done.stdout.splitlines()]
+    assert lines.index("format") < lines.index("variable") < lines.index("grid") < lines.index("torch")
+    assert lines.index("torch") < lines.index("can")
+
+
+def test_check_of_a_file_that_cannot_be_read_imports_no_torch(files):
+    (files / "text.nc").write_text("no NetCDF")
+    code = f"{RUN.replace('assert status == 0', 'assert status == 2')}\nassert 'torch' not in sys.modules"
+    done = forked.run(code, "check", f"{files}/text.nc", imports="import sys\n")
+    assert done.returncode == 0 and "cannot be read" in done.stdout, done.stderr

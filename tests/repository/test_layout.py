@@ -42,6 +42,7 @@ ARROWS = {
     "inference": {"_html", "_options", "data", "models", "report", "_argument_types", "_outputs", "info"},
     "training": {"_options", "data", "inference", "models", "plot", "report", "_suggestions", "_outputs", "_messages"},
     "tasks": {
+        "_import_hooks",
         "_options",
         "data",
         "inference",
