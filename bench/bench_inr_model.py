@@ -48,7 +48,7 @@ def build(peer, part, dtype):
     where = model.build_grid(SOURCE, [SCALE * n for n in SOURCE])
 
     def encoder():
-        return model._features(x, factor)
+        return model._encode_features(x, factor)
 
     def decoder(features):
         encoded = Encoded(features, x, None)
