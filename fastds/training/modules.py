@@ -19,7 +19,8 @@ from fastds.inference.ood.score import compute_ranges
 from fastds.models.card import Network
 from fastds.models.graph_cache import GraphCache, use_graphs
 from fastds.training.config import RunConfig, SupervisedConfig
-from fastds.training.lightning_extra import L
+from fastds.training.lightning_extra import L, loggers
+from fastds.training.maps import SampleMaps
 from fastds.training.model_card import add_training_data
 
 _STATISTICS_SAMPLES = 64  # number of samples from which the input ranges of a card are computed
@@ -121,6 +122,9 @@ class BaseLightningModule(L.LightningModule):
 
     The checkpoint contains the training time, the random state and the names of the training data so far. Subclasses
     define `exported`, the network that is validated and saved with its card.
+
+    Attributes:
+        maps: maps of a sample, whose rows validation_step sets if this is not None; None without a TensorBoard log.
     """
 
     exported: Network
@@ -133,6 +137,7 @@ class BaseLightningModule(L.LightningModule):
         self.graphs: GraphCache | None = None
         self._shown_failures: set[str] = set()
         self._random_state: Tensor | None = None
+        self.maps: SampleMaps | None = None
 
     def training_seconds(self) -> float:
         """Return the training time in seconds, including the time before a resume."""
@@ -186,6 +191,15 @@ class BaseLightningModule(L.LightningModule):
         # Lightning validates before stopping because of should_stop, but not when it stops at its own max_steps.
         if self.is_finished():
             self.trainer.should_stop = True
+
+    def on_validation_start(self) -> None:
+        found = [one.experiment for one in self.trainer.loggers if isinstance(one, loggers.TensorBoardLogger)]
+        self.maps = SampleMaps(found) if found and self.trainer.is_global_zero else None
+
+    def on_validation_end(self) -> None:
+        if self.maps is not None:
+            self.maps.write(self.steps_done())
+            self.maps = None
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["elapsed"] = self.training_seconds()

@@ -11,7 +11,7 @@ import xarray as xr
 from fastds.cli import main
 from fastds.data import open_dataset, save_dataset, synthetic_event
 from fastds.data.io.mlcast import ArchiveMetadata, save_mlcast
-from fastds.tasks import check
+from fastds.tasks import check, check_commands
 from tests.support.small_models import TEMPERATURE, gridded
 
 pytest.importorskip("zarr", reason="archives need the package zarr")
@@ -369,7 +369,7 @@ def test_check_of_unusual_coordinates_and_times(event, tmp_path, capsys):
 
 def test_check_prints_a_warning_once(event, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        check, "_list_commands", lambda *_: [(verb, lambda: warnings.warn("so", stacklevel=1)) for verb in "ab"]
+        check_commands, "list_commands", lambda *_: [(verb, lambda: warnings.warn("so", stacklevel=1)) for verb in "ab"]
     )
     save_dataset(event, tmp_path / "event.nc")
     assert check.check(tmp_path / "event.nc") and capsys.readouterr().out.count("warning    so\n") == 1

@@ -18,10 +18,11 @@ from fastds.models.card import ANY, Network
 from fastds.models.registry import PRESETS, resolve_preset
 from fastds.ops.impl.inr_query.points import PointSpec
 from fastds.tasks.fields.config import DataConfig, TrainingConfig
-from fastds.tasks.fields.evaluation import compute_scores
+from fastds.tasks.fields.evaluation import compute_scores, make_coarse_and_fine
 from fastds.tasks.fields.samples import FieldData, describe_variables
 from fastds.training.baseline_comparison import compare_to_baseline
 from fastds.training.lightning_extra import L
+from fastds.training.maps import SampleRow, select_rows
 from fastds.training.model_card import update_model_card
 from fastds.training.modules import SupervisedModule
 from fastds.training.trainer import ExportBest, make_averaging_callbacks, prepare_run, run_training
@@ -57,6 +58,23 @@ class FieldModule(SupervisedModule):
         gain = [v - values[k.replace("model", "bicubic")] for k, v in values.items() if k.startswith("model/psnr")]
         values["val_gain_db"] = sum(gain) / len(gain)
         self.log_dict(values, batch_size=1, sync_dist=self.trainer.world_size > 1)
+        if self.maps is not None and batch_index == 0:
+            self.maps.rows = self._make_map_rows(truth)
+
+    def _make_map_rows(self, truth: Tensor) -> list[SampleRow]:
+        """Return the variables of the first validation field at the largest scale factor of the validation."""
+        scale = max(self.config.data.test_scales)
+        x, y = make_coarse_and_fine(truth[:1], scale)
+        inputs = {} if self.static is None else {"static": make_coarse_and_fine(cast(Any, self.static)[None], scale)[0]}
+        output = self.model(x, size=tuple(y.shape[2:]), **inputs)
+        described = self.model.card.output_variables
+        rows = []
+        for k in select_rows(y.shape[1]):
+            known = described[k] if k < len(described) and described[k].get("name") != ANY else {}
+            name = str(known.get("name", "field"))
+            attrs = {key: str(known[key]) for key in ("standard_name", "units") if key in known}
+            rows.append(SampleRow(f"{name}, factor {scale:g}", output[0, k], y[0, k], x[0, k], attrs, name))
+        return rows
 
 
 def compute_bilinear_error(batch: dict) -> Tensor:

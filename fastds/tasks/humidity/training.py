@@ -24,6 +24,7 @@ from fastds.tasks.humidity.evaluation import run_network
 from fastds.tasks.humidity.samples import HumidityData
 from fastds.training.baseline_comparison import compare_to_baseline
 from fastds.training.lightning_extra import L
+from fastds.training.maps import SampleRow, select_rows
 from fastds.training.model_card import update_model_card
 from fastds.training.modules import BaseLightningModule
 from fastds.training.trainer import ExportBest, prepare_run, run_training
@@ -251,6 +252,19 @@ class AdversarialModule(BaseLightningModule):
         one = field_scores(members[0][:, :, 0] * peak, fine[:, :, 0] * peak, peak)
         values |= {f"val_{name}_one": one[name] for name in ("mse", "mae", "psnr", "ssim", "acc", "tcc")}
         self.log_dict(values, batch_size=len(fine), prog_bar=True, sync_dist=self.trainer.world_size > 1)
+        if self.maps is not None and batch_index == 0:
+            self.maps.rows = self._make_map_rows(coarse, members[0], fine)
+
+    def _make_map_rows(self, *fields: Tensor) -> list[SampleRow]:
+        """Return coarse input, one member and truth (B, T, 1, H, W) of the first sample in the units of the file."""
+        c = self.config.data
+        coarse, member, fine = (c.offset + c.range * field[0, :, 0].float() for field in fields)
+        is_percent = (c.offset, c.range) == (0.0, 100.0)
+        attrs = {"standard_name": "relative_humidity", "units": "%"} if is_percent else {}
+        return [
+            SampleRow(f"time {k + 1}", member[k], fine[k], coarse[k], attrs, "" if is_percent else "field")
+            for k in select_rows(len(fine))
+        ]
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -27,6 +27,7 @@ from fastds.tasks.nowcast.rain_loss import RainLoss
 from fastds.tasks.nowcast.samples import NowcastData
 from fastds.training.baseline_comparison import compare_to_baseline
 from fastds.training.lightning_extra import L
+from fastds.training.maps import SampleRow, select_rows
 from fastds.training.model_card import update_model_card
 from fastds.training.modules import SupervisedModule
 from fastds.training.trainer import ExportBest, make_averaging_callbacks, prepare_run, run_training
@@ -191,6 +192,19 @@ class NowcastModule(SupervisedModule):
         y, truth, reference, valid = self.select_future(self(batch)[-1], batch)
         self._scores.add(y, truth, valid)
         self._reference.add(reference, truth, valid)
+        if self.maps is not None and batch_index == 0:
+            self.maps.rows = self._make_map_rows(y, truth, reference, valid)
+
+    def _make_map_rows(self, *fields: Tensor) -> list[SampleRow]:
+        """Return forecast, truth and last input frame of the sample with most valid pixels in dBZ, see select_future."""
+        number = int(fields[-1].flatten(1).sum(1).argmax())
+        y, truth, reference, valid = (field[number, :, 0] for field in fields)
+        y, truth, last = (self.config.data.floor + self.range_dbz * field for field in (y, truth, reference[0]))
+        y, truth = (torch.where(valid, field, torch.nan) for field in (y, truth))
+        return [
+            SampleRow(f"forecast step {k + 1}", y[k], truth[k], last if k == 0 else None, {"units": "dBZ"})
+            for k in select_rows(len(y))
+        ]
 
     def validation_scores(self) -> dict[str, float]:
         """Return val_error and its components for the last validation."""

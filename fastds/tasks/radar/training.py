@@ -19,6 +19,7 @@ from fastds.tasks.radar.methods import VARIABLE, needs_flow
 from fastds.tasks.radar.samples import RadarData
 from fastds.training.baseline_comparison import compare_to_baseline
 from fastds.training.lightning_extra import L, callbacks
+from fastds.training.maps import SampleRow
 from fastds.training.model_card import update_model_card
 from fastds.training.modules import SupervisedModule
 from fastds.training.trainer import ExportBest, make_averaging_callbacks, prepare_run, run_training
@@ -70,12 +71,25 @@ class RadarModule(SupervisedModule):
         valid, b = batch["valid"], batch["x"].shape[0]
         count = valid.sum(dim=(1, 2, 3, 4)).clamp(min=1)
         shared = {"batch_size": b, "sync_dist": self.trainer.world_size > 1}
-        self.log("val_mse_total", self._mse(self(batch), batch, count).mean(), prog_bar=True, **shared)
+        prediction = self(batch)
+        if self.maps is not None and batch_index == 0:
+            self.maps.rows = self._make_map_rows(prediction, batch)
+        self.log("val_mse_total", self._mse(prediction, batch, count).mean(), prog_bar=True, **shared)
         self.log("val_mse_trilinear", self._trilinear_mse(batch, count).mean(), **shared)
         if "flow" in batch:
             r = batch["y"].shape[-1] // batch["x"].shape[-1]
             moved = advection(batch["x"][:, :, :1], r, batch["flow"])
             self.log("val_mse_advection", self._mse(moved, batch, count).mean(), **shared)
+
+    def _make_map_rows(self, prediction: Tensor, batch: dict) -> list[SampleRow]:
+        """Return the frames of the sample with most valid pixels in dBZ."""
+        number = int(batch["valid"].flatten(1).sum(1).argmax())
+        fields = batch["x"], batch["y"], prediction
+        x, y, output = (self.config.data.floor + self.range_dbz * frames[number, :, 0] for frames in fields)
+        valid, inputs = batch["valid"][number, :, 0], (x[0], None, x[1])
+        y, output = (torch.where(valid, frames, torch.nan) for frames in (y, output))
+        labels = "first time", "between", "last time"
+        return [SampleRow(label, output[k], y[k], inputs[k], {"units": "dBZ"}) for k, label in enumerate(labels)]
 
     def on_validation_epoch_end(self) -> None:
         values = self.trainer.callback_metrics
