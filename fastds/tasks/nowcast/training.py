@@ -196,7 +196,7 @@ class NowcastModule(SupervisedModule):
             self.maps.rows = self._make_map_rows(y, truth, reference, valid)
 
     def _make_map_rows(self, *fields: Tensor) -> list[SampleRow]:
-        """Return forecast, truth and last input frame of the sample with most valid pixels in dBZ, see select_future."""
+        """Return the sample with most valid pixels in dBZ: forecast, truth and last input frame, see select_future."""
         number = int(fields[-1].flatten(1).sum(1).argmax())
         y, truth, reference, valid = (field[number, :, 0] for field in fields)
         y, truth, last = (self.config.data.floor + self.range_dbz * field for field in (y, truth, reference[0]))
