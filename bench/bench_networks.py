@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastds
 from bench.interleaved_timing import measure_medians
+from bench.onnx_files import load_onnxruntime, load_openvino
 from fastds.models import create
 from fastds.models.export.signatures import build_signature
 from fastds.models.fczsm import FCZSM
@@ -109,30 +110,6 @@ def has_deform_conv(name: str) -> bool:
     )
 
 
-def build_onnxruntime(name: str, size: int):
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(export_once(name), options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
-    feed = dict(zip(names, (x.numpy() for x in make_inputs(name, size)), strict=True))
-    return lambda: session.run(None, feed)[0]
-
-
-def build_openvino(name: str, size: int, dtype: torch.dtype):
-    import openvino as ov
-
-    settings = {"INFERENCE_PRECISION_HINT": "f32" if dtype == torch.float32 else "bf16"}
-    settings |= {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    inputs = [x.numpy() for x in make_inputs(name, size)]
-    graph = ov.Core().read_model(export_once(name))
-    graph.reshape({i: list(x.shape) for i, x in enumerate(inputs)})
-    compiled = ov.Core().compile_model(graph, "CPU", settings)
-    return lambda: compiled(inputs)[0]
-
-
 def make_inputs(name: str, size: int) -> tuple[torch.Tensor, ...]:
     model = make_model(name)
     return draw_inputs(build_signature(model, **get_step_options(model)), size)
@@ -164,9 +141,9 @@ def build(name: str, size: int, mode: str, peer: str, dtype: torch.dtype):
         dtype: bfloat16 for autocast or the inference precision of OpenVINO.
     """
     if peer == "onnxruntime":
-        return build_onnxruntime(name, size)
+        return load_onnxruntime(export_once(name), make_inputs(name, size), torch.get_num_threads())
     if peer == "openvino":
-        return build_openvino(name, size, dtype)
+        return load_openvino(export_once(name), make_inputs(name, size), torch.get_num_threads(), dtype)
     model = make_model(name).requires_grad_(mode == "training step")
     network, inputs = make_forward(peer, model), make_inputs(name, size)
     if mode == "graph":

@@ -39,6 +39,59 @@ def test_whole_networks_have_the_results_of_their_peers(tmp_path, monkeypatch):
             torch.testing.assert_close(result, exact, rtol=0.1, atol=bench_networks.TOLERANCE[dtype])
 
 
+def test_calls_of_a_busy_machine_have_the_results_of_their_peers(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript", reason="networks are written as ONNX by the extra export")
+    monkeypatch.syspath_prepend(ROOT)
+    from bench import contention, contention_calls
+
+    calls, found = list(contention_calls.list_calls(tmp_path)), {}
+    missing, libraries = contention_calls.find_missing(), {}
+    with torch.no_grad():
+        for call in calls:
+            libraries.setdefault(call.name, set()).add(call.library)
+            if "100 x 100" not in call.name and "small" not in call.name:  # exports of networks take half a minute
+                result = call.build(1)()
+                result = torch.as_tensor(result[0] if isinstance(result, tuple) else result)
+                found.setdefault(call.name, {})[call.library] = result
+    assert len(found) == 3 and len(libraries) == 7
+    for name, compared in libraries.items():
+        expected = {"fastds", *contention_calls.PEERS} - set(missing)
+        expected -= {"torch"} if name.startswith("deform") else set()
+        expected -= {"openvino"} if name.startswith("fczsm") else set()
+        assert compared == expected
+    for results in found.values():
+        exact = results["fastds"]
+        for result in results.values():
+            torch.testing.assert_close(result, exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max()))
+    quiet = {}
+    first, second = (contention.make_rows(busy, calls[0], {"fastds": [1.0 + busy] * 9}, quiet)[0] for busy in (0, 1))
+    assert first["mean_over_quiet"] == 1 and second["mean_over_quiet"] == 2 and second["p90_ms"] == 2
+
+
+def test_contention_leaves_out_peers_that_are_not_installed(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT)
+    from bench import contention, contention_calls
+
+    monkeypatch.setattr(contention, "TURN_SECONDS", 0.0)
+    monkeypatch.setitem(contention_calls._PACKAGES, "onnxruntime", ("no_such_package",))
+    words = [
+        "--busy",
+        "0",
+        "--only",
+        "conv3x3, 16",
+        "--peers",
+        "torch",
+        "onnxruntime",
+        "--csv",
+        str(tmp_path / "t.csv"),
+    ]
+    contention.main(words)
+    printed = capsys.readouterr().out
+    assert "The rows of onnxruntime are left out, because no_such_package is not installed." in printed
+    rows = (tmp_path / "t.csv").read_text().splitlines()
+    assert len(rows) == 1 + 3 + 2 and "torch: conv3x3" in rows[-1] and not any("onnxruntime" in row for row in rows)
+
+
 def make_run(peer, ms, **columns):
     """Make the JSON of a pytest-benchmark run with one row."""
     row = {"op": "conv3x3", "case": "(1,8,8) 4->4", "mode": "forward", "dtype": "float32", "isa": "avx2", "peer": peer,
