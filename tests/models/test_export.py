@@ -39,6 +39,7 @@ SHORT = {"frames": 2, "steps": 1}
 # Preset, its options, options of export, dimensions of the inputs in the file.
 CASES = {
     "FCZSM": ("fczsm-s", {**TINY, "alignment": "plain", "static_channels": 1, "flow_guided": True}, {}),
+    "FCZSM with middle_frame": ("fczsm-small", {**TINY, "alignment": "plain", "middle_frame": True}, {}),
     "LagrangianRNN": ("nowcast-small", {"hidden": 4}, SHORT),
     "MLCastConvGRU": ("mlcast-convgru", {"num_blocks": 1}, SHORT),  # by the command
     "HumidityGenerator": ("wgan-gp-small", TINY_GAN, FRAMES),
