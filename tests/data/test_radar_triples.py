@@ -224,7 +224,7 @@ def test_context_is_the_coarsened_frame_before_and_after(event, mode):
                 assert context[k].isnan().all()
                 continue
             z = event["reflectivity"].values[frame : frame + 1, rows, columns]
-            expected = prepare(coarsen(coarsen(z, draw.scale, mode), 2, mode))
+            expected = prepare(coarsen(coarsen(z, draw.scale, mode, data.floor), 2, mode, data.floor))
             np.testing.assert_allclose(context[k], expected, atol=1e-6)
     assert (counts > 2).all()
 
