@@ -106,14 +106,15 @@ def run_tiles(
     static: torch.Tensor | None = None,
     batch_size: int = 1,
     channels: Sequence[torch.Tensor] | None = None,
+    contexts: Sequence[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """Run a network tile by tile and assemble the outputs of the cores.
 
     A tile is skipped if its window of the sequence is zero everywhere; its output is then zero.
 
     Args:
-        network: function (x (k, N, 1 + D, h, w), flow (k, N-1, 2, 2, h, w) or None[, static]) -> (k, T, 1, scale*h,
-            scale*w).
+        network: function (x (k, N, 1 + D, h, w), flow (k, N-1, 2, 2, h, w) or None[, static][, context=(k, 2, 1, h,
+            w)]) -> (k, T, 1, scale*h, scale*w).
         sequences: tensors (N, H, W) in [0, 1].
         flows: for each sequence, the optical flow (N-1, 2, 2, H, W) of whole frames in coarse pixels; None: no flow.
         tiles: see plan_tiles.
@@ -122,6 +123,8 @@ def run_tiles(
         static: static maps (S, H, W), passed to the network as (k, S, h, w); None: no third argument.
         batch_size: maximum number k of windows of one size in a batch.
         channels: for each sequence, additional channels (N, D, H, W) of x; None: no additional channels.
+        contexts: for each sequence, the frames (2, H, W) before and after it in [0, 1], NaN where not known; None: no
+            such argument.
 
     Returns:
         For each sequence, the output (T, scale*H, scale*W), T = 2 N - 1.
@@ -137,7 +140,10 @@ def run_tiles(
             None if flows is None else torch.stack([flows[k][_index_window(tile.window)] for k, tile in windows])
         ]
         inputs += [] if static is None else [torch.stack([static[_index_window(tile.window)] for _, tile in windows])]
-        for (k, tile), y in zip(windows, network(*inputs)[:, :, 0].float(), strict=True):
+        context = {}
+        if contexts is not None:
+            context["context"] = torch.stack([contexts[k][_index_window(tile.window)] for k, tile in windows])[:, :, None]
+        for (k, tile), y in zip(windows, network(*inputs, **context)[:, :, 0].float(), strict=True):
             rows, columns = (slice(c.start * scale, c.stop * scale) for c in tile.core)
             out[k][_index_window((rows, columns))] = y[_index_window(tile.core_in_window(scale))]
 

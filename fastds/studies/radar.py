@@ -34,7 +34,7 @@ from fastds.studies.common.bootstrap import Estimate, make_block_labels
 from fastds.studies.report import write_rows, write_study
 from fastds.tasks.radar.back_projection import back_project
 from fastds.tasks.radar.members import MIN_ECHO_SHARE, RadarEnsemble, make_details
-from fastds.tasks.radar.methods import BASELINES, needs_flow
+from fastds.tasks.radar.methods import BASELINES, needs_context, needs_flow
 from fastds.tasks.radar.motion import smooth_pair_flow
 from fastds.tasks.radar.refinement import FrameRefiner
 from fastds.tasks.radar.steady import match_end_frames
@@ -66,7 +66,7 @@ def score_members(samples: Sequence[dict[str, Tensor]], model: Network, count: i
         before, after = sample["neighbours"]
         flow = smooth_pair_flow(before, x[:, 0], after)[None]
         with torch.inference_mode():
-            y = model(x[None], flow=flow)[0, :, 0].clamp(0, 1)
+            y = run_network(model, x[None], flow, before, after)[0, :, 0].clamp(0, 1)
         read = make_details(y, x[:, 0], flow[0], model.card)
         for times, places in _TIMES.items():
             for k in places:
@@ -245,7 +245,7 @@ def wrap_network(model: Network, floor: float, coarsened: str | None = None, smo
             for pair in (before, x, after)
         )
         flow = smooth_pair_flow(before, given, after)
-        y = _wrap_flow(model)(given[None, :, None], flow[None])
+        y = run_network(model, given[None, :, None], flow[None], before, after)
         if coarsened is not None:
             back_project(y[0, :, 0], given, flow, torch.ones_like(given).bool(), coarsened, high - low)
         if not smooth:
@@ -255,9 +255,27 @@ def wrap_network(model: Network, floor: float, coarsened: str | None = None, smo
     return method
 
 
-def _wrap_flow(model: Network) -> Callable:
-    """Return a function of (x, flow) that calls the network, with the flow only if the network takes one."""
-    return lambda x, flow: model(x, flow=flow) if needs_flow(model) else model(x)
+def run_network(
+    model: Network, x: Tensor, flow: Tensor, before: Tensor | None = None, after: Tensor | None = None
+) -> Tensor:
+    """Run a network on a pair of frames, with the flow and the neighbouring frames if the network takes them.
+
+    Args:
+        model: network.
+        x: (1, 2, 1, h, w), normalised.
+        flow: (1, 1, 2, 2, h, w), optical flow of x.
+        before: (2, h, w), normalised, the previous pair, which ends with the first frame of x; None: not known.
+        after: (2, h, w), normalised, the next pair, which begins with the last frame of x; None: not known.
+
+    Returns:
+        (1, 3, 1, H, W), normalised.
+    """
+    options = {"flow": flow} if needs_flow(model) else {}
+    if needs_context(model):
+        unknown = torch.full_like(x[0, 0, 0], torch.nan)
+        first, last = unknown if before is None else before[0], unknown if after is None else after[1]
+        options["context"] = torch.stack([first, last])[None, :, None]
+    return model(x, **options)
 
 
 def _normalise(z: Tensor, floor: float) -> Tensor:
@@ -269,7 +287,8 @@ def _refine_pair(model: Network, frames: Tensor, coarsened: str | None, smooth: 
     whole = slice(0, frames.shape[1]), slice(0, frames.shape[2])
     options = {"floor": model.card.floor_dbz, "ceiling": model.card.ceiling_dbz, "no_echo": NO_ECHO_DBZ}
     options["steady"] = not smooth
-    refiner = FrameRefiner(_wrap_flow(model), scale=2, tiles=[Tile(whole, whole)], coarsened=coarsened, **options)
+    network = functools.partial(run_network, model)
+    refiner = FrameRefiner(network, scale=2, tiles=[Tile(whole, whole)], coarsened=coarsened, **options)
     return torch.from_numpy(np.stack(list(refiner.refine(frames.numpy()))))[None, :, None]
 
 

@@ -277,7 +277,8 @@ class SupervisedModule(BaseLightningModule):
     def configure_optimizers(self) -> Any:
         c = self.config
         kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[c.optimizer]
-        optimiser = kind(self.model.parameters(), lr=c.learning_rate, weight_decay=c.weight_decay, betas=tuple(c.betas))
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optimiser = kind(trained, lr=c.learning_rate, weight_decay=c.weight_decay, betas=tuple(c.betas))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, self._compute_rate_factor)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -207,6 +207,59 @@ def test_flow_is_computed_once_per_pair_and_ahead_of_workers(event):
     assert len(calls) == 24
 
 
+@pytest.mark.parametrize("mode", ["dbz", "linear_z", "plain_dbz"])
+def test_context_is_the_coarsened_frame_before_and_after(event, mode):
+    """With nine frames at interval D, the input frames at 2 D before and after a triple are given where they exist."""
+    data = RadarTriples([event], crop=16, scales=(1, 2), intervals=(1, 2), modes=(mode,), augment=False, context=True)
+    counts = np.zeros((2, 2), int)
+    for index in range(40):
+        draw, _ = data.draw(np.random.default_rng((data.seed, index)))
+        context, (rows, columns) = data[index]["context"], data.window(draw)
+        assert context.shape == (2, 1, 16, 16) and context.dtype == torch.float32
+        length = draw.triple[2] - draw.triple[0]
+        for k, frame in enumerate((draw.triple[0] - length, draw.triple[2] + length)):
+            exists = 0 <= frame < 9
+            counts[k, int(exists)] += 1
+            if not exists:
+                assert context[k].isnan().all()
+                continue
+            z = event["reflectivity"].values[frame : frame + 1, rows, columns]
+            expected = prepare(coarsen(coarsen(z, draw.scale, mode, data.floor), 2, mode, data.floor))
+            np.testing.assert_allclose(context[k], expected, atol=1e-6)
+    assert (counts > 2).all()
+
+
+def test_augmented_samples_lack_one_context_frame_of_five(event):
+    data = RadarTriples([event], crop=16, scales=(1,), intervals=(1,), context=True)
+    complete = RadarTriples([event], crop=16, scales=(1,), intervals=(1,), context=True, augment=False)
+    lacking = [np.array([d[i]["context"].isnan().all((1, 2, 3)).numpy() for i in range(300)]) for d in (data, complete)]
+    extra = lacking[0].sum() - lacking[1].sum()
+    assert 0.14 < extra / (~lacking[1]).sum() < 0.26
+
+
+def test_context_is_exchanged_when_time_is_reversed(event):
+    data = RadarTriples([event], crop=16, scales=(1,), intervals=(1,), augment=False, context=True)
+    sample = data.read(data.draw(np.random.default_rng(1))[0])
+    turned = augment(sample, False, False, False, True)
+    np.testing.assert_array_equal(turned["context"], sample["context"][::-1])
+    np.testing.assert_array_equal(turned["x"], sample["x"][::-1])
+
+
+def test_flow_function_gets_the_context_of_whole_frames(event):
+    given = []
+
+    def flow(x, context):
+        given.append((x, context))
+        return np.zeros((2, 2, *x.shape[-2:]))
+
+    data = RadarTriples([event], crop=16, scales=(1,), intervals=(1,), flow=flow, context=True)
+    data.cache_flow()
+    assert len(given) == 7 and {context.shape for _, context in given} == {(2, 68, 75)}
+    (_, first), (x, _), (_, third) = given[0], given[2], given[2]
+    assert np.isnan(first[0]).all() and np.isfinite(first[1]).all() and np.isfinite(third).all()
+    np.testing.assert_allclose(given[4][1][0], x[0], atol=1e-6)  # frames 2 and 4 are the input of triple 2
+
+
 @pytest.mark.parametrize("options", list(itertools.product([False, True], repeat=4)))
 def test_flow_is_rotated_with_the_grid(options):
     """Sampling one frame at the positions displaced by the flow gives the other frame, also after augmentation.

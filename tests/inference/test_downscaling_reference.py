@@ -71,6 +71,35 @@ def test_time_factor_4_applies_factor_2_twice(coarse, network):
     np.testing.assert_allclose(found.reflectivity, expected.reflectivity, rtol=0, atol=2e-2)
 
 
+class Remember(Stub):
+    """Remembers the context of each pair."""
+
+    def __init__(self):
+        super().__init__()
+        self.config["middle_frame"], self.seen = True, []
+
+    def forward(self, x, static=None, flow=None, context=None):
+        self.seen.append((x[0, :, 0], context[0, :, 0]))
+        return super().forward(x)
+
+
+def test_each_pair_has_the_frames_before_and_after_as_context(coarse):
+    """The series has five times; a frame that is missing everywhere and frames beyond the ends are not known."""
+    z = coarse.reflectivity.values[[0, 1, 2, 1, 0]].copy()
+    z[4] = np.nan
+    times = coarse.time.values[0] + np.arange(5) * np.timedelta64(10, "m")
+    series = coarse.isel(time=[0, 1, 2, 1, 0]).assign_coords(time=("time", times, coarse.time.attrs))
+    model = Remember()
+    downscale(model, series.assign(reflectivity=series.reflectivity.copy(data=z)))
+    scaled = torch.from_numpy((z.clip(FLOOR, CEILING) - FLOOR) / (CEILING - FLOOR))
+    unknown = torch.full_like(scaled[0], torch.nan)
+    expected = [(unknown, scaled[2]), (scaled[0], scaled[3]), (scaled[1], unknown), (scaled[2], unknown)]
+    assert len(model.seen) == 4
+    for k, ((x, context), around) in enumerate(zip(model.seen, expected, strict=True)):
+        torch.testing.assert_close(x[0], scaled[k])
+        torch.testing.assert_close(context, torch.stack(around), equal_nan=True, msg=str(k))
+
+
 @pytest.mark.parametrize("floor", [15.0, -5.0])
 def test_refinement_pixel_by_pixel(floor):
     """Compare the output of FrameRefiner with a computation for each pixel.

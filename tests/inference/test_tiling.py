@@ -107,6 +107,19 @@ def test_flow_is_cropped_with_the_tile():
     torch.testing.assert_close(seen[1][0], flow[..., 16:48, :])
 
 
+def test_context_is_cropped_with_the_tile():
+    seen = []
+
+    def network(x, flow, context):
+        seen.append(context)
+        return torch.zeros(1, 3, 1, 2 * x.shape[-2], 2 * x.shape[-1])
+
+    context = torch.rand(2, 48, 32)
+    run_tiles(network, [torch.rand(2, 48, 32)], None, plan_tiles(48, 32, 32, 16), 2, contexts=[context])
+    assert [tuple(z.shape) for z in seen] == [(1, 2, 1, 48, 32), (1, 2, 1, 32, 32)]
+    assert torch.equal(seen[1][0, :, 0], context[:, 16:48])
+
+
 def test_dry_tiles_are_skipped():
     calls = []
 

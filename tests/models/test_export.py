@@ -28,6 +28,7 @@ pytest.importorskip("onnxscript", reason="onnxscript is not installed (extra 'ex
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (extra 'export')")
 
 TINY = {"num_features": 4, "offset_groups": 1, "extractor_blocks": 0, "reconstruction_blocks": 0}
+MOVED = {"alignment": "plain", "flow_guided": True, "residual": "advection"}
 TINY_INR = {
     "encoder_options": {"channels": 4, "blocks": 1},
     "dpfa_count": 1,
@@ -38,7 +39,7 @@ FRAMES = {"frames": 2}
 SHORT = {"frames": 2, "steps": 1}
 # Preset, its options, options of export, dimensions of the inputs in the file.
 CASES = {
-    "FCZSM": ("fczsm-s", {**TINY, "alignment": "plain", "static_channels": 1, "flow_guided": True}, {}),
+    "FCZSM": ("fczsm-s", {**TINY, **MOVED, "static_channels": 1, "middle_frame": True}, {}),
     "LagrangianRNN": ("nowcast-small", {"hidden": 4}, SHORT),
     "MLCastConvGRU": ("mlcast-convgru", {"num_blocks": 1}, SHORT),  # by the command
     "HumidityGenerator": ("wgan-gp-small", TINY_GAN, FRAMES),

@@ -179,6 +179,35 @@ def test_relative_loss_of_trilinear_is_one(event):
     assert float(module_of(event).loss(trilinear(samples["x"], 2), samples)) == pytest.approx(1.0, abs=0.01)
 
 
+def test_training_of_the_middle_frame_changes_nothing_else(event, tmp_path):
+    """The correction is added to the network of the start, whose other weights stay; its context is in the samples."""
+    torch.manual_seed(0)
+    start = models.create("fczsm-small", **TINY)
+    models.save(start, tmp_path / "start.safetensors")
+    config = tiny(event, tmp_path / "run", ema_decay=0.0, seed=1)
+    config.model = ModelConfig("fczsm-small", start=str(tmp_path / "start.safetensors"), middle_frame_only=True)
+    trained = models.load(train(config).parent / "last.safetensors")
+    assert trained.config["middle_frame"]
+    state = start.state_dict()
+    for key, value in trained.state_dict().items():
+        if key in state:
+            assert torch.equal(value, state[key]), key
+    assert trained.middle.last.weight.any()
+    again = tiny(event, tmp_path / "again", max_steps=2)  # a network that has the correction is trained further
+    again.model = ModelConfig("fczsm-small", start=str(tmp_path / "run" / "last.safetensors"), middle_frame_only=True)
+    train(again)
+
+
+@pytest.mark.parametrize(
+    "name, message", [("unet", "is for an FC-ZSM"), ("fczsm-d", "does not fit .*middle_frame=True needs residual")]
+)
+def test_networks_without_a_middle_frame_are_named(event, tmp_path, name, message):
+    config = tiny(event, tmp_path)
+    config.model = ModelConfig(name, {}, middle_frame_only=True)
+    with pytest.raises(ValueError, match=rf"model.middle[-_]frame[-_]only {message}"):
+        train(config)
+
+
 def test_losses_by_hand(event):
     """The losses are means over samples of means over valid pixels, with errors in dBZ (range 55)."""
     samples, prediction = batch(), torch.rand(2, 3, 1, 16, 16, generator=torch.Generator().manual_seed(1))

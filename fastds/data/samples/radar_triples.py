@@ -22,6 +22,8 @@ from fastds.data.samples.dynamic_fields import DynamicFields
 _MAX_ATTEMPTS = 24  # positions that are tried for a crop with enough echo
 _MAX_DRAWS_PER_SAMPLE = 1000  # limit for draw_sets: most crops of dry times have too little echo
 _MISSING_CODE = np.uint8(255)
+# Share of the context frames that samples with augmentation do not contain, as at the ends of a series.
+_UNKNOWN_CONTEXT = 0.2
 
 
 class Draw(NamedTuple):
@@ -110,6 +112,21 @@ class FrameStore:
         missing = np.isnan if self.table is None else lambda codes: codes == _MISSING_CODE
         return ~np.logical_or.reduce([missing(frame) for frame in self.data])
 
+    def find_neighbours(self, triple: Sequence[int] | np.ndarray) -> tuple[int | None, int | None]:
+        """Find the frames one interval of the input, that is triple[2] - triple[0], before and after a triple.
+
+        Args:
+            triple: Indices of three frames at equal intervals.
+
+        Returns:
+            Index of the frame before and of the frame after; None where the source has no such frame.
+        """
+        first, last = self.seconds[triple[0]], self.seconds[triple[-1]]
+        length = last - first
+        frames = times.find_times(self.seconds, np.array([first - length, last + length]), times.JITTER * self.cadence)
+        before, after = (None if frame < 0 else int(frame) for frame in frames)
+        return before, after
+
     def triples(self, interval: int = 1, every: int = 1) -> np.ndarray:
         """Return index triples (n, 3) at `interval` times the cadence, see `fastds.data.sequences`."""
         return self.sequences(3, interval, every)
@@ -161,6 +178,8 @@ class RadarTriples(torch.utils.data.Dataset):
         flow: None, or a function of whole coarse frames (2, h, w) float32 in [0, 1] that returns displacements (2, 2,
             h, w) (dy, dx) in pixels: [0] from the first frame to the second, [1] from the second to the first. It is
             called once for each (source, scale, triple), with frames coarsened in dBZ.
+        context: Whether samples contain the coarse frames before and after x, which are then further arguments of
+            `flow`: function of frames and context, both (2, h, w).
         statics: None, or the normalised static maps (S, H, W) of each source; samples contain their means over coarse
             pixels.
         dynamics: None, or the DynamicFields of each source, which add D channels to x.
@@ -169,8 +188,9 @@ class RadarTriples(torch.utils.data.Dataset):
         seed: Seed.
 
     Sample: dict of x (2, 1 + D, h, w) and y (3, 1, 2h, 2w), float32 in [0, 1] with 0 where missing; valid (3, 1, 2h,
-    2w) bool, True where the fine pixel and the blocks of the input are valid; flow (1, 2, 2, h, w) if requested; static
-    (S, h, w) with statics. Deterministic by (seed, index). DataLoader workers may be used; call `cache_flow()` before
+    2w) bool, True where the fine pixel and the blocks of the input are valid; flow (1, 2, 2, h, w) if requested;
+    context (2, 1, h, w) if requested, NaN where the source has no such frame and, with augment, in one frame of five;
+    static (S, h, w) with statics. Deterministic by (seed, index). DataLoader workers may be used; call `cache_flow()` before
     they start.
 
     Raises:
@@ -194,12 +214,14 @@ class RadarTriples(torch.utils.data.Dataset):
         minimum_valid: float = 0.5,
         augment: bool = True,
         reverse: bool | None = None,
-        flow: Callable[[np.ndarray], np.ndarray] | None = None,
+        flow: Callable[..., np.ndarray] | None = None,
+        context: bool = False,
         statics: Sequence[np.ndarray] | None = None,
         dynamics: Sequence[DynamicFields] | None = None,
         fixed: Sequence[Draw] | None = None,
         seed: int = 0,
     ):
+        self.context = context
         self.statics, self.dynamics, self.fixed = statics, dynamics, fixed
         self.stores = [source if isinstance(source, FrameStore) else FrameStore(source) for source in sources]
         check_not_missing(self.stores)
@@ -241,6 +263,9 @@ class RadarTriples(torch.utils.data.Dataset):
         if self.augment or self.reverse:
             chosen = rng.integers(0, 2, 4).astype(bool) & [*3 * [self.augment], self.reverse]
             sample = augment(sample, *chosen)
+        if self.augment and self.context:
+            known = rng.random((2, 1, 1, 1)) >= _UNKNOWN_CONTEXT
+            sample["context"] = np.where(known, sample["context"], np.float32(np.nan))
         return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in sample.items()}
 
     def select_draws(self, fixed: Sequence[Draw]) -> "RadarTriples":
@@ -266,6 +291,8 @@ class RadarTriples(torch.utils.data.Dataset):
         if self.flow is not None:
             whole = self._get_coarse_flow(number, scale, triple)
             sample["flow"] = whole[:, :, row : row + self.crop, column : column + self.crop].astype(np.float32)[None]
+        if self.context:
+            sample["context"] = self._read_context(number, triple, scale, mode, rows, columns)[:, None]
         if self.statics is not None:
             sample["static"] = preparation.coarsen(self.statics[number][:, rows, columns], 2 * scale)
         return sample
@@ -354,8 +381,29 @@ class RadarTriples(torch.utils.data.Dataset):
             z = preparation.cut_to_multiple(self.stores[number].dbz(triple[::2]), 2 * scale)
             x = preparation.prepare(preparation.coarsen(z, 2 * scale, floor=self.floor), self.floor, self.ceiling)
             assert self.flow is not None
-            self._flows[key] = np.asarray(self.flow(x)).astype(np.float16)
+            around = (self._read_context(number, triple, scale),) if self.context else ()
+            self._flows[key] = np.asarray(self.flow(x, *around)).astype(np.float16)
         return self._flows[key]
+
+    def _read_context(
+        self,
+        number: int,
+        triple: Sequence[int] | np.ndarray,
+        scale: int,
+        mode: str = "dbz",
+        rows: slice = slice(None),
+        columns: slice = slice(None),
+    ) -> np.ndarray:
+        """Return the coarse frames (2, h, w) before and after a triple, in [0, 1], NaN where the source has none."""
+        store = self.stores[number]
+        before, after = store.find_neighbours(triple)
+        found = []
+        for frame in (before, after):
+            z = store.dbz([triple[0] if frame is None else frame], rows, columns)
+            z = preparation.coarsen(preparation.cut_to_multiple(z, 2 * scale), scale, mode, self.floor)
+            x = preparation.prepare(preparation.coarsen(z, 2, mode, self.floor), self.floor, self.ceiling)[0]
+            found.append(np.full_like(x, np.nan) if frame is None else x)
+        return np.stack(found)
 
 
 def draw_sets(samples: RadarTriples, counts: Sequence[int], seed: int = 0) -> list[list[Draw]]:

@@ -144,6 +144,10 @@ def _describe_fczsm(model: FCZSM, *, frames: int = _PAIR) -> Signature:
             "; flow: for each pair of fields the displacements (dy, dx) in pixels from the earlier to the later field "
             "and back, as fastds.models.baselines.advection.optical_flow gives them"
         )
+    if c["middle_frame"]:
+        names.append("context")
+        inputs["context"] = Input(("batch", 2, c["in_channels"], "height", "width"))
+        text += "; context: the fields before and after x, at the same interval, NaN where not known"
     call = _Call(model, lambda model, *given: model(**dict(zip(names, given, strict=True))))
     return Signature(call, inputs, text)
 

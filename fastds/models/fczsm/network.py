@@ -13,6 +13,7 @@ from fastds.models.fczsm.aligner import DirectionalAligner, FeaturePyramid, Sing
 from fastds.models.fczsm.conv_lstm import DeformableConvLSTM, repeat_batch
 from fastds.models.fczsm.convert import convert
 from fastds.models.fczsm.guidance import StaticBranch, compute_interpolation_offsets
+from fastds.models.fczsm.middle import MiddleFrameCorrection
 from fastds.models.graph import compile_graph
 from fastds.models.graph_cache import capturable
 from fastds.models.inputs import check_input, check_samples
@@ -148,6 +149,8 @@ class FCZSM(DownscaleMixin, nn.Module):
         flow_guided: add optical flow to the offsets (not in the paper), see fczsm/guidance.py.
         feature_skip: add the frame features to the output of the LSTM (not in the paper). Fine structure can then
             bypass the gates, and training converges faster.
+        middle_frame: correct the frames between input times with the input frames before and after each pair (not in
+            the paper), see fczsm/middle.py. Only with one input and output channel and residual="advection".
 
     Source: Chen, Qin and Dai 2022, Front. Earth Sci. 10:887842; Xiang et al. 2020 (Zooming Slow-Mo).
     """
@@ -171,6 +174,7 @@ class FCZSM(DownscaleMixin, nn.Module):
         residual: str | None = None,
         flow_guided: bool = False,
         feature_skip: bool = False,
+        middle_frame: bool = False,
     ):
         super().__init__()
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -192,6 +196,8 @@ class FCZSM(DownscaleMixin, nn.Module):
             bias = self.reconstruction.last.bias
             assert bias is not None
             nn.init.zeros_(bias)
+        if middle_frame:
+            self.middle = MiddleFrameCorrection(scale)
 
     @classmethod
     def from_zooming_slomo(cls, state_dict: dict[str, Tensor]) -> "FCZSM":
@@ -216,7 +222,9 @@ class FCZSM(DownscaleMixin, nn.Module):
         model.load_state_dict(state)
         return model
 
-    def forward(self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None, context: Tensor | None = None
+    ) -> Tensor:
         """Downscale a sequence.
 
         Args:
@@ -224,20 +232,21 @@ class FCZSM(DownscaleMixin, nn.Module):
             static: (S, h, w) or (B, S, h, w), normalised. Required if static_channels > 0, not allowed otherwise.
             flow: (B, N-1, 2, 2, h, w), (dy, dx) in pixels of the grid of x, as baselines.optical_flow returns it. Used
                 only with flow_guided or residual="advection"; None computes it from channel 0.
+            context: (B, 2, C, h, w), the frames before and after the sequence at the same time step, normalised, NaN
+                where not known. Used only with middle_frame; None: not known.
 
         Returns:
             (B, 2N-1, out_channels, r*h, r*w) at half the time step, normalised.
 
         Raises:
-            ValueError: If x, static or flow has another shape, or if static is missing or not allowed.
+            ValueError: If x, static, flow or context has another shape, or if static is missing or not allowed.
             TypeError: If x is not floating-point, or if only one of x and the weights is float64.
         """
-        self._check_inputs(x, static, flow)
-        return self._run(x, static, self._resolve_flow(x, flow))
+        return self._run(*self.prepare_inputs(x, static, flow, context))
 
     @capturable
-    def _run(self, x: Tensor, static: Tensor | None, flow: Tensor | None) -> Tensor:
-        """Run the network on checked inputs, see `forward`. The flow is given if the network needs it."""
+    def _run(self, x: Tensor, static: Tensor | None, flow: Tensor | None, context: Tensor | None) -> Tensor:
+        """Run the network on checked inputs, see `forward`. Flow and context are given if the network needs them."""
         b, n, _, h, w = x.shape
         pad = (0, get_padding_to_multiple(w, 4), 0, get_padding_to_multiple(h, 4))
         frames = _pad_edges(x.transpose(0, 1).flatten(0, 1), pad).contiguous(memory_format=torch.channels_last)
@@ -258,10 +267,29 @@ class FCZSM(DownscaleMixin, nn.Module):
         r = self.config["scale"]
         y = self.reconstruction(hidden)[..., : r * h, : r * w]
         y = y.reshape(2 * n - 1, b, *y.shape[1:]).transpose(0, 1).contiguous()
-        return y if self.config["residual"] is None else self._compute_residual(x, flow) + y
+        if self.config["residual"] is not None:
+            y = self._compute_residual(x, flow) + y
+        return y if context is None else self._correct_middle_frames(y, x, flow, context)
+
+    def _correct_middle_frames(self, y: Tensor, x: Tensor, flow: Tensor | None, context: Tensor) -> Tensor:
+        """Return y (B, 2N-1, 1, r*h, r*w) with corrected frames between input times, see `forward`."""
+        assert flow is not None
+        b, n = x.shape[:2]
+        frames = torch.cat([context[:, :1], x, context[:, 1:]], 1)[:, :, 0]
+        around = torch.stack([frames[:, :-3], frames[:, 3:]], 2)
+        pairs = torch.stack([frames[:, 1:-2], frames[:, 2:-1]], 2)
+        inputs = (z.flatten(0, 1) for z in (y[:, 1::2], pairs, around, flow))
+        middle = self.middle(*inputs).unflatten(0, (b, n - 1)).to(y.dtype)
+        given = y[:, ::2].unbind(1)
+        return torch.stack([z for pair in zip(given, (*middle.unbind(1), None)) for z in pair][:-1], 1)
 
     def compile_graph(
-        self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None, dtype: torch.dtype | None = None
+        self,
+        x: Tensor,
+        static: Tensor | None = None,
+        flow: Tensor | None = None,
+        context: Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Callable[..., Tensor]:
         """Capture the forward for inference, see fastds.compile_graph.
 
@@ -269,26 +297,34 @@ class FCZSM(DownscaleMixin, nn.Module):
             x: (B, N, C, h, w), an example of the input.
             static: static maps, see `forward`.
             flow: optical flow, see `forward`.
+            context: frames before and after, see `forward`.
             dtype: dtype of the arithmetic, see fastds.compile_graph.
 
         Returns:
             A function with the arguments of `forward`, for inputs of the same shapes and dtypes.
         """
-        return compile_graph(self, x, static, flow, dtype=dtype)
+        return compile_graph(self, x, static, flow, context, dtype=dtype)
 
-    def prepare_inputs(self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None) -> tuple:
+    def prepare_inputs(
+        self, x: Tensor, static: Tensor | None = None, flow: Tensor | None = None, context: Tensor | None = None
+    ) -> tuple:
         """Prepare the arguments of `forward`.
 
         Args:
             x: (B, N, C, h, w).
             static: static maps, see `forward`.
             flow: optical flow, see `forward`. None computes it if the network needs it.
+            context: frames before and after, see `forward`. None makes frames of NaN if the network needs them.
 
         Returns:
-            x, static, and the flow. The flow is None if the network does not use it.
+            x, static, the flow and the context. Flow and context are None if the network does not use them.
         """
-        self._check_inputs(x, static, flow)
-        return x, static, self._resolve_flow(x, flow)
+        self._check_inputs(x, static, flow, context)
+        if not self.config["middle_frame"]:
+            context = None
+        elif context is None:
+            context = x.new_full((x.shape[0], 2, *x.shape[2:]), torch.nan)
+        return x, static, self._resolve_flow(x, flow), context
 
     def _resolve_flow(self, x: Tensor, flow: Tensor | None) -> Tensor | None:
         if not (self.config["flow_guided"] or self.config["residual"] == "advection"):
@@ -306,7 +342,9 @@ class FCZSM(DownscaleMixin, nn.Module):
         x, r = x[:, :, : self.config["out_channels"]].float(), self.config["scale"]
         return trilinear(x, r) if self.config["residual"] == "trilinear" else advection(x, r, flow)
 
-    def _check_inputs(self, x: Tensor, static: Tensor | None, flow: Tensor | None) -> None:
+    def _check_inputs(
+        self, x: Tensor, static: Tensor | None, flow: Tensor | None, context: Tensor | None
+    ) -> None:
         c, s = self.config["in_channels"], self.config["static_channels"]
         check_input("x", x, self)
         if x.ndim != 5 or x.shape[1] < 2 or x.shape[2] != c:
@@ -321,6 +359,8 @@ class FCZSM(DownscaleMixin, nn.Module):
             raise ValueError(f"static must have shape ({s}, {h}, {w}) or ({b}, ...), got {tuple(static.shape)}")
         if flow is not None and tuple(flow.shape) != (b, n - 1, 2, 2, h, w):
             raise ValueError(f"flow must have shape {(b, n - 1, 2, 2, h, w)} to go with x, got {tuple(flow.shape)}")
+        if context is not None and tuple(context.shape) != (b, 2, c, h, w):
+            raise ValueError(f"context must have shape {(b, 2, c, h, w)} to go with x, got {tuple(context.shape)}")
 
 
 def check_config(config: dict) -> None:
@@ -351,6 +391,13 @@ def check_config(config: dict) -> None:
         raise ValueError(
             f"residual={config['residual']!r} adds the first input channels to the output, so out_channels must be at "
             f"most in_channels={config['in_channels']}, got {config['out_channels']}"
+        )
+    if config["middle_frame"] and (
+        config["residual"] != "advection" or config["in_channels"] != 1 or config["out_channels"] != 1
+    ):
+        raise ValueError(
+            "middle_frame=True needs residual='advection', in_channels=1 and out_channels=1, got "
+            f"{config['residual']!r}, {config['in_channels']} and {config['out_channels']}"
         )
 
 

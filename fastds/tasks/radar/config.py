@@ -19,10 +19,13 @@ class ModelConfig(config.ModelConfig):
         name: name of an FC-ZSM or a U-Net in fastds.models.available().
         input_gain: factor of the first convolution of random initial weights, see training.scale_initial_weights; 1:
             initial weights are not scaled.
+        middle_frame_only: whether only the correction of the frames between input times is trained
+            (FCZSM(middle_frame=True)). It is added to the FC-ZSM of `start` if that has none.
     """
 
     name: str = "fczsm-small"
     input_gain: float = 10.0
+    middle_frame_only: bool = False
 
 
 @dataclasses.dataclass

@@ -60,6 +60,11 @@ def needs_flow(model: Network) -> bool:
     return bool(model.config.get("flow_guided")) or model.config.get("residual") == "advection"
 
 
+def needs_context(model: Network) -> bool:
+    """Return whether a model reads the frames before and after those of a pair."""
+    return bool(model.config.get("middle_frame"))
+
+
 def pick_model(model: nn.Module | str | os.PathLike | None = None) -> tuple[Network, str]:
     """Return a model and a note about it.
 

@@ -60,12 +60,14 @@ class _MovingPair(NamedTuple):
         x: scaled frames (2, H, W).
         flow: optical flow of echo above the floor.
         weak: optical flow of all echo.
+        context: scaled frames (2, H, W) before and after the pair, NaN where not known.
     """
 
     pair: tuple[torch.Tensor, torch.Tensor]
     x: torch.Tensor
     flow: torch.Tensor
     weak: torch.Tensor
+    context: torch.Tensor
 
 
 class FrameRefiner:
@@ -85,10 +87,11 @@ class FrameRefiner:
         members: draws ensemble members of each fine frame; None: no ensemble.
         steady: whether frames between input times are adjusted to detail and intensities of those at the input times,
             see steady.py. Ignored with members.
+        uses_context: whether the network takes the frames before and after a pair.
 
     Attributes:
-        observe: function (x (2, H, W), flow, channels (2, D, H, W) or None) that is called before the first pair of a
-            batch, or None.
+        observe: function (x (2, H, W), flow, channels (2, D, H, W) or None, context (2, H, W) or None) that is called
+            before the first pair of a batch, or None.
     """
 
     def __init__(
@@ -106,7 +109,9 @@ class FrameRefiner:
         coarsened: str | None = None,
         members: RadarEnsemble | None = None,
         steady: bool = False,
+        uses_context: bool = False,
     ):
+        self.uses_context = uses_context
         self.steady = steady and members is None
         self.network, self.scale, self.tiles, self.after_tile = network, scale, tiles, after_tile
         self.static, self.coarsened, self.members = static, coarsened, members
@@ -136,7 +141,8 @@ class FrameRefiner:
             time_factor: 2 or 4.
             times: times of the fine frames, used as part of the seed of ensemble members.
             requested: (first, stop), range of coarse frames for which fine frames are computed; None: all. Other frames
-                provide the motion (f / 2 + 1 frames on either side suffice), and their fine frames are NaN.
+                provide the motion and the context (f / 2 + 1 frames on either side suffice), and their fine frames are
+                NaN.
             channels: function of the number of a coarse frame that returns the additional channels (D, H, W) of the
                 network, called in order for the pairs on which the network runs; None: no channels. Only with factor 2,
                 because channels are not available between input times.
@@ -241,15 +247,18 @@ class FrameRefiner:
                 yield *pair, next(results) if has_run else None
 
     def _add_motion(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[_MovingPair]:
-        """Yield pairs of frames with their motion, averaged with the motion of the previous and the next pair."""
-        before, this = [None, None], None
+        """Yield pairs of frames with their context, and their motion averaged with that of the neighbouring pairs."""
+        before, this, first = [None, None], None, None
         for following in itertools.chain(map(self._prepare_pair, pairs), [None]):
             if this is not None:
                 pair, x, motions = this
                 after = [None, None] if following is None else following[2]
                 flows = [smooth_flow(motion, before[k], after[k]) for k, motion in enumerate(motions)]
-                yield _MovingPair(pair, x, flows[0], flows[-1])
-                before = motions
+                unknown = torch.full_like(x[0], torch.nan)
+                last = None if following is None or following[0][1].isnan().all() else following[1][1]
+                context = torch.stack([unknown if z is None else z for z in (first, last)])
+                yield _MovingPair(pair, x, flows[0], flows[-1], context)
+                before, first = motions, None if pair[0].isnan().all() else x[0]
             this = following
 
     def _prepare_pair(self, pair: tuple[torch.Tensor, torch.Tensor]) -> tuple:
@@ -272,15 +281,17 @@ class FrameRefiner:
             For each pair: network output (3, rH, rW) in [0, 1], mask (H, W) of coarse pixels near echo, optical flow of
             all echo, and for ensembles the flow of echo above the floor, else None.
         """
-        pairs, scaled, flows, weak = map(list, zip(*moving, strict=True))
+        pairs, scaled, flows, weak, contexts = map(list, zip(*moving, strict=True))
         moving.clear()
         if self.observe is not None:
-            self.observe(scaled[0], flows[0], None if channels is None else channels[0])
+            context = contexts[0] if self.uses_context else None
+            self.observe(scaled[0], flows[0], None if channels is None else channels[0], context)
         form: dict[str, Any] = {
             "after_tile": self.after_tile,
             "static": self.static,
             "batch_size": self.batch_size,
             "channels": channels,
+            "contexts": contexts if self.uses_context else None,
         }
         made = run_tiles(self.network, scaled, flows, self.tiles, self.scale, **form)
         if len(self.tiles) > 1:

@@ -16,6 +16,7 @@ from fastds.inference.ood.statistics import compute_motion_statistics
 from fastds.inference.tables import track_progress
 from fastds.models.baselines import optical_flow
 from fastds.tasks.radar.config import DataConfig
+from fastds.tasks.radar.motion import smooth_pair_flow
 from fastds.training.modules import BaseDataModule
 from fastds.training.radar_files import (
     list_whole_files,
@@ -41,6 +42,8 @@ class RadarData(BaseDataModule):
         in_channels: number of input channels of the network, one more than config.dynamics has entries.
         devices: see BaseDataModule.
         progress: print the progress of the optical flow, which is computed before the training.
+        context: whether samples contain the coarse frames before and after, which then steady the optical flow as in
+            `fastds downscale`.
 
     Attributes:
         training: training samples.
@@ -59,8 +62,10 @@ class RadarData(BaseDataModule):
         in_channels: int = 1,
         devices: int = 1,
         progress: bool = False,
+        context: bool = False,
     ):
         super().__init__(config, seed, devices)
+        self.context = context
         self.progress, self.flow, self.static_variables = progress, flow, list(static_variables)
         self.test: Any = None
         self.test_draws: list[Any] = []
@@ -96,6 +101,7 @@ class RadarData(BaseDataModule):
             minimum_echo=c.minimum_echo,
             minimum_valid=c.minimum_valid,
             flow=_compute_flow if self.flow else None,
+            context=self.context,
             statics=self.read_statics([block.path for block in train]) if c.statics else None,
         )
         drawn = dict(scales=tuple(c.scales), intervals=tuple(c.intervals), modes=c.modes)
@@ -173,5 +179,15 @@ class RadarData(BaseDataModule):
         return [((m.values - mean) / std).astype(np.float32) for m in maps]
 
 
-def _compute_flow(x: np.ndarray) -> np.ndarray:
-    return optical_flow(torch.from_numpy(np.ascontiguousarray(x))[None])[0, 0].numpy()
+def _compute_flow(x: np.ndarray, context: np.ndarray | None = None) -> np.ndarray:
+    """Compute the optical flow (2, 2, h, w) of frames (2, h, w), averaged with that of the neighbouring pairs.
+
+    Args:
+        x: the frames, in [0, 1].
+        context: (2, h, w), the frames before and after, NaN where not known; None: flow of the frames alone.
+    """
+    frames = torch.from_numpy(np.ascontiguousarray(x))
+    if context is None or np.isnan(context).any():
+        return optical_flow(frames[None])[0, 0].numpy()
+    before, after = torch.from_numpy(np.ascontiguousarray(context))
+    return smooth_pair_flow(torch.stack([before, frames[0]]), frames, torch.stack([frames[1], after]))[0].numpy()

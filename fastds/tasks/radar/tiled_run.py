@@ -31,7 +31,7 @@ from fastds.inference.tiling import (
 from fastds.memory import return_freed_memory
 from fastds.models.card import Network
 from fastds.tasks.radar.members import ERROR_MODEL, RadarEnsemble
-from fastds.tasks.radar.methods import Baseline, needs_flow
+from fastds.tasks.radar.methods import Baseline, needs_context, needs_flow
 from fastds.tasks.radar.refinement import NEAR_PIXELS, FrameRefiner
 
 # Working memory of the network for the automatic choice of tiles on a CPU; on a GPU, half of the free memory is used.
@@ -97,6 +97,7 @@ class TiledInference:
             members=members,
             # baselines are not adjusted, so that their output is what their name says
             steady=not smooth and not isinstance(model, Baseline),
+            uses_context=needs_context(model),
         )
         if self.tile and self.halo < self.receptive_field:
             self.refiner.observe = self._measure_seam
@@ -106,15 +107,21 @@ class TiledInference:
         return (torch.from_numpy(static.values[self.order].copy()) - mean[:, None, None]) / std[:, None, None]
 
     def _run_network(
-        self, x: torch.Tensor, flow: torch.Tensor | None, static: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        flow: torch.Tensor | None,
+        static: torch.Tensor | None = None,
+        context: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        if context is None and needs_context(self.model):  # the measurement of the receptive field has no other frames
+            context = x[:, [0, -1], :1]
         if static is None and self.static is not None:  # the measurement of the receptive field has no location
             static = x.new_zeros(len(self.static), *x.shape[-2:])
         channels = self.model.config.get("in_channels", 1)
         if x.shape[2] != channels:  # in the measurement of the receptive field, all channels change together
             x = x.expand(-1, -1, channels, -1, -1)
         device = self.execution.device
-        given = {"static": static, "flow": flow if self.uses_flow else None}
+        given = {"static": static, "flow": flow if self.uses_flow else None, "context": context}
         given = {name: tensor.to(device) for name, tensor in given.items() if tensor is not None}
         with self.execution.autocast():
             return self.model(x.to(device), **given).float().cpu()
@@ -219,23 +226,26 @@ class TiledInference:
         lengths = [s.stop - s.start for s in source.segments]
         return sum(max(n - 1, 1) + (2 * (n - 1) if self.time_factor == 4 and n > 1 else 0) for n in lengths)
 
-    def _measure_seam(self, x: torch.Tensor, flow: torch.Tensor, channels: torch.Tensor | None) -> None:
+    def _measure_seam(
+        self, x: torch.Tensor, flow: torch.Tensor, channels: torch.Tensor | None, context: torch.Tensor | None
+    ) -> None:
         """Measure the seam error, once: recompute the tile with most echo with a halo that covers the receptive field.
 
         Args:
             x: scaled pair of frames (2, H, W).
             flow: optical flow of the pair.
             channels: additional channels (2, D, H, W), or None.
+            context: scaled frames (2, H, W) before and after the pair, or None.
         """
         self.refiner.observe = None
         height, width = x.shape[-2:]
         tile = max(self.tiles, key=lambda t: x[:, t.core[0], t.core[1]].sum().item())
         wide_tiles = plan_tiles(height, width, cast(int, self.tile), round_up(self.receptive_field))
         wide_tile = wide_tiles[self.tiles.index(tile)]
-        given, channel_list = (self._run_network, [x], [flow]), None if channels is None else [channels]
-        small, large = (
-            run_tiles(*given, [t], self.scale, static=self.static, channels=channel_list)[0] for t in (tile, wide_tile)
-        )
+        given, options = (self._run_network, [x], [flow]), {"static": self.static}
+        options |= {"channels": None if channels is None else [channels]}
+        options |= {"contexts": None if context is None else [context]}
+        small, large = (run_tiles(*given, [t], self.scale, **options)[0] for t in (tile, wide_tile))
         rows, columns = (slice(c.start * self.scale, c.stop * self.scale) for c in tile.core)
         difference = (small - large)[:, rows, columns].abs() * self.amplitude
         self.seam_error = difference.max().item(), difference.square().mean().sqrt().item()

@@ -32,7 +32,7 @@ class RadarModule(SupervisedModule):
     """Training of a network that maps two coarse frames to three fine frames.
 
     Batches: x (B, 2, 1 + D, h, w), y and valid (B, 3, 1, r*h, r*w), and if the network reads them flow (B, 1, 2, 2, h,
-    w) and static (B, S, h, w); x and y are normalised to [0, 1]. Logged values: loss, learning rate, val_mse_total
+    w), context (B, 2, 1, h, w) and static (B, S, h, w); x and y are normalised to [0, 1]. Logged values: loss, learning rate, val_mse_total
     (dBZ^2 above the floor), val_mse_trilinear, val_mse_advection (with flow), and val_relative (val_mse_total divided
     by val_mse_trilinear).
     """
@@ -42,7 +42,7 @@ class RadarModule(SupervisedModule):
         self.range_dbz = config.data.ceiling - config.data.floor
 
     def forward(self, batch: dict) -> Tensor:
-        return self.model(batch["x"], **{key: batch[key] for key in ("static", "flow") if key in batch})
+        return self.model(batch["x"], **{key: batch[key] for key in ("static", "flow", "context") if key in batch})
 
     def loss(self, prediction: Tensor, batch: dict) -> Tensor:
         """Return the mean over samples of the mean error on valid pixels, with errors in dBZ."""
@@ -131,11 +131,35 @@ def scale_initial_weights(model: Network, gain: float) -> None:
                 parameter.zero_()
 
 
+def select_middle_frame(model: Network) -> Network:
+    """Return an FC-ZSM in which only the correction of the frames between input times is trained.
+
+    Args:
+        model: network; the correction is added to an FC-ZSM that has none.
+
+    Raises:
+        ValueError: the network cannot have such a correction.
+    """
+    if not isinstance(model, models.FCZSM):
+        raise OptionError("model.middle_frame_only", f"is for an FC-ZSM, got {model.card.name}")
+    if not model.config["middle_frame"]:
+        try:
+            extended = models.FCZSM(**{**model.config, "middle_frame": True})
+        except ValueError as error:
+            raise OptionError("model.middle_frame_only", f"does not fit {model.card.name}: {error}") from None
+        extended.load_state_dict(model.state_dict(), strict=False)
+        extended.card = model.card
+        model = extended
+    model.requires_grad_(False)
+    model.middle.requires_grad_(True)
+    return model
+
+
 def build_model(config: TrainingConfig) -> Network:
     """Create the network with its card, or load config.model.start.
 
     Raises:
-        ValueError: the network is not an FC-ZSM or a U-Net.
+        ValueError: the network is not an FC-ZSM or a U-Net, or model.middle_frame_only does not fit the network.
     """
     c = config.model
     model = models.load(c.start) if c.start else models.create(c.name, **c.options)
@@ -147,6 +171,8 @@ def build_model(config: TrainingConfig) -> Network:
         )
     if not c.start and c.input_gain != 1.0:
         scale_initial_weights(model, c.input_gain)
+    if c.middle_frame_only:
+        model = select_middle_frame(model)
     update_model_card(model.card, config)
     model.card.floor_dbz, model.card.ceiling_dbz = config.data.floor, config.data.ceiling
     return model
@@ -171,7 +197,11 @@ def train(config: TrainingConfig) -> pathlib.Path:
     model = build_model(config)
     module = RadarModule(model, config)
     static = model.config.get("static_channels", 0), model.card.static_variables
-    others = {"in_channels": model.config.get("in_channels", 1), "devices": config.devices}
+    others = {
+        "in_channels": model.config.get("in_channels", 1),
+        "devices": config.devices,
+        "context": bool(model.config.get("middle_frame")),
+    }
     data = RadarData(config.data, needs_flow(model), config.seed, *static, **others, progress=config.progress)
     data.setup()
     model.card.static_variables = data.static_variables
