@@ -340,7 +340,7 @@ RUNS = {
     "--truth known.nc --report now.html": rolled,
     f"nowcast known.nc hind.nc --model persistence {READING} --lead 10min --every 15min": hindcast,
     f"nowcast known.nc hind.zarr --model persistence {READING} --lead 10min --every 5min --workers 1 --append "
-    "--keep-going": as_an_archive("hind.zarr"),
+    "--keep-going --chunks y=32 --shards y=64": as_an_archive("hind.zarr"),
     "nowcast bytes.nc last.nc --model persistence --steps 1 --quantity reflectivity --dtype input": (
         stored_as("last.nc", "int16")
     ),
