@@ -20,6 +20,7 @@
 
 #include "core/gradient_plans.h"
 #include "core/plan_key.h"
+#include "core/strided_copy.h"
 
 namespace fastds::plans {
 
@@ -224,7 +225,8 @@ struct Run {
         }
     }
 
-    void call_natives() {
+    // Returns false if a native function returned False, because it cannot compute its result as Python does.
+    bool call_natives() {
         PyObject* arguments[64];
         for (const NativeCall& call : plan.calls) {
             const size_t n = call.arguments.size();
@@ -236,7 +238,9 @@ struct Run {
             PyObject* result = PyObject_Vectorcall(call.function.ptr(), arguments, n, nullptr);
             if (result == nullptr) throw py::error_already_set();
             Py_DECREF(result);
+            if (result == Py_False) return false;
         }
+        return true;
     }
 
     py::object result() {
@@ -269,7 +273,7 @@ inline PyObject* run_plan(Table& table, const std::shared_ptr<Entry>& entry, con
                 std::memset(reinterpret_cast<void*>(run.addresses[k]), 0xff, run.outputs[k].attr("nbytes").cast<int64_t>());
             std::memset(table.scratch, 0xff, plan->scratch_bytes);
         }
-        run.call_natives();
+        if (!run.call_natives()) Py_RETURN_NONE;
         if (!poison) ++table.runs;
         return run.result().release().ptr();
     } catch (py::error_already_set& error) {
@@ -405,7 +409,8 @@ inline void set_plan(py::object description, py::args rest) {
     entry->state = entry->plan || entry->gradients ? State::ready : State::refused;
 }
 
-// Runs a description on other arguments of the same key; outputs and scratch memory are filled with 0xff bytes before.
+// Runs a description on other arguments of the same key; outputs and scratch memory are filled with 0xff bytes before. Returns
+// None if the plan cannot compute the result of these values.
 inline py::object try_plan(py::dict description, py::args rest) {
     Table* table = get_table();
     Key key;
@@ -417,39 +422,6 @@ inline py::object try_plan(py::dict description, py::args rest) {
     PyObject* result = run_plan(*table, entry, key, true);
     if (result == nullptr) throw py::error_already_set();
     return py::reinterpret_steal<py::object>(result);
-}
-
-// Copies elements of `bytes` bytes between two layouts of one shape; strides are in elements.
-inline void copy_strided(intptr_t from, intptr_t to, int bytes, const std::vector<int64_t>& shape,
-                         const std::vector<int64_t>& from_strides, const std::vector<int64_t>& to_strides) {
-    const size_t dims = shape.size();
-    if (dims == 0) {
-        std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes);
-        return;
-    }
-    const int64_t inner = shape[dims - 1], step = from_strides[dims - 1] * bytes, to_step = to_strides[dims - 1] * bytes;
-    std::vector<int64_t> index(dims, 0);
-    int64_t rows = 1;
-    for (size_t k = 0; k + 1 < dims; ++k) rows *= shape[k];
-    for (int64_t row = 0; row < rows; ++row) {
-        const char* source = reinterpret_cast<const char*>(from);
-        char* target = reinterpret_cast<char*>(to);
-        for (size_t k = 0; k + 1 < dims; ++k) {
-            source += index[k] * from_strides[k] * bytes;
-            target += index[k] * to_strides[k] * bytes;
-        }
-        if (bytes == 4) {
-            for (int64_t i = 0; i < inner; ++i) std::memcpy(target + i * to_step, source + i * step, 4);
-        } else if (bytes == 2) {
-            for (int64_t i = 0; i < inner; ++i) std::memcpy(target + i * to_step, source + i * step, 2);
-        } else {
-            for (int64_t i = 0; i < inner; ++i) std::memcpy(target + i * to_step, source + i * step, bytes);
-        }
-        for (size_t k = dims - 1; k-- > 0;) {
-            if (++index[k] < shape[k]) break;
-            index[k] = 0;
-        }
-    }
 }
 
 inline void initialize(py::dict names) {
@@ -464,7 +436,11 @@ inline void initialize(py::dict names) {
     t.function_modes = keep("function_modes");
     t.deterministic = keep("deterministic");
     t.functorch = keep("functorch");
-    t.autocast = keep("autocast");
+    t.any_autocast_enabled = keep("any_autocast_enabled");
+    t.autocast_cache_enabled = keep("autocast_cache_enabled");
+    t.autocast_enabled = keep("autocast_enabled");
+    t.autocast_dtype = keep("autocast_dtype");
+    t.cpu = PyUnicode_InternFromString("cpu");
     t.tracing = keep("tracing");
     t.profiler_module = keep("profiler");
     t.profiler_name = PyUnicode_InternFromString("_is_profiler_enabled");
@@ -493,6 +469,7 @@ inline void register_plans(py::module_& m) {
     m.def("plans_set", &set_plan);
     m.def("plans_try", &try_plan);
     m.def("plans_copy_strided", &copy_strided);
+    m.def("plans_cast_strided", &cast_strided);
     m.def("plans_suspend", [](int change) { torch().suspended += change; });
     m.def("plans_recording", [](bool on) {
         Table* table = get_table();

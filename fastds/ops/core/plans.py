@@ -5,8 +5,9 @@ The checks, selections and conversions of a small call cost more than its kernel
 shapes, strides, dtypes, options, threads) is therefore recorded: its native calls, and which of their arguments are
 addresses of inputs, outputs, temporaries, packed weights or workspace. The recorded plan runs on other values, and is
 stored if it gives the same bits as the Python code. Later calls with the key run in csrc/core/call_plans.h. A call has
-no plan if its result depends on anything else than native calls and copies, or if its tensors are large. The plans of
-calls with gradients are described in gradient_plans.py.
+no plan if its result depends on anything else than native calls, copies and casts, or if its tensors are large. Under
+autocast, the plan includes its casts; a call in which a NaN is cast runs in Python. The plans of calls with gradients
+are described in gradient_plans.py.
 
 The environment variable FASTDS_PLANS=0 switches plans off.
 """
@@ -31,16 +32,18 @@ MAX_BYTES = 4 << 20
 MAX_SCRATCH_BYTES = 16 << 20  # temporaries and workspace; each thread holds the memory of its largest plan
 MIN_ADDRESS = 1 << 22  # no tensor has a smaller address; smaller integers are constants
 MAX_CONSTANT = 1 << 32
+_CAST_CODES = {t: c for t, c in native.DTYPE_CODES.items() if t != torch.float64}  # dtypes that a plan can cast
 _ALLOCATIONS = frozenset(("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"))
 # Names of functions of torch that return views and properties. A call that uses functions other than these,
-# _ALLOCATIONS and copies has no plan, because such functions compute values or return values that the Python code may
+# _ALLOCATIONS and _COPIES has no plan, because such functions compute values or return values that the Python code may
 # depend on.
 _HARMLESS = frozenset(
     ("__get__", "chunk", "data_ptr", "detach", "dim", "element_size", "is_conj", "is_contiguous", "is_floating_point")
     + ("is_neg", "narrow", "numel", "permute", "promote_types", "size", "split", "storage_offset", "stride")
     + ("t", "tensor_split", "transpose", "untyped_storage", "view", "view_as")
 )
-_NO_OPERATIONS = frozenset(("float", "reshape", "resolve_neg", "to"))  # if they return a view or the tensor itself
+_COPIES = frozenset(("clone", "contiguous", "float", "to"))  # copy or cast the tensor, or return the tensor itself
+_NO_OPERATIONS = frozenset(("reshape", "resolve_neg"))  # if they return a view or the tensor itself
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -63,8 +66,10 @@ def _load() -> Any:
         "Tensor": torch.Tensor, "Parameter": torch.nn.Parameter, "dtype": torch.dtype,
         "grad_enabled": torch.is_grad_enabled, "num_threads": torch.get_num_threads,
         "dispatch_modes": torch._C._len_torch_dispatch_stack, "function_modes": torch._C._len_torch_function_stack,
-        "functorch": torch._C._are_functorch_transforms_active, "autocast": torch._C._is_any_autocast_enabled,
-        "tracing": torch._C._is_tracing, "deterministic": torch._C._get_deterministic_algorithms,
+        "functorch": torch._C._are_functorch_transforms_active, "tracing": torch._C._is_tracing,
+        "any_autocast_enabled": torch._C._is_any_autocast_enabled, "autocast_enabled": torch.is_autocast_enabled,
+        "autocast_dtype": torch.get_autocast_dtype, "autocast_cache_enabled": torch.is_autocast_cache_enabled,
+        "deterministic": torch._C._get_deterministic_algorithms,
         "profiler": torch.autograd.profiler, "forward_ad": forward_ad,
         "empty_strided": torch.empty_strided, "is_neg": torch.Tensor.is_neg,
     })  # fmt: skip
@@ -173,7 +178,7 @@ def note_packed_weight(weight: Tensor, entry: tuple[Tensor, Tensor], refresh: Ca
 
 
 class _Allocations(TorchFunctionMode):
-    """Collect the tensors that torch allocates inside the `with` block, and record its copies between memory layouts.
+    """Collect the tensors that torch allocates inside the `with` block, and record its copies and casts.
 
     Attributes:
         tensors: allocated tensors. They stay alive so that their addresses stay distinct.
@@ -191,7 +196,7 @@ class _Allocations(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _ALLOCATIONS:
             self.tensors.append(result)
-        elif name in ("contiguous", "clone"):
+        elif name in _COPIES:
             if result.data_ptr() != args[0].data_ptr():
                 self.tensors.append(result)
                 self._copy(args[0], result)
@@ -206,12 +211,18 @@ class _Allocations(TorchFunctionMode):
         return result
 
     def _copy(self, source: Tensor, target: Tensor) -> None:
-        if source.dtype != target.dtype or source.is_neg() or not source.is_cpu:
+        """Record a copy, or a cast if the dtypes differ."""
+        addresses, dtypes = (source.data_ptr(), target.data_ptr()), (source.dtype, target.dtype)
+        known = dtypes[0] == dtypes[1] or _CAST_CODES.keys() >= set(dtypes)
+        if not known or source.is_neg() or not (source.is_cpu and target.is_cpu):
             self.others.add("copy_")
             return
-        places = source.data_ptr(), target.data_ptr(), source.element_size()
-        arguments = *places, tuple(source.shape), source.stride(), target.stride()
-        self.calls.append((_module.plans_copy_strided, arguments, {}))
+        layouts = tuple(source.shape), source.stride(), target.stride()
+        if dtypes[0] == dtypes[1]:
+            self.calls.append((_module.plans_copy_strided, (*addresses, source.element_size(), *layouts), {}))
+        else:
+            codes = tuple(_CAST_CODES[dtype] for dtype in dtypes)
+            self.calls.append((_module.plans_cast_strided, (*addresses, *codes, *layouts), {}))
         self.results.append(None)
 
 
@@ -388,18 +399,35 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
 def _agrees(function: Callable[..., Any], description: dict[str, Any], owner: object, args: tuple) -> bool:
     """Return whether a plan gives the bits of the Python code for other values at other addresses."""
     keep = {p[0] for p in description["packed"]}
+    for finite in (False, True):
+        others = _change_values(args, keep, finite)
+        found = _module.plans_try(description, owner, *others)
+        if found is not None:  # a plan casts no NaN: the Python code runs such calls
+            return _is_equal(found, function(*others))
+    return False
+
+
+def _change_values(args: tuple, keep: set[int], finite: bool) -> tuple:
+    """Return arguments with other values at other addresses.
+
+    Args:
+        args: nested arguments of a call.
+        keep: positions of tensors that stay the same.
+        finite: replace NaN and infinities by numbers.
+    """
     count = iter(range(1 << 30))
 
     def change(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value if next(count) in keep else _reversed_copy(value)
+            if next(count) in keep:
+                return value
+            copy = _reversed_copy(value)
+            return copy.nan_to_num_() if finite and copy.is_floating_point() else copy
         if isinstance(value, tuple | list):
             return type(value)(change(item) for item in value)
         return value
 
-    others = tuple(change(value) for value in args)
-    expected = function(*others)
-    return _is_equal(_module.plans_try(description, owner, *others), expected)
+    return tuple(change(value) for value in args)
 
 
 def _reversed_copy(tensor: Tensor) -> Tensor:
