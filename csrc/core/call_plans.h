@@ -48,12 +48,21 @@ struct PackedWeight {
     int64_t bytes = 0;  // of both
 };
 
-// A weight of which the kernels read the packed form. `weights` has one entry for each address, because layers of the same shape
-// share a plan. `refresh(weight)` returns (copy, packed) for the current bytes of a weight.
+// A weight of which the kernels read the packed form: an input, or some channels of one, whose elements are `rows` runs of memory.
+// `weights` has one entry for each address, because layers of the same shape share a plan. `refresh(input)` returns (copy, packed)
+// for the current bytes of the weight.
 struct PackedInput {
     int input = 0;
-    int64_t bytes = 0;
+    int64_t offset = 0;  // bytes from the beginning of the input
+    int64_t rows = 1, row_bytes = 0, row_step = 0;  // number, size and distance of the runs in bytes; the copy has no gaps
     py::object refresh;
+
+    bool is_unchanged(const void* weight, const void* copy) const {
+        const char *current = static_cast<const char*>(weight), *before = static_cast<const char*>(copy);
+        for (int64_t row = 0; row < rows; ++row)
+            if (std::memcmp(current + row * row_step, before + row * row_bytes, row_bytes) != 0) return false;
+        return true;
+    }
     std::unordered_map<const void*, PackedWeight> weights;
     intptr_t packed_data = 0;  // of the call that runs
 };
@@ -177,9 +186,9 @@ struct Run {
         for (int attempt = 0; attempt < 3; ++attempt) {
             bool complete = true;
             for (PackedInput& p : plan.packed) {
-                const void* weight = key.tensors[p.input].data;
+                const void* weight = static_cast<const char*>(key.tensors[p.input].data) + p.offset;
                 auto found = p.weights.find(weight);
-                if (found == p.weights.end() || std::memcmp(weight, found->second.copy_data, p.bytes) != 0) {
+                if (found == p.weights.end() || !p.is_unchanged(weight, found->second.copy_data)) {
                     found = pack_again(p, weight);
                     complete = false;
                 }
@@ -198,7 +207,7 @@ struct Run {
         auto old = p.weights.find(weight);
         if (old != p.weights.end() && old->second.packed_data == made.packed_data && old->second.copy_data == made.copy_data)
             return old;  // the cache packed the weight into the same memory
-        made.bytes = p.bytes + made.packed.attr("nbytes").cast<int64_t>();
+        made.bytes = p.rows * p.row_bytes + made.packed.attr("nbytes").cast<int64_t>();
         if (count_packed_bytes(table) + made.bytes > kMaxPackedBytes) drop_packed(table);
         if (p.weights.size() >= kMaxPackedWeights) p.weights.clear();
         return p.weights.insert_or_assign(weight, std::move(made)).first;
@@ -342,11 +351,14 @@ inline std::shared_ptr<Plan> read_plan(const py::dict& description) {
     plan->workspace_offset = offset;
     plan->scratch_bytes = offset + description["workspace"].cast<int64_t>() + kAlignment;
     for (py::handle packed : description["packed"]) {
-        const auto t = packed.cast<py::tuple>();
+        const auto t = packed.cast<py::tuple>();  // (input, offset, rows, row bytes, row step, refresh)
         PackedInput p;
         p.input = t[0].cast<int>();
-        p.bytes = t[1].cast<int64_t>();
-        p.refresh = t[2];
+        p.offset = t[1].cast<int64_t>();
+        p.rows = t[2].cast<int64_t>();
+        p.row_bytes = t[3].cast<int64_t>();
+        p.row_step = t[4].cast<int64_t>();
+        p.refresh = t[5];
         plan->packed.push_back(std::move(p));
     }
     plan->result = description["result"].cast<int>();
@@ -470,6 +482,7 @@ inline void register_plans(py::module_& m) {
     m.def("plans_try", &try_plan);
     m.def("plans_copy_strided", &copy_strided);
     m.def("plans_cast_strided", &cast_strided);
+    m.def("plans_fill_zeros", [](intptr_t to, int64_t bytes) { std::memset(to_pointer(to), 0, bytes); });
     m.def("plans_suspend", [](int change) { torch().suspended += change; });
     m.def("plans_recording", [](bool on) {
         Table* table = get_table();

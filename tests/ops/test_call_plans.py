@@ -481,7 +481,7 @@ def test_packing_a_weight_may_overwrite_another_packed_weight():
         "calls": [(module.plans_copy_strided, nodes + [("constant", (n,)) for n in (4, 1, 1)])],
         "outputs": [((4,), (1,), torch.float32, torch.device("cpu"))],
         "temporaries": [],
-        "packed": [(0, 16, lambda weight: pack(weight, 0)), (1, 16, pack_second)],
+        "packed": [(0, 0, 1, 16, 0, lambda weight: pack(weight, 0)), (1, 0, 1, 16, 0, pack_second)],
         "workspace": 0,
         "result": 0,
         "results": [0],

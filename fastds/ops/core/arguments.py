@@ -161,9 +161,7 @@ def get_autocast_dtype(value) -> torch.dtype | None:
 def cast_floating(value, dtype: torch.dtype):
     """Cast a floating-point tensor to dtype; return float64 tensors and all other values unchanged."""
     covered = isinstance(value, Tensor) and value.is_floating_point() and value.dtype not in (torch.float64, dtype)
-    if not covered:
-        return value
-    return _cast(value, dtype) if torch.compiler.is_compiling() else call_function(_cast, value, dtype)
+    return call_function(_cast, value, dtype) if covered else value
 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:

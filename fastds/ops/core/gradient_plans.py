@@ -49,9 +49,18 @@ def call_function(function: Callable, *args: Any) -> Any:
         *args: its arguments.
     """
     result = function(*args)
-    if _recorder.calls is not None:
+    if not torch.compiler.is_compiling() and _recorder.calls is not None:
         _recorder.calls.append((function, None, args, args, result))
     return result
+
+
+def slice_channels(tensor: Tensor, begin: int, end: int | None = None) -> Tensor:
+    """Return the view tensor[:, begin:end], and note the call if this thread records one."""
+    return call_function(_slice_channels, tensor, begin, end)
+
+
+def _slice_channels(tensor: Tensor, begin: int, end: int | None) -> Tensor:
+    return tensor[:, begin:end]
 
 
 @contextmanager

@@ -16,8 +16,10 @@ import functools
 import itertools
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -40,10 +42,10 @@ _ALLOCATIONS = frozenset(("empty", "empty_strided", "empty_like", "new_empty", "
 _HARMLESS = frozenset(
     ("__get__", "chunk", "data_ptr", "detach", "dim", "element_size", "is_conj", "is_contiguous", "is_floating_point")
     + ("is_neg", "narrow", "numel", "permute", "promote_types", "size", "split", "storage_offset", "stride")
-    + ("t", "tensor_split", "transpose", "untyped_storage", "view", "view_as")
+    + ("t", "tensor_split", "transpose", "unbind", "unflatten", "untyped_storage", "view", "view_as")
 )
-_COPIES = frozenset(("clone", "contiguous", "float", "to"))  # copy or cast the tensor, or return the tensor itself
-_NO_OPERATIONS = frozenset(("reshape", "resolve_neg"))  # if they return a view or the tensor itself
+# copy or cast the tensor, or return a view or the tensor itself
+_COPIES = frozenset(("clone", "contiguous", "flatten", "float", "reshape", "resolve_neg", "to"))
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -183,12 +185,14 @@ class _Allocations(TorchFunctionMode):
     Attributes:
         tensors: allocated tensors. They stay alive so that their addresses stay distinct.
         others: names of the functions of torch that a plan cannot repeat.
+        sources: tensors of which `contiguous` made copies, by the addresses of the copies.
     """
 
     def __init__(self, calls: list[tuple], results: list):
         super().__init__()
         self.tensors: list[Tensor] = []
         self.others: set[str] = set()
+        self.sources: dict[int, Tensor] = {}
         self.calls, self.results = calls, results
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -199,13 +203,21 @@ class _Allocations(TorchFunctionMode):
         elif name in _COPIES:
             if result.data_ptr() != args[0].data_ptr():
                 self.tensors.append(result)
-                self._copy(args[0], result)
+                self._copy(args[0], result if result.shape == args[0].shape else result.view(args[0].shape))
+                if name == "contiguous" and result.is_contiguous():
+                    self.sources[result.data_ptr()] = args[0]
+        elif name == "stack" and len(args) == 2:
+            self.tensors.append(result)
+            for source, target in zip(args[0], result.unbind(args[1]), strict=True):
+                self._copy(source, target)
+        elif name == "zeros":
+            self.tensors.append(result)
+            self.calls.append((_module.plans_fill_zeros, (result.data_ptr(), result.nbytes), {}))
+            self.results.append(None)
         elif name == "copy_" and isinstance(args[1], Tensor) and args[1].shape == result.shape:
             self._copy(args[1], result)
         elif name == "__getitem__" and next(_tensors(args[1:]), None) is None:
             pass  # a view
-        elif name in _NO_OPERATIONS and result.data_ptr() == args[0].data_ptr():
-            pass
         elif name not in _HARMLESS:
             self.others.add(name)
         return result
@@ -279,7 +291,7 @@ def _describe(function: Callable[..., Any], args: tuple) -> tuple[Any, dict[str,
     if allocations.others:
         return result, None
     try:
-        return result, _Describer(tensors, allocations.tensors, spaces, packed, result).describe(calls, results)
+        return result, _Describer(tensors, allocations, spaces, packed, result).describe(calls, results)
     except PlanRefusedError:
         return result, None
 
@@ -313,8 +325,8 @@ def _overlap(tensors: list[Tensor]) -> bool:
 class _Describer:
     """Turn the recorded native calls of an op into the description that `plans_set` takes."""
 
-    def __init__(self, inputs, allocated, spaces, packed, result):
-        self.result = result
+    def __init__(self, inputs, allocations, spaces, packed, result):
+        self.result, allocated = result, allocations.tensors
         outputs: list[Any] = (
             [result] if isinstance(result, Tensor) else list(result) if isinstance(result, tuple | list) else [0]
         )
@@ -329,16 +341,16 @@ class _Describer:
         filled = [t.data_ptr() for t in self.outputs if t.numel()]
         if len(set(filled)) < len(filled) or not filled:
             raise PlanRefusedError
-        given = {t.data_ptr() for t in self.outputs} | {t.data_ptr() for t in spaces}
-        self.temporaries = [t for t in allocated if t.numel() and t.data_ptr() not in given]
         self.packed, entries = [], []
+        self.copies = {entry[0].data_ptr() for _, entry, _ in packed}
         for weight, entry, refresh in packed:
-            match = [k for k, t in enumerate(inputs) if _is_same(t, weight)]
-            dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
-            if not match or not dense or entry[1].is_mkldnn:  # only the bytes of dense weights can be compared
+            if entry[1].is_mkldnn:
                 raise PlanRefusedError
-            self.packed.append((match[0], entry[0].nbytes, refresh))
+            weight = allocations.sources.get(weight.data_ptr(), weight)
+            self.packed.append(_describe_packed(weight, entry[0], refresh, inputs))
             entries.append(entry[1])
+        given = {t.data_ptr() for t in (*self.outputs, *spaces, *entries)} | self.copies
+        self.temporaries = [t for t in allocated if t.numel() and t.data_ptr() not in given]
         self.places: list[tuple[int, int, str, int]] = []
         for kind, tensors in (
             ("input", inputs), ("output", self.outputs), ("temporary", self.temporaries), ("packed", entries),
@@ -350,6 +362,8 @@ class _Describer:
     def describe(self, calls: list[tuple], results: list) -> dict[str, Any]:
         described = []
         for (function, args, _), result in zip(calls, results, strict=True):
+            if any(type(value) is int and value in self.copies for value in args):
+                continue  # it packed a weight, which find_packed of csrc/core/call_plans.h does in later calls
             sized = len(args) >= 2 and type(args[-1]) is int and type(result) is int
             if sized and result > args[-1]:
                 continue  # it only returned the size of the workspace it needs
@@ -357,6 +371,7 @@ class _Describer:
             if nodes and len(nodes) >= 2 and nodes[-2][0] == "workspace":
                 nodes[-1] = ("constant", result)
             described.append((function, nodes))
+        described = _drop_unread_copies(described)
         temporaries = [t.untyped_storage().nbytes() for t in self.temporaries]
         bytes_ = sum(t.nbytes for t in self.outputs), sum(temporaries) + self.workspace
         if not described or bytes_[0] > MAX_BYTES or bytes_[1] > MAX_SCRATCH_BYTES:
@@ -390,6 +405,61 @@ class _Describer:
         if value < MAX_CONSTANT:
             return "constant", value
         raise PlanRefusedError
+
+
+def _drop_unread_copies(calls: list[tuple]) -> list[tuple]:
+    """Return the calls without copies to temporaries that no call reads, such as weights copied before the packing."""
+    counts = Counter(node[:2] for _, nodes in calls for node in _walk(nodes) if node[0] == "temporary")
+
+    def is_unread(function: Callable, nodes: list[tuple]) -> bool:
+        return function == _module.plans_copy_strided and nodes[1][0] == "temporary" and counts[nodes[1][:2]] == 1
+
+    return [call for call in calls if not is_unread(*call)]
+
+
+def _walk(nodes: list[tuple]) -> Iterator[tuple]:
+    """Yield nodes and the nodes inside of them."""
+    for node in nodes:
+        yield node
+        if node[0] == "sequence":
+            yield from _walk(node[2])
+
+
+def _describe_packed(weight: Tensor, copy: Tensor, refresh: Callable, inputs: list[Tensor]) -> tuple:
+    """Describe where the bytes of a packed weight stand: (input, offset, rows, row bytes, row step, refresh).
+
+    Args:
+        weight: the weight, which is an input or some channels of one.
+        copy: copy of the weight.
+        refresh: refresh(weight) returns the entry for the bytes that the weight has when it is called.
+        inputs: the tensors among the arguments of the call.
+
+    Raises:
+        PlanRefusedError: the bytes cannot be compared.
+    """
+    whole = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+    for k, t in enumerate(inputs):
+        if whole and _is_same(t, weight):
+            return k, 0, 1, copy.nbytes, 0, refresh
+        if t.dim() == 4 and t.is_contiguous() and _has_channels_of(weight, t):
+            begin = (weight.data_ptr() - t.data_ptr()) // (t.stride(1) * t.element_size())
+            rows, step = weight.shape[0], t.stride(0) * t.element_size()
+            offset, refresh_part = weight.data_ptr() - t.data_ptr(), partial(_refresh_channels, refresh=refresh)
+            channels = slice(begin, begin + weight.shape[1])
+            return k, offset, rows, copy.nbytes // rows, step, partial(refresh_part, channels=channels)
+    raise PlanRefusedError
+
+
+def _has_channels_of(part: Tensor, tensor: Tensor) -> bool:
+    """Return whether a tensor is a view of some channels of a contiguous tensor."""
+    (begin, end), (first, last) = _extent(tensor), _extent(part)
+    same = part.dtype == tensor.dtype and part.stride() == tensor.stride()
+    fits = part.shape[:1] == tensor.shape[:1] and part.shape[2:] == tensor.shape[2:] and part.numel() > 0
+    return same and fits and begin <= first and last <= end
+
+
+def _refresh_channels(weight: Tensor, refresh: Callable, channels: slice) -> tuple[Tensor, Tensor]:
+    return refresh(weight[:, channels])
 
 
 def _is_same(a: Tensor, b: Tensor) -> bool:
