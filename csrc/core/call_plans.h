@@ -72,7 +72,7 @@ struct Plan {
     std::vector<Output> outputs;
     std::vector<int64_t> temporaries;  // offsets in the scratch memory
     std::vector<PackedInput> packed;
-    int64_t scratch_bytes = 0;  // temporaries and the largest workspace
+    int64_t scratch_bytes = 0;  // of temporaries and the largest workspace
     int64_t workspace_offset = 0;
     int result = 0;  // 0: one tensor; 1: a tuple; 2: a list; entries of -1 in `results` are None
     std::vector<int> results;
@@ -343,13 +343,9 @@ inline std::shared_ptr<Plan> read_plan(const py::dict& description) {
         const auto t = output.cast<py::tuple>();
         plan->outputs.push_back({t[0], t[1], t[2], t[3]});
     }
-    int64_t offset = 0;
-    for (py::handle bytes : description["temporaries"]) {
-        plan->temporaries.push_back(offset);
-        offset += (bytes.cast<int64_t>() + kAlignment - 1) / kAlignment * kAlignment;
-    }
-    plan->workspace_offset = offset;
-    plan->scratch_bytes = offset + description["workspace"].cast<int64_t>() + kAlignment;
+    for (py::handle offset : description["temporaries"]) plan->temporaries.push_back(offset.cast<int64_t>());
+    plan->workspace_offset = description["temporary_bytes"].cast<int64_t>();
+    plan->scratch_bytes = plan->workspace_offset + description["workspace"].cast<int64_t>() + kAlignment;
     for (py::handle packed : description["packed"]) {
         const auto t = packed.cast<py::tuple>();  // (input, offset, rows, row bytes, row step, refresh)
         PackedInput p;

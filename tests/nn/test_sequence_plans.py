@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of plans of sequences of recurrent cells: one plan for all steps, with the same bits as without plans."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor
@@ -160,6 +163,17 @@ def test_errors_are_those_without_plans(kind):
     ):
         with pytest.raises(ValueError, match=message):
             run(cell, *inputs)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_plans_hold_no_results(kind):
+    cell, inputs, results = make_cell(kind, SIZES["steps"]), draw_inputs(kind, SIZES["steps"], True), []
+    for _ in range(3):
+        found = run(cell, *inputs)
+        results += [weakref.ref(y) for y in found]
+        del found
+    gc.collect()
+    assert has_plan(cell, *inputs) and not any(reference() is not None for reference in results)
 
 
 def test_other_options_are_other_plans():

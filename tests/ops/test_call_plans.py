@@ -481,12 +481,35 @@ def test_packing_a_weight_may_overwrite_another_packed_weight():
         "calls": [(module.plans_copy_strided, nodes + [("constant", (n,)) for n in (4, 1, 1)])],
         "outputs": [((4,), (1,), torch.float32, torch.device("cpu"))],
         "temporaries": [],
+        "temporary_bytes": 0,
         "packed": [(0, 0, 1, 16, 0, lambda weight: pack(weight, 0)), (1, 0, 1, 16, 0, pack_second)],
         "workspace": 0,
         "result": 0,
         "results": [0],
     }
     assert torch.equal(module.plans_try(description, "owner", a, b), 2 * a)
+
+
+def test_temporaries_share_memory_unless_both_are_needed():
+    generator = torch.Generator().manual_seed(0)
+
+    def draw_ints(limit: int, count: int) -> list[int]:
+        return torch.randint(limit, (count,), generator=generator).tolist()
+
+    for _ in range(200):
+        sizes = [1 + n for n in draw_ints(500, 8)]
+        reads = [draw_ints(8, 1 + n) for n in draw_ints(4, 12)]
+        calls = [(None, [("sequence", (), [("temporary", k, 0)]) for k in read]) for read in reads]
+        offsets, size = plans._place_temporaries(calls, sizes)
+        used = {k: [n for n, read in enumerate(reads) if k in read] for k in {k for read in reads for k in read}}
+        for a in used:
+            assert offsets[a] % plans.ALIGNMENT == 0 and offsets[a] + sizes[a] <= size
+            for b in used:
+                together = used[a][0] <= used[b][-1] and used[b][0] <= used[a][-1]
+                if a != b and together:
+                    assert offsets[a] + sizes[a] <= offsets[b] or offsets[b] + sizes[b] <= offsets[a]
+    chain = [(None, [("temporary", k, 0), ("temporary", k + 1, 0)]) for k in range(9)]
+    assert plans._place_temporaries(chain, [64] * 10)[1] == 128
 
 
 def test_a_call_that_reads_values_has_no_plan():

@@ -117,9 +117,13 @@ def describe_calls(calls: list[tuple], inputs: list[Tensor], result: Any) -> dic
 def _describe_argument(value: Any, nodes: dict[int, tuple], viewed: bool = False) -> tuple | None:
     """Describe an argument, or return None for a tensor that is neither in `nodes` nor a view of an input."""
     if isinstance(value, tuple | list):
-        items = [_describe_argument(item, nodes) for item in value]
-        copy = value[:] if isinstance(value, list) else value  # the caller may change its list later
-        return None if None in items else ("sequence", copy, items)
+        items: list[Any] = [_describe_argument(item, nodes) for item in value]
+        if None in items:
+            return None
+        # The caller may change its list later. Tensors and their graphs would stay alive as long as the plan.
+        copy = value[:] if isinstance(value, list) else value
+        kind: Any = [] if isinstance(value, list) else ()
+        return "sequence", copy if all(item[0] == "constant" for item in items) else kind, items
     if not isinstance(value, Tensor):
         return "constant", value
     node = nodes.get(id(value))

@@ -32,6 +32,7 @@ from fastds.ops.core import gradient_plans, native
 # 4 MiB: the Python code takes a negligible part of the time of a call with larger tensors.
 MAX_BYTES = 4 << 20
 MAX_SCRATCH_BYTES = 16 << 20  # temporaries and workspace; each thread holds the memory of its largest plan
+ALIGNMENT = 64  # bytes, of temporaries
 MIN_ADDRESS = 1 << 22  # no tensor has a smaller address; smaller integers are constants
 MAX_CONSTANT = 1 << 32
 _CAST_CODES = {t: c for t, c in native.DTYPE_CODES.items() if t != torch.float64}  # dtypes that a plan can cast
@@ -372,8 +373,9 @@ class _Describer:
                 nodes[-1] = ("constant", result)
             described.append((function, nodes))
         described = _drop_unread_copies(described)
-        temporaries = [t.untyped_storage().nbytes() for t in self.temporaries]
-        bytes_ = sum(t.nbytes for t in self.outputs), sum(temporaries) + self.workspace
+        sizes = [t.untyped_storage().nbytes() for t in self.temporaries]
+        offsets, size = _place_temporaries(described, sizes)
+        bytes_ = sum(t.nbytes for t in self.outputs), size + self.workspace
         if not described or bytes_[0] > MAX_BYTES or bytes_[1] > MAX_SCRATCH_BYTES:
             raise PlanRefusedError
         single = isinstance(self.result, Tensor)
@@ -382,7 +384,8 @@ class _Describer:
         return {
             "calls": described,
             "outputs": [(tuple(t.shape), t.stride(), t.dtype, t.device) for t in self.outputs],
-            "temporaries": temporaries,
+            "temporaries": offsets,
+            "temporary_bytes": size,
             "packed": self.packed,
             "workspace": self.workspace,
             "result": 0 if single else 1 if isinstance(self.result, tuple) else 2,
@@ -415,6 +418,37 @@ def _drop_unread_copies(calls: list[tuple]) -> list[tuple]:
         return function == _module.plans_copy_strided and nodes[1][0] == "temporary" and counts[nodes[1][:2]] == 1
 
     return [call for call in calls if not is_unread(*call)]
+
+
+def _place_temporaries(calls: list[tuple], sizes: list[int]) -> tuple[list[int], int]:
+    """Return offsets of temporaries in the scratch memory, and the size of all, in bytes.
+
+    A temporary reuses the memory of others that are no longer read.
+
+    Args:
+        calls: pairs of a native function and the nodes of its arguments.
+        sizes: bytes of each temporary.
+    """
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for k, (_, nodes) in enumerate(calls):
+        for node in _walk(nodes):
+            if node[0] == "temporary":
+                first.setdefault(node[1], k)
+                last[node[1]] = k
+    offsets, end = [0] * len(sizes), 0
+    placed: list[tuple[int, int, int]] = []  # (offset, end, last call) of the temporaries that later calls may read
+    for index, begin in sorted(first.items(), key=lambda item: item[1]):
+        placed = sorted(p for p in placed if p[2] >= begin)
+        offset = 0
+        for other, other_end, _ in placed:
+            if offset + sizes[index] <= other:
+                break
+            offset = max(offset, -(-other_end // ALIGNMENT) * ALIGNMENT)
+        offsets[index] = offset
+        placed.append((offset, offset + sizes[index], last[index]))
+        end = max(end, -(-(offset + sizes[index]) // ALIGNMENT) * ALIGNMENT)
+    return offsets, end
 
 
 def _walk(nodes: list[tuple]) -> Iterator[tuple]:
