@@ -2,7 +2,6 @@
 """Tests of bench/gpu_suite.sh that need no GPU."""
 
 import csv
-import functools
 import os
 import re
 import signal
@@ -14,8 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu_bench
-from bench.gpu_rows import Row
 from tests.support import forked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,39 +101,45 @@ for (op, mode), peers in gpu_bench.PROFILED.items():
     assert done.returncode == 0, done.stderr
 
 
-def make_row(build, **options):
-    expected = functools.partial(torch.ones, 3, dtype=torch.float64)
-    options = {"expected": lambda device: expected(), "reference_key": ("planted",)} | options
-    return Row("op", "case", "forward", "float32", "peer", build, tolerance=0.1, flops=1, bytes=1, **options)
+@pytest.fixture
+def gpu_bench(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from bench import gpu_bench
+
+    return gpu_bench
 
 
-def measure(row):
-    timer = gpu_bench.CpuTimer()
-    return gpu_bench.measure(row, timer, {"GB/s": 1.0, "float32": 1.0}, {})
+@pytest.fixture
+def measure(gpu_bench):
+    """Return a function that measures a row with the result (1, 1, 1) on a CPU, and returns its error."""
+
+    def run(build, **options):
+        expected = torch.ones(3, dtype=torch.float64)
+        options |= {"expected": lambda device: expected, "reference_key": ("planted",), "tolerance": 0.1}
+        row = gpu_bench.Row("op", "case", "forward", "float32", "peer", build, flops=1, bytes=1, **options)
+        return gpu_bench.measure(row, gpu_bench.CpuTimer(), {"GB/s": 1.0, "float32": 1.0}, {})["error"]
+
+    return run
 
 
-def test_call_that_computes_nothing_fails_its_row(monkeypatch):
+def test_call_that_computes_nothing_fails_its_row(gpu_bench, measure, monkeypatch):
     """As a graph that does not contain the kernels, because they were started on another stream."""
     y = torch.empty(3)
-    assert measure(make_row(lambda device: lambda: y.fill_(1)))["error"] == 0
+    assert measure(lambda device: lambda: y.fill_(1)) == 0
     monkeypatch.setattr(gpu_bench.CpuTimer, "prepare", lambda self, run, timing: (lambda: graph, "graph"))
     graph = torch.ones(3)  # the memory that the capture wrote, and no replay writes again
     with pytest.raises(AssertionError, match="error nan of the call to time"):
-        measure(make_row(lambda device: lambda: torch.ones(3)))
+        measure(lambda device: lambda: torch.ones(3))
 
 
-def test_buffers_of_an_own_graph_are_poisoned():
+def test_buffers_of_an_own_graph_are_poisoned(measure):
     buffer = torch.ones(3)
-
-    def build(device):
-        return buffer.clone
-
-    assert measure(make_row(build))["error"] == 0
+    assert measure(lambda device: buffer.clone) == 0
     with pytest.raises(AssertionError, match="error nan of the call to time"):
-        measure(make_row(build, buffers=lambda run: [buffer]))
+        measure(lambda device: buffer.clone, buffers=lambda run: [buffer])
 
 
-def test_inputs_that_a_call_returns_are_not_poisoned():
+def test_inputs_that_a_call_returns_are_not_poisoned(gpu_bench):
     x = torch.ones(3)
     gpu_bench.poison([x], [x])
     assert x.isfinite().all()

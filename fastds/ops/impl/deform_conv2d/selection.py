@@ -65,7 +65,7 @@ def prefers_triton(input, weight) -> bool:
 
 
 def rank_forward_kernels(
-    input, offset, weight, bias, stride, padding, dilation, mask, native_only: bool = False
+    input, offset, weight, bias, stride, padding, dilation, mask, *, native_only: bool = False
 ) -> tuple[KernelTime, ...]:
     """Return the times of the kernels that can compute a forward pass, the kernel to run first.
 
