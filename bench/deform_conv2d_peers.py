@@ -31,6 +31,7 @@ class Case:
     kernel: tuple[int, int]
     padding: tuple[int, int]
     dilation: int
+    smooth: bool = False  # offsets of a smooth field and little noise, as networks make them
 
     @property
     def taps(self) -> int:
@@ -39,7 +40,7 @@ class Case:
     def count_flops(self, mode: str) -> float:
         """Return the FLOPs of the matrix product, a multiply-add counted as two. The backward pass has two products."""
         forward = 2 * self.batch * self.height * self.width * self.channels * self.taps * self.out_channels
-        return forward * (2 if mode == "backward" else 1)
+        return forward * (1 if mode == "forward" else 2)
 
     def count_bytes(self, mode: str, itemsize: int) -> float:
         """Return the least memory traffic in bytes: one access to each image, mask and float32 offset.
@@ -49,13 +50,14 @@ class Case:
         points = self.batch * self.height * self.width
         samples = self.offset_groups * self.taps
         forward = points * ((self.channels + self.out_channels + samples) * itemsize + 2 * samples * 4)
-        return forward * (2 if mode == "backward" else 1)
+        return forward * (1 if mode == "forward" else 2)
 
     def make_args(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Return contiguous float32 input, offset (standard deviation 2 pixels), mask, weight and bias.
 
-        Offsets are odd multiples of 1/32 pixel. They are exact in float32 and never integers, where the gradient of
-        bilinear interpolation jumps.
+        With `smooth`, the offsets are noise of a standard deviation of 2 pixels on every 16th pixel, interpolated, plus
+        noise of 0.3 pixels. Offsets are odd multiples of 1/32 pixel. They are exact in float32 and never integers,
+        where the gradient of bilinear interpolation jumps.
         """
         generator = torch.Generator().manual_seed(7)
         samples = self.offset_groups * self.taps
@@ -64,7 +66,13 @@ class Case:
             return torch.randn(*shape, generator=generator)
 
         x = normal(self.batch, self.channels, self.height, self.width)
-        offset = 2 * normal(self.batch, 2 * samples, self.height, self.width)
+        size = (self.height, self.width)
+        if self.smooth:
+            coarse = normal(self.batch, 2 * samples, *(n // 16 + 2 for n in size))
+            field = F.interpolate(coarse, scale_factor=16, mode="bilinear")[..., : size[0], : size[1]]
+            offset = 2 * field + 0.3 * normal(self.batch, 2 * samples, *size)
+        else:
+            offset = 2 * normal(self.batch, 2 * samples, *size)
         offset = ((16 * offset).floor() + 0.5) / 16
         mask = torch.sigmoid(normal(self.batch, samples, self.height, self.width))
         weight = normal(self.out_channels, self.channels, *self.kernel) / (self.channels * self.taps) ** 0.5

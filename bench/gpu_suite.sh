@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
-# Tests and benchmarks that need a GPU, in two calls of at most six minutes. Each call builds _fastds in place and prints a
-# table at the end. A part that fails or is stopped prints one line, and one for each failed test or row; the others go on.
+# Tests and benchmarks that need a GPU, in two calls: the first of at most five minutes, the second of at most seven. Each call
+# builds _fastds in place and prints a table at the end. A part that fails or is stopped prints one line, and one for each
+# failed test or row; the others go on.
 #
 #   bench/gpu_suite.sh [--call first|second|both] [--parts LIST] [--dry-run] [--out DIR]
 #
-# The first call has the most important parts: smoke tests, the first benchmark rows of every op (bench), CUDA C++ under
-# memcheck, four kernels under Nsight Compute (profile). The second call has all tests, the other benchmark rows (others)
-# and racecheck. --parts replaces --call by a list of build, smoke, bench, memcheck, profile, tests, others and racecheck.
+# The first call answers which kernels are the fastest: counters of Nsight Compute (profile), then benchmark rows (bench) of
+# deform_conv2d forward and backward by every kernel and by torchvision, of a convolution, cells and gates, and of networks.
+# The second call has all tests, CUDA C++ under memcheck and racecheck, and the other benchmark rows (others). --parts
+# replaces --call by a list of build, profile, bench, smoke, memcheck, tests, others and racecheck. Results are written row by
+# row, so that a stopped call loses none.
 # Requires python3 with torch >= 2.10 and triton, pytest, setuptools, ninja and nvcc; no network. The headers of pybind11
 # come from the environment, or from torch. Logs, results (CSV) and the table go to DIR (build/gpu_suite by default); the
 # results also go to bench/results/gpu.csv. --dry-run tests the script without a GPU: it compiles one binding, runs the
-# tests and benchmarks on a CPU in tiny sizes, and writes the results and the table.
+# tests and benchmarks on a CPU in tiny sizes, runs every row of a GPU with kernels that do nothing, and writes the results
+# and the table.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-usage() { sed -n '2,14s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+usage() { sed -n '2,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
 dry=0 call=first parts='' out=build/gpu_suite
 while [ $# -gt 0 ]; do
   case $1 in
@@ -27,16 +31,17 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
-first=build,smoke,bench,memcheck,profile second=build,tests,others,racecheck
+first=build,profile,bench second=build,tests,memcheck,others,racecheck
 case $call in
-  first) call=$first ;;
-  second) call=$second ;;
-  both) call=$first,$second ;;
+  first) call=$first total=295 ;; # seconds for all parts
+  second) call=$second total=410 ;;
+  both) call=$first,$second total=705 ;;
   *) echo "gpu_suite.sh: unknown call $call" >&2; exit 2 ;;
 esac
+[ -z "$parts" ] || total=600
 parts=${parts:-$call}
 for part in ${parts//,/ }; do
-  case ,$first,$second, in
+  case ,$first,$second,smoke, in
     *",$part,"*) ;;
     *) echo "gpu_suite.sh: unknown part $part" >&2; exit 2 ;;
   esac
@@ -45,7 +50,6 @@ mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 python=$(command -v python3 || command -v python) || { echo "gpu_suite.sh: no python3" >&2; exit 2; }
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 TRITON_DEFAULT_FP_FUSION=1
 failed=0
-total=345 # seconds for all parts of one call
 [ "$dry" = 0 ] || total=3600 # nothing is measured, and the machine may be busy
 
 # run NAME SECONDS COMMAND...: runs a part, prints one line and writes the output to NAME.log.
@@ -154,18 +158,26 @@ sanitizer() {
 # bench ROWS SECONDS: runs a part of the benchmark rows and writes ROWS.csv.
 bench() {
   local options=(--rows "$1" --seconds "$2")
-  [ "$dry" = 1 ] && options=(--rows "$1" --device cpu --seconds 800)
+  if [ "$dry" = 1 ]; then
+    "$python" -m bench.gpu_bench --rows "$1" --device none --seconds 800 --out "$out/$1_none.csv" || return
+    options=(--rows "$1" --device cpu --seconds 800)
+  fi
   rm -f "$out/$1.csv"
   OMP_NUM_THREADS=$(nproc) TORCHINDUCTOR_COMPILE_THREADS=1 "$python" -m bench.gpu_bench "${options[@]}" --out "$out/$1.csv"
 }
 
 profile() {
-  local rows=(-m bench.gpu_bench --profile --only 'conv3x3,conv_lstm_cell,deform_conv2d,inr_query')
+  local rows=(-m bench.gpu_bench --profile --only 'conv3x3,conv_lstm_cell,deform_conv2d')
   [ "$dry" = 0 ] || { "$python" "${rows[@]}" --device cpu; return; }
   local sections=(SpeedOfLight MemoryWorkloadAnalysis Occupancy LaunchStats WarpStateStats) tool
+  # Wavefronts of the data and tag stages of L1, and sectors of global loads: whether a gather takes one cycle for each line.
+  local metrics=l1tex__t_output_wavefronts_pipe_lsu_mem_global_op_ld.sum,l1tex__data_pipe_lsu_wavefronts_mem_lg.sum
+  metrics+=,l1tex__t_sectors_pipe_lsu_mem_global_op_ld.sum,l1tex__t_requests_pipe_lsu_mem_global_op_ld.sum
+  metrics+=,smsp__inst_executed.sum,gpu__time_duration.sum
   tool=$(command -v ncu || ls /usr/local/cuda*/bin/ncu /opt/nvidia/nsight-compute/*/ncu 2>/dev/null | tail -n 1)
   [ -n "$tool" ] || { echo "there is no ncu on PATH, in /usr/local/cuda or /opt/nvidia"; return 1; }
-  "$tool" --profile-from-start off --clock-control none "${sections[@]/#/--section=}" "$python" "${rows[@]}"
+  "$tool" --profile-from-start off --clock-control none "${sections[@]/#/--section=}" --metrics "$metrics" \
+    "$python" "${rows[@]}"
 }
 
 export -f build headers gpu_tests processes smoke tests sanitizer bench profile
@@ -176,11 +188,11 @@ elif ! "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null
   echo "gpu_suite.sh: $python sees no CUDA device; --dry-run tests the script without one" >&2
   exit 2
 fi
-run build 70 bash -uo pipefail -c build
+run build 80 bash -uo pipefail -c build
+run profile 50 bash -uo pipefail -c profile
+run bench 165 bash -uo pipefail -c 'bench first 140'
 run smoke 90 bash -uo pipefail -c smoke
-run bench 105 bash -uo pipefail -c 'bench first 90'
 run memcheck 45 bash -uo pipefail -c 'sanitizer memcheck'
-run profile 35 bash -uo pipefail -c profile
 run tests 130 bash -uo pipefail -c tests
 run others 105 bash -uo pipefail -c 'bench others 90'
 run racecheck 40 bash -uo pipefail -c 'sanitizer racecheck'

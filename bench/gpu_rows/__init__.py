@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 import fastds
+from fastds.models import graph
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,13 @@ class Row:
         flops: floating-point operations of one call.
         bytes: least memory traffic of one call.
         yardstick: True if the row does other work, for example a plain convolution, and is not a peer.
-        graph: True to time replays of a CUDA graph, which leaves out the CPU; False to time eager calls.
+        timing: what is timed. "graph": replays of a CUDA graph, which leaves out the CPU. "eager": eager calls with the
+            CPU. "default stream": eager calls on the default stream, for which the CPU is ahead, of code that starts
+            kernels there whatever torch's current stream is. "joined streams": the same from another stream, which
+            events order with the default stream.
+        buffers: function of the built callable that returns tensors to fill with NaN before the compared call, besides
+            its results: the output of a CUDA graph of its own.
+        first: whether the row is in the part "first" of bench/gpu_suite.sh.
     """
 
     op: str
@@ -40,7 +48,9 @@ class Row:
     flops: float
     bytes: float
     yardstick: bool = False
-    graph: bool = True
+    timing: str = "graph"
+    buffers: Callable | None = None
+    first: bool = False
 
 
 def get_dtype_name(dtype: torch.dtype) -> str:
@@ -61,6 +71,7 @@ class Problem:
         backward: see flops.
         float32_inputs: positions of inputs that stay float32 next to 16-bit ones, as the states of cells do.
         modes: "forward" and "backward", or one of both.
+        first: see Row.
     """
 
     op: str
@@ -73,6 +84,7 @@ class Problem:
     backward: float = 2
     float32_inputs: tuple[int, ...] = ()
     modes: tuple[str, ...] = ("forward", "backward")
+    first: bool = False
 
     def make_tensors(self, dtype, device):
         """Return the inputs on a device, tensors of four dimensions in channels_last."""
@@ -93,7 +105,7 @@ class Problem:
                 expected=functools.partial(self._compute_expected, mode), reference_key=(self.op, self.case, mode),
                 tolerance=own_tolerance if name.startswith("fastds") else peer_tolerance,
                 flops=self.flops * (1 if mode == "forward" else self.backward),
-                bytes=self.elements[mode != "forward"] * dtype.itemsize,
+                bytes=self.elements[mode != "forward"] * dtype.itemsize, first=self.first,
             )
             for dtype, own_tolerance, peer_tolerance in precisions
             for mode in self.modes for name, function in self.peers
@@ -111,6 +123,55 @@ class Problem:
 
     def _compute_expected(self, mode, device):
         return self._build("float64", self.reference, mode, torch.float64, device)()
+
+
+class MissingPeerError(RuntimeError):
+    """Error for a row whose library is not installed."""
+
+
+def load_torchvision_op() -> Callable:
+    """Return torchvision.ops.deform_conv2d.
+
+    Its kernels start on the default stream of CUDA, whatever torch's current stream is (torchvision 0.26 to 0.28), so
+    that a CUDA graph does not contain them. A row that calls it has the timing "default stream" or "joined streams".
+
+    Raises:
+        MissingPeerError: torchvision is not installed, or it was built for another torch.
+    """
+    try:
+        from torchvision.ops import deform_conv2d
+    except (ImportError, RuntimeError, OSError) as error:
+        raise MissingPeerError(f"torchvision cannot be imported: {error}") from error
+    return deform_conv2d
+
+
+def capture_network(model, *inputs, dtype):
+    """Capture the forward pass of a network as fastds.compile_graph does.
+
+    Args:
+        model: network of fastds.
+        inputs: arguments of its forward pass.
+        dtype: dtype of the arithmetic.
+
+    Returns:
+        The callable to time, with the attribute `buffers`: the tensors that a replay writes.
+    """
+    arguments = graph.Arguments(*graph.resolve_arguments(model, inputs, {}), inputs[0].device)
+    if inputs[0].is_meta:  # see bench/gpu_driver.py
+        frozen, captured = graph.freeze_model(model, torch.float32), None  # autocast knows no meta tensors
+    else:
+        graph.check_graph_device(model, dtype)
+        captured = graph.capture(model, arguments, dtype)
+
+    def run():
+        args, kwargs = graph.resolve_arguments(model, inputs, {})
+        if captured is None:
+            with torch.no_grad(), graph.capture_mode(dtype):
+                return frozen(*args, **kwargs)
+        return captured(*arguments.extract_tensors(args, kwargs))
+
+    run.buffers = [t for t in tree_leaves(getattr(captured, "output", ())) if isinstance(t, torch.Tensor)]
+    return run
 
 
 def select_backend(name):
@@ -137,7 +198,9 @@ def make_value_or_gradients(function, tensors, mode):
     leaves = [t.detach().requires_grad_() for t in tensors]
     results = function(*leaves)
     results = [results] if isinstance(results, torch.Tensor) else list(results)
-    grads = [torch.empty_like(y).copy_((torch.arange(y.numel()) % 7 - 3).view(y.shape)) for y in results]
+    grads = [
+        torch.empty_like(y).copy_((torch.arange(y.numel(), device=y.device) % 7 - 3).view(y.shape)) for y in results
+    ]
     return lambda: torch.autograd.grad(results, leaves, grads, retain_graph=True)
 
 

@@ -5,6 +5,7 @@ With gradients a step always consists of the convolutions of cuDNN and pointwise
 """
 
 import functools
+from dataclasses import replace
 
 from bench.gpu_rows import Problem, Row, compile_lazily, draw_exact
 from bench.gpu_rows.conv_lstm_cell import BOTH, SHAPES
@@ -30,9 +31,10 @@ def make_problem(shape, peers):
 
 def make_rows(small: bool) -> list[Row]:
     if small:
-        return make_problem((1, 8, 6, 6), [("fastds", conv_gru_cell), ("torch eager", compute_gru_cell)]).make_rows(
-            BOTH[1:]
-        )
+        peers = [("fastds", conv_gru_cell), ("torch eager", compute_gru_cell)]
+        return replace(make_problem((1, 8, 6, 6), peers), first=True).make_rows(BOTH[1:])
     peers = [("fastds triton", conv_gru_cell), ("fastds cuda", conv_gru_cell), ("torch eager", compute_gru_cell)]
-    rows = [row for shape in SHAPES for row in make_problem(shape, peers).make_rows(BOTH)]
+    rows = replace(make_problem(SHAPES[0], peers), first=True).make_rows(BOTH[:1])
+    rows += make_problem(SHAPES[0], peers).make_rows(BOTH[1:])
+    rows += [row for shape in SHAPES[1:] for row in make_problem(shape, peers).make_rows(BOTH)]
     return rows + make_problem(SHAPES[0], [("torch.compile", compile_lazily(compute_gru_cell))]).make_rows(BOTH[:1])

@@ -7,8 +7,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from bench.gpu_rows import Row, get_dtype_name
-from fastds import compile_graph
+from bench.gpu_rows import Row, capture_network, get_dtype_name
 from fastds.models.db_rnn import DBRNN
 from tests.references import db_rnn as db_rnn_reference
 
@@ -23,8 +22,12 @@ def make_network(small: bool):
     return DBRNN("convlstm", hidden=8 if small else 24)
 
 
+def get_batch_and_size(small):
+    return (1, 16) if small else (4, 160)
+
+
 def make_frames(small, device):
-    size, batch = (16, 1) if small else (160, 4)
+    batch, size = get_batch_and_size(small)
     generator = torch.Generator().manual_seed(6)
     return torch.rand(batch, KNOWN + STEPS, 1, size, size, generator=generator).to(device)
 
@@ -63,8 +66,13 @@ def make_runner(small, dtype, device, peer):
 def build_graph(small, dtype, device):
     x = make_frames(small, device)[:, :KNOWN]
     model = copy.deepcopy(make_network(small)).to(device, memory_format=torch.channels_last)
-    run = compile_graph(model, x, STEPS, dtype=dtype)
-    return lambda: run(x, STEPS)[-1]
+    run = capture_network(model, x, STEPS, dtype=dtype)
+
+    def timed():
+        return run()[-1]
+
+    timed.buffers = run.buffers
+    return timed
 
 
 def build_forward(small, dtype, peer, device):
@@ -100,19 +108,22 @@ def compute_expected(mode, small, device):
 
 
 def make_rows(small: bool) -> list[Row]:
-    selected = [  # mode, peer, dtype, tolerance, whether gpu_bench captures a graph
-        ("forward", "fastds graph", BFLOAT16, 5e-2, False),  # replays its own graph
-        ("forward", "fastds eager", BFLOAT16, 5e-2, False),
-        ("forward", "torch eager", BFLOAT16, 0.2, False),
-        ("forward", "torch eager graph", BFLOAT16, 0.2, True),
-        ("training step", "fastds eager", BFLOAT16, 0.3, False),
-        ("training step", "torch eager", BFLOAT16, 0.5, False),
-        ("forward", "fastds graph", FLOAT32, 1e-2, False),
-        ("forward", "torch eager", FLOAT32, 1e-2, False),
+    selected = [  # mode, peer, dtype, tolerance, timing
+        ("forward", "fastds graph", BFLOAT16, 5e-2, "eager"),  # replays its own graph
+        ("forward", "fastds eager", BFLOAT16, 5e-2, "eager"),
+        ("forward", "torch eager", BFLOAT16, 0.2, "eager"),
+        ("forward", "torch eager graph", BFLOAT16, 0.2, "graph"),
+        ("training step", "fastds eager", BFLOAT16, 0.3, "eager"),
+        ("training step", "torch eager", BFLOAT16, 0.5, "eager"),
+        ("forward", "fastds graph", FLOAT32, 1e-2, "eager"),
+        ("forward", "torch eager", FLOAT32, 1e-2, "eager"),
     ]
     if small:
-        selected = [("forward", "fastds", FLOAT32, 1e-3, False), ("training step", "torch eager", FLOAT32, 1e-3, False)]
-    batch, _, _, size, _ = make_frames(small, "cpu").shape
+        selected = [
+            ("forward", "fastds", FLOAT32, 1e-3, "eager"),
+            ("training step", "torch eager", FLOAT32, 1e-3, "eager"),
+        ]
+    batch, size = get_batch_and_size(small)
     flops = 2 * MACS * batch * size**2 / 160**2
     return [
         Row(
@@ -122,7 +133,8 @@ def make_rows(small: bool) -> list[Row]:
                 else functools.partial(build_training_step if "training" in mode else build_forward, small, dtype, peer)
             ),
             expected=functools.partial(compute_expected, mode, small), reference_key=("db_rnn", mode),
-            tolerance=tolerance, flops=flops * (3 if "training" in mode else 1), bytes=0, graph=graph,
+            tolerance=tolerance, flops=flops * (3 if "training" in mode else 1), bytes=0, timing=timing,
+            buffers=(lambda run: run.buffers) if peer == "fastds graph" else None, first=small or dtype != FLOAT32,
         )
-        for mode, peer, dtype, tolerance, graph in selected
+        for mode, peer, dtype, tolerance, timing in selected
     ]  # fmt: skip

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""deform_conv2d: CUDA C++, Triton, torchvision, and a formula with grid_sample in eager torch and torch.compile."""
+"""deform_conv2d: CUDA C++, Triton, torchvision, and a formula with grid_sample in eager torch and torch.compile.
+
+torchvision runs on the default stream of CUDA, and once more from another stream that events join with it, see
+load_torchvision_op. The rows "smooth" have offsets as networks make them, all others have independent offsets with a
+standard deviation of 2 pixels.
+"""
 
 import contextlib
 import functools
@@ -11,16 +16,25 @@ import torch.nn.functional as F
 import fastds
 from bench.bench_deform_conv2d import CASES, compute_reference_gradients
 from bench.deform_conv2d_peers import compute_by_grid_sample, make_forward_or_backward, to_channels_last
-from bench.gpu_rows import Row, get_dtype_name
+from bench.gpu_rows import Row, get_dtype_name, load_torchvision_op
 from fastds.ops import deform_conv2d
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
+from fastds.ops.impl.deform_conv2d.selection import use_two_passes
 
 FLOAT16, BFLOAT16, FLOAT32 = torch.float16, torch.bfloat16, torch.float32
-# Peer, dtype, tolerance. The sampling positions of torchvision in float16 are float16, and its errors are large.
+WITHOUT_INPUT = "backward without x"  # the gradients of all tensors but the input
+JOINED = "torchvision, joined streams"
+FORWARD_PEERS = ("fastds two passes", "fastds tensor cores")  # whose gradients are those of "fastds cuda"
+# Peer, dtype, tolerance. "fastds cuda" is the kernel of CUDA C++ in one pass that the call selects. The sampling
+# positions of torchvision in float16 are float16, and its errors are large.
 PEERS = [
-    ("fastds triton", BFLOAT16, 2e-2),
+    ("fastds two passes", BFLOAT16, 2e-2),
     ("fastds cuda", BFLOAT16, 2e-2),
+    ("fastds tensor cores", BFLOAT16, 2e-2),
+    ("fastds triton", BFLOAT16, 2e-2),
     ("torchvision", FLOAT16, 0.5),
+    (JOINED, FLOAT16, 0.5),
+    ("fastds two passes", FLOAT32, 1e-4),
     ("fastds triton", FLOAT32, 1e-4),
     ("fastds cuda", FLOAT32, 1e-4),
     ("torchvision", FLOAT32, 1e-3),
@@ -58,18 +72,39 @@ def make_tensors(case, dtype, device, last):
     return [t if i == 1 and last else t.to(dtype) for i, t in enumerate(values)]
 
 
+def misalign(tensor):
+    """Copy a channels_last tensor to an address that is not a multiple of 8 bytes."""
+    memory = tensor.new_empty(tensor.numel() + 1)[1:]
+    nhwc = tensor.permute(0, 2, 3, 1)
+    return memory.view(nhwc.shape).copy_(nhwc).permute(0, 3, 1, 2)
+
+
+def make_run(function, args, grad_y, mode):
+    """Return the callable to time; see make_forward_or_backward."""
+    if mode != WITHOUT_INPUT:
+        return make_forward_or_backward(function, args, grad_y, mode)
+    return make_forward_or_backward(functools.partial(function, args[0]), args[1:], grad_y, "backward")
+
+
 def build_fastds(case, mode, dtype, peer, device):
     *args, grad_y = make_tensors(case, dtype, device, True)
-    names = {"fastds cuda": "native", "fastds triton": "triton"}
+    if peer == "fastds tensor cores":
+        args[1] = misalign(args[1])  # the kernel with a window in shared memory needs aligned offsets
 
+    @contextlib.contextmanager
     def use_backend():
-        return fastds.use_backend(names[peer]) if peer in names else contextlib.nullcontext()
+        if peer == "fastds":  # on a CPU
+            yield
+            return
+        backend = "triton" if peer == "fastds triton" else "native"
+        with fastds.use_backend(backend), use_two_passes(peer == "fastds two passes"):
+            yield
 
     def function(x, offset, mask, weight, bias):
         return deform_conv2d(x, offset, weight, bias, 1, case.padding, case.dilation, mask)
 
     with use_backend():
-        run = make_forward_or_backward(function, args, grad_y, mode)
+        run = make_run(function, args, grad_y, mode)
 
     def timed():
         with use_backend():
@@ -110,14 +145,13 @@ def build_with_tiles(case, what, tiles, device):
 
 
 def build_torchvision(case, mode, dtype, device):
-    from torchvision.ops import deform_conv2d as peer
-
+    peer = load_torchvision_op()
     *args, grad_y = make_tensors(case, dtype, device, False)
 
     def function(x, offset, mask, weight, bias):
         return peer(x, offset, weight, bias, padding=case.padding, dilation=case.dilation, mask=mask)
 
-    return make_forward_or_backward(function, args, grad_y, mode)
+    return make_run(function, args, grad_y, mode)
 
 
 def build_by_grid_sample(case, mode, dtype, device, compiled):
@@ -127,12 +161,12 @@ def build_by_grid_sample(case, mode, dtype, device, compiled):
         with torch.device(device):
             return compute_by_grid_sample(x, offset, mask, weight, bias, case.padding, case.dilation)
 
-    return make_forward_or_backward(torch.compile(function) if compiled else function, args, grad_y, mode)
+    return make_run(torch.compile(function) if compiled else function, args, grad_y, mode)
 
 
 def build_conv2d(case, mode, dtype, device):
     x, _, _, weight, bias, grad_y = make_tensors(case, dtype, device, True)
-    return make_forward_or_backward(lambda *a: F.conv2d(*a, padding=case.padding), (x, weight, bias), grad_y, mode)
+    return make_run(lambda *a: F.conv2d(*a, padding=case.padding), (x, weight, bias), grad_y, mode)
 
 
 def build(name, mode, peer, dtype, device, small):
@@ -140,7 +174,7 @@ def build(name, mode, peer, dtype, device, small):
 
     Args:
         name: key of CASES.
-        mode: "forward" or "backward".
+        mode: "forward", "backward" or WITHOUT_INPUT.
         peer: peer of the row.
         dtype: dtype of the tensors.
         device: their device.
@@ -149,7 +183,7 @@ def build(name, mode, peer, dtype, device, small):
     case = make_case(name, small)
     if peer.startswith("fastds"):
         return build_fastds(case, mode, dtype, peer, device)
-    if peer == "torchvision":
+    if peer in ("torchvision", JOINED):
         return build_torchvision(case, mode, dtype, device)
     if peer == "conv2d":
         return build_conv2d(case, mode, dtype, device)
@@ -157,6 +191,8 @@ def build(name, mode, peer, dtype, device, small):
 
 
 def make_case(name, small):
+    if name == "smooth":
+        return replace(make_case("full", small), title="(1,64,200,200) G=8, smooth", smooth=True)
     if not small:
         return CASES[name]
     return replace(CASES[name], title=f"{name}, tiny", batch=1, height=12, width=12)
@@ -171,8 +207,8 @@ def compute_expected(name, mode, yardstick, small, device):
         x, _, _, weight, bias = (a.requires_grad_() for a in args)
         y = F.conv2d(x, weight, bias, padding=case.padding)
         return y.detach() if mode == "forward" else torch.autograd.grad(y, (x, weight, bias), grad_y)
-    if mode == "backward":
-        return compute_reference_gradients(case, args, grad_y)
+    if mode != "forward":
+        return compute_reference_gradients(case, args, grad_y)[mode == WITHOUT_INPUT :]
     x, offset, mask, weight, bias = args
     with torch.no_grad():
         return reference(x, offset, weight, bias, 1, case.padding, case.dilation, mask)
@@ -187,19 +223,38 @@ def compute_expected_part(what, device):
 def make_rows(small: bool) -> list[Row]:
     """Return the rows, the most important first: the last ones are left out if the time is over."""
     if small:
-        return [row for name in ("small", "points") for row in make_case_rows(name, True)]
+        rows = [row for name in ("small", "points", "smooth") for row in make_case_rows(name, True)]
+        return [replace(row, first=True) for row in rows]
     first, *others = CASES
-    rows = [*make_case_rows(first, False), *(make_tiles_row(what, t) for what, sizes in TILES.items() for t in sizes)]
+    rows = [*make_first_rows(), *(make_tiles_row(what, t) for what, sizes in TILES.items() for t in sizes)]
+    started = {(row.case, row.mode, row.dtype, row.peer) for row in rows}
+    rows += [row for row in make_case_rows(first, False) if (row.case, row.mode, row.dtype, row.peer) not in started]
     rows += [row for name in others for row in make_case_rows(name, False)]
     compiled = ("torch.compile", FLOAT32, 1e-3, False, False)  # last, because it compiles for many seconds
     return [*rows, *(make_row(first, mode, *compiled) for mode in ("forward", "backward"))]
 
 
+def make_first_rows():
+    """Return the rows of the first call: all kernels in 16 bits, forward, then backward with and without the input."""
+    selected = [(mode, name) for mode in ("forward", "backward") for name in ("full", "smooth")]
+    selected.append((WITHOUT_INPUT, "full"))
+    peers = [peer for peer in PEERS if peer[1] != FLOAT32 and peer[0] != "conv2d"]
+    return [
+        replace(make_row(name, mode, *peer, False, False), first=True)
+        for mode, name in selected
+        for peer in peers
+        if mode == "forward" or peer[0] not in FORWARD_PEERS
+    ]
+
+
 def make_case_rows(name, small):
-    has_conv2d = CASES[name].dilation != 0
+    has_conv2d = make_case(name, small).dilation != 0
     peers = [peer for peer in (SMALL if small else PEERS) if has_conv2d or peer[0] != "conv2d"]
     return [
-        make_row(name, mode, *peer, small, peer[0] == "conv2d") for mode in ("forward", "backward") for peer in peers
+        make_row(name, mode, *peer, small, peer[0] == "conv2d")
+        for mode in ("forward", "backward")
+        for peer in peers
+        if mode == "forward" or peer[0] not in FORWARD_PEERS
     ]
 
 
@@ -223,4 +278,5 @@ def make_row(name, mode, peer, dtype, tolerance, small, yardstick):
         expected=lambda device: compute_expected(name, mode, yardstick, small, device),
         reference_key=("deform_conv2d", name, mode, yardstick), tolerance=tolerance,
         flops=case.count_flops(mode), bytes=case.count_bytes(mode, dtype.itemsize), yardstick=yardstick,
+        timing={"torchvision": "default stream", JOINED: "joined streams"}.get(peer, "graph"),
     )  # fmt: skip

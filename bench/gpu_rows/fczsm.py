@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FC-ZSM, forward as a CUDA graph and eager and training step, compared with eager torch and the op of torchvision."""
+"""FC-ZSM, forward as a CUDA graph and eager and training step, compared with eager torch and the op of torchvision.
+
+The rows of torchvision run on the default stream of CUDA, see load_torchvision_op.
+"""
 
 import copy
 import functools
@@ -8,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.bench_fczsm import make_network, make_sample
-from bench.gpu_rows import Row, get_dtype_name
+from bench.gpu_rows import Row, capture_network, get_dtype_name, load_torchvision_op
 from fastds.models import create
 from tests.references.fczsm import ReferenceFCZSM
 
@@ -26,9 +29,7 @@ def make_cached_network(small: bool):
 
 
 def deform_by_torchvision(x, offset, weight, bias, mask):
-    from torchvision.ops import deform_conv2d
-
-    return deform_conv2d(x, offset.to(x.dtype), weight.to(x.dtype), bias.to(x.dtype), padding=1, mask=mask)
+    return load_torchvision_op()(x, offset.to(x.dtype), weight.to(x.dtype), bias.to(x.dtype), padding=1, mask=mask)
 
 
 def make_inputs(mode, small, device):
@@ -43,8 +44,7 @@ def copy_model(small, device):
 def build_graph(small, dtype, peer, device):
     """Build the forward pass as a CUDA graph; the only peer is fastds."""
     x, _ = make_inputs("forward", small, device)
-    run = copy_model(small, device).compile_graph(x, dtype=dtype)
-    return lambda: run(x)
+    return capture_network(copy_model(small, device), x, dtype=dtype)
 
 
 def build_forward(small, dtype, peer, device):
@@ -122,7 +122,9 @@ def make_rows(small: bool) -> list[Row]:
             "fastds" if small else peer, functools.partial(build, small, dtype, peer),
             expected=lambda device, mode=mode: compute_expected(mode, small, device), reference_key=("fczsm", mode),
             tolerance=tolerance, flops=passes[mode] * FLOPS_PER_PIXEL * size[mode] ** 2, bytes=parameters,
-            graph=False,  # "fastds graph" replays its own graph; the other rows measure eager use
+            timing="default stream" if peer == "torchvision eager" else "eager",  # "fastds graph" replays its own graph
+            buffers=(lambda run: run.buffers) if peer == "fastds graph" else None,
+            first=small or dtype != FLOAT32 or peer == "torchvision eager",
         )
         for mode, peer, dtype, tolerance, build in selected
     ]  # fmt: skip

@@ -33,6 +33,7 @@ def make_rows(small: bool) -> list[Row]:
         problem = Problem(
             name, "x".join(map(str, shape)), functools.partial(make_inputs, parts, *shape), formula, peers,
             10 * len(parts) * numbers, (traffic[0] * numbers, traffic[1] * numbers),
+            first=True,
         )  # fmt: skip
         rows += problem.make_rows([(torch.bfloat16, 2e-2, 0.1)])
     return rows

@@ -113,6 +113,18 @@ inline void register_deform_conv2d(py::module_& m) {
         },
         "Like deform_conv2d_forward_cuda with the offsets + base, sigmoid(mask) and a leaky ReLU on y. The address base may be 0.");
     bind(
+        m, "deform_conv2d_sample_cuda",
+        [](intptr_t x, intptr_t offset, intptr_t mask, intptr_t columns, intptr_t base, bool sigmoid,
+           const DeformConv2dDims& dims, int64_t first_line, int64_t lines, int device, intptr_t stream) {
+            py::gil_scoped_release release;
+            const DeformConv2dForward tensors{to_pointer(x), to_pointer(offset), to_pointer(mask),
+                                              nullptr,       nullptr,            to_pointer(columns)};
+            const DeformConv2dOffsetEpilogue epilogue{static_cast<const float*>(to_pointer(base)), sigmoid, 1.f};
+            deform_conv2d_sample_cuda(dims, tensors, epilogue, first_line, lines, device, to_pointer(stream));
+        },
+        "Write the samples of `lines` rows of output pixels as columns (groups, pixels, K, C/groups). The addresses mask and base "
+        "may be 0.");
+    bind(
         m, "deform_conv2d_backward_samples_cuda",
         [](intptr_t grad_y, intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t grad_x,
            intptr_t grad_offset, intptr_t grad_mask, intptr_t workspace, const DeformConv2dDims& dims, int device,

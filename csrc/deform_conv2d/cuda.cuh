@@ -7,6 +7,7 @@
 // in Triton, in kernels/deform_conv2d.py.
 #pragma once
 #include "core/launch.h"
+#include "core/mma.h"
 #include "deform_conv2d/math.h"
 #include "deform_conv2d/params.h"
 
@@ -182,6 +183,21 @@ struct Sample {
         }
     }
 };
+
+// Computes the weighted sums of four corners of 8 channels in a 16-bit type, rounded to T.
+template <class T>
+__device__ __forceinline__ void blend(const float (&weight)[4], const Pack<uint32_t, 4> (&corner)[4],
+                                      uint32_t (&to)[4]) {
+#pragma unroll
+    for (int pair = 0; pair < 4; pair++) {
+        float values[2] = {};
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int v = 0; v < 2; v++) values[v] += weight[n] * unpack_value<T>(corner[n].value[pair], v);
+        to[pair] = pack_pair<T>(values[0], values[1]);
+    }
+}
 
 // Returns whether kVector channels can be loaded at once everywhere: no load crosses the end of a convolution group or offset
 // group, and all addresses are aligned to 16 bytes.

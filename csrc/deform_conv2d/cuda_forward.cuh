@@ -3,7 +3,6 @@
 // from global memory or from shared memory.
 #pragma once
 #include "core/fast_math.cuh"
-#include "core/mma.h"
 #include "deform_conv2d/cuda.cuh"
 
 namespace fastds {
@@ -115,21 +114,6 @@ struct MmaPixel {
         column = static_cast<float>(j * d.stride_w - d.pad_w);
     }
 };
-
-// Returns the weighted sums of four corners, rounded to T.
-template <class T>
-__device__ __forceinline__ void blend(const float (&weight)[4], const Pack<uint32_t, kMmaChannels / 2> (&corner)[4],
-                                      uint32_t (&to)[4]) {
-#pragma unroll
-    for (int pair = 0; pair < 4; pair++) {
-        float values[2] = {};
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-#pragma unroll
-            for (int v = 0; v < 2; v++) values[v] += weight[n] * unpack_value<T>(corner[n].value[pair], v);
-        to[pair] = pack_pair<T>(values[0], values[1]);
-    }
-}
 
 // Computes the samples of one pixel for the channels of a lane, rounded to T. There are no branches between the loads, so that
 // all are in flight before the first result is used. Corners outside the image are not loaded and have the weight 0.
@@ -261,10 +245,9 @@ deform_conv2d_tensor_cores_kernel(const DeformConv2dDims d, const Inputs<T> in, 
     }
 }
 
-// CUDA forward pass of 16-bit types on tensor cores with samples from shared memory. An L1 cache delivers one line of 128 bytes
-// per cycle, and each corner of 16 bytes needs one. Shared memory delivers 8 corners per cycle if they are in different banks.
-// A block therefore loads the part of the input around a tile of output pixels once, with a margin for the displacements and
-// zeros outside the image. The few samples beyond this window are read from global memory.
+// CUDA forward pass of 16-bit types on tensor cores with samples from shared memory, which delivers 8 corners of 16 bytes per
+// cycle if they are in different banks. A block therefore loads the part of the input around a tile of output pixels once, with
+// a margin for the displacements and zeros outside the image. The few samples beyond this window are read from global memory.
 //
 // The matrix product is the same as in the kernel without a window. A warp has 16 pixels, which are one row of the tile, and
 // every second step of the terms. The two halves of each sum are added in shared memory.

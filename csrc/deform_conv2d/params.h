@@ -61,6 +61,11 @@ bool deform_conv2d_window_fits(const DeformConv2dDims& dims, const DeformConv2dF
 void deform_conv2d_guided_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors,
                                const DeformConv2dOffsetEpilogue& epilogue,
                                int device, void* stream);
+// Writes the samples of `lines` rows of output pixels, of all images from the row `first_line` on, to tensors.y as columns
+// (groups, lines * Wo, K, C/groups), with the type of x. `slope` and the weight are not used.
+void deform_conv2d_sample_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors,
+                               const DeformConv2dOffsetEpilogue& epilogue, int64_t first_line, int64_t lines, int device,
+                               void* stream);
 void deform_conv2d_backward_samples_cuda(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int device,
                                          void* stream);
 void deform_conv2d_backward_weight_cuda(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int device,

@@ -60,25 +60,29 @@ FASTDS_HD float get_value(FastFloat v) { return v.value; }
 
 constexpr int kGateRun = 8;  // elements of a thread: 16 bytes in a 16-bit type, 32 bytes in float32
 
-__device__ __forceinline__ void read_run(const GateOperand& operand, int64_t at, float (&values)[kGateRun]) {
-    if (operand.data == nullptr) {
+// The memory of a run: 16 bytes in a 16-bit type, 32 bytes in float32.
+struct RawRun {
+    uint4 units[2];
+};
+
+// Loads a run without converting it. A conversion waits for its load, so that all operands are loaded before the first one is
+// converted.
+__device__ __forceinline__ RawRun load_run(const GateOperand& operand, int64_t at) {
+    RawRun run{};  // zero bits are zeros in every type
+    const bool single = operand.dtype == f32;
+    const uint4* from = reinterpret_cast<const uint4*>(static_cast<const char*>(operand.data) + at * (single ? 4 : 2));
+    if (operand.data != nullptr) run.units[0] = from[0];
+    if (operand.data != nullptr && single) run.units[1] = from[1];
+    return run;
+}
+
+__device__ __forceinline__ void convert_run(const RawRun& run, int dtype, float (&values)[kGateRun]) {
+    const uint32_t words[kGateRun] = {run.units[0].x, run.units[0].y, run.units[0].z, run.units[0].w,
+                                      run.units[1].x, run.units[1].y, run.units[1].z, run.units[1].w};
 #pragma unroll
-        for (int e = 0; e < kGateRun; e++) values[e] = 0;
-    } else if (operand.dtype == f32) {
-        const float4* from = reinterpret_cast<const float4*>(static_cast<const float*>(operand.data) + at);
-#pragma unroll
-        for (int k = 0; k < 2; k++) {
-            const float4 four = from[k];
-            values[4 * k] = four.x, values[4 * k + 1] = four.y, values[4 * k + 2] = four.z, values[4 * k + 3] = four.w;
-        }
-    } else {
-        const uint4 bits = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(operand.data) + at);
-        const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
-#pragma unroll
-        for (int e = 0; e < kGateRun; e++) {
-            const uint16_t half = static_cast<uint16_t>(words[e / 2] >> (16 * (e % 2)));
-            values[e] = operand.dtype == f16 ? load(Half{half}) : load(BFloat16{half});
-        }
+    for (int e = 0; e < kGateRun; e++) {
+        const uint16_t half = static_cast<uint16_t>(words[e / 2] >> (16 * (e % 2)));
+        values[e] = dtype == f32 ? bits_to_float(words[e]) : dtype == f16 ? load(Half{half}) : load(BFloat16{half});
     }
 }
 
@@ -108,9 +112,12 @@ __global__ void gates_run_kernel(const GatesParams p, uint32_t runs, uint32_t pe
     if (i >= runs) return;
     const uint32_t row = i / per_row, column = (i - row * per_row) * kGateRun;
     const GateOptions<float> options{static_cast<float>(p.option), static_cast<float>(p.slope)};
+    RawRun raw[Formula::inputs];
     float in[Formula::inputs][kGateRun], out[Formula::outputs][kGateRun];
 #pragma unroll
-    for (int k = 0; k < Formula::inputs; k++) read_run(p.operands[k], row * p.operands[k].row + column, in[k]);
+    for (int k = 0; k < Formula::inputs; k++) raw[k] = load_run(p.operands[k], row * p.operands[k].row + column);
+#pragma unroll
+    for (int k = 0; k < Formula::inputs; k++) convert_run(raw[k], p.operands[k].dtype, in[k]);
 #pragma unroll
     for (int e = 0; e < kGateRun; e++) {
         V from[Formula::inputs], to[Formula::outputs];

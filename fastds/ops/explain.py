@@ -25,7 +25,9 @@ def explain(op_name: str, *args: object, **kwargs: object) -> dict[str, str]:
 
     Returns:
         dict from the name of each backend to "chosen", "usable" or "refused: <reason>". It has the entry
-        {"plan": "used"} if this call would repeat the recorded native calls of an earlier call of this thread.
+        {"plan": "used"} if this call would repeat the recorded native calls of an earlier call of this thread. For
+        deform_conv2d on a GPU the entry "kernels" has the times by which the kernel is selected, the selected one
+        first, each "measured on" a GPU or "estimated".
 
     Raises:
         ValueError: the op is unknown.
@@ -56,7 +58,8 @@ def _describe_backends(op: Op, args: tuple, planned: bool) -> dict[str, str]:
         name: "chosen" if name == chosen else "usable" if reason is None else f"refused: {reason}"
         for name, reason in reasons.items()
     }
-    return described | ({"plan": "used"} if planned else {})
+    further = {} if op.describe is None else op.describe(*args)
+    return described | further | ({"plan": "used"} if planned else {})
 
 
 def _can_bind(function: Callable, args: tuple, kwargs: dict) -> bool:

@@ -9,6 +9,7 @@ import fastds
 from fastds.nn import GuidedDeformConv2d
 from fastds.ops import deform_conv2d
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
+from fastds.ops.impl.deform_conv2d.selection import use_two_passes
 from tests.support.deform_cases import NAMES, PROBLEMS, Problem, assert_within_rule, gradients, small, torch_in_dtype
 
 PLAIN = Problem("plain", 2, 32, 48, 17, 23, G=4)
@@ -47,6 +48,24 @@ def test_agrees_with_reference(problem, dtype, offset_dtype, backend, device):
     peer = gradients(lambda t: torch_in_dtype(problem, t), tensors, grad_y)
     names = ["output", *(n for n, t in zip(NAMES, tensors, strict=True) if t is not None)]
     assert_within_rule([t.cpu() for t in ours], peer, exact, names, grad_y)
+
+
+TWO_PASSES = [
+    Problem("packs1", 2, 16, 20, 9, 13, G=2),
+    Problem("packs2", 1, 64, 24, 21, 19, (5, 5), padding=(2, 2), groups=2, G=2),
+]
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype, offset_dtype", DTYPES[:3], ids=["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("problem", TWO_PASSES, ids=[p.id for p in TWO_PASSES])
+def test_two_passes(problem, dtype, offset_dtype, device):
+    tensors = problem.tensors(dtype, offset_dtype)
+    # On a dry run without a GPU the native kernel of the CPU computes the call.
+    with fastds.use_backend("native"), use_two_passes(True):
+        got = problem.run(deform_conv2d, checks.moved(tensors, device)).cpu()
+    exact = problem.run(reference, [t if t is None else t.double() for t in tensors])
+    assert_within_rule([got], [torch_in_dtype(problem, tensors)], [exact], ["output"], torch.ones_like(exact))
 
 
 @pytest.mark.sanitize

@@ -18,6 +18,7 @@ from gpuless.triton_rig import interpret
 from triton.runtime.interpreter import interpreter_builder
 
 from fastds.ops.core import plans
+from fastds.ops.impl.deform_conv2d.selection import use_two_passes
 from tests.support.forked import in_a_child
 
 _outcomes = {}  # path of a test module -> {test name: (outcome, text)}
@@ -78,6 +79,13 @@ def pytest_pyfunc_call(pyfuncitem):
     if outcome != "passed":
         pytest.fail(f"under the Triton interpreter:\n{text}", pytrace=False)
     return True
+
+
+@pytest.fixture
+def in_one_pass():
+    """Run the kernels of deform_conv2d that compute the result in one pass."""
+    with use_two_passes(False):
+        yield
 
 
 @pytest.fixture(autouse=True)

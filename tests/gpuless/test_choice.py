@@ -18,6 +18,8 @@ from fastds.ops.core.backends import select_backend
 from fastds.ops.core.registry import OPS
 from fastds.ops.impl.conv3x3 import kernels, triton_implicit_gemm
 from fastds.ops.impl.deform_conv2d import guided as guided
+from fastds.ops.impl.deform_conv2d import selection
+from fastds.ops.impl.deform_conv2d.kernel_times import rank_kernels
 from tests.support.inr_cases import flat_arguments
 
 
@@ -56,6 +58,53 @@ def test_deform_conv2d_uses_tensor_cores_for_large_inputs(options, tensor_cores,
         assert found["triton"] == "chosen", found
     else:
         assert found["native"] == "chosen" and found["triton"] == "usable", found
+
+
+def explain_channels_last(taps=3, dtype=torch.bfloat16, channels=64, outputs=64):
+    with FakeTensorMode():
+        x, offset, mask = (
+            torch.empty(1, n, 200, 200, dtype=dtype, device="cuda").to(memory_format=torch.channels_last)
+            for n in (channels, 16 * taps**2, 8 * taps**2)
+        )
+        weight = torch.empty(outputs, channels, taps, taps, dtype=dtype, device="cuda")
+    padding = (taps // 2, taps // 2)
+    return fastds.explain("deform_conv2d", x, offset, weight, None, (1, 1), padding, (1, 1), mask)
+
+
+def test_kernel_of_deform_conv2d_by_times(monkeypatch):
+    """An estimate replaces a measured time only if it is at most half of it."""
+    monkeypatch.setattr(_native, "_module", BuiltWithCuda())
+    monkeypatch.setattr(_native, "_missing", None)
+    monkeypatch.setattr(selection, "can_use_shared_memory", lambda x, offset, weight, *_: weight.shape[2] == 3)
+    found = explain_channels_last()
+    assert found["native"] == "chosen" and found["kernels"].startswith("window: 88 us, measured on NVIDIA H200; ")
+    assert "triton: 118 us, measured on NVIDIA H200" in found["kernels"]
+    assert "two passes: 52 us, estimated" in found["kernels"]
+    found = explain_channels_last(taps=5)  # no kernel was measured with 25 taps
+    assert found["native"] == "chosen" and found["kernels"].startswith("two passes: 137 us, estimated; ")
+    assert "measured" not in found["kernels"]
+    found = explain_channels_last(dtype=torch.float32)
+    assert found["triton"] == "chosen" and found["kernels"].startswith("triton: 201 us, measured on NVIDIA H200; ")
+    with selection.use_two_passes(True):
+        assert explain_channels_last()["kernels"] == "two passes: 52 us, estimated"
+    with selection.use_two_passes(False):
+        assert "two passes" not in explain_channels_last(taps=5)["kernels"]
+    monkeypatch.setattr(_native, "_module", object())
+    assert "two passes" not in explain_channels_last()["kernels"]
+
+
+def test_estimates_scale_with_the_call():
+    def find(kernels, *sizes):
+        return {time.kernel: time for time in rank_kernels(kernels, 16, *sizes)}
+
+    kernels = ("window", "two passes")
+    small, large = (find(kernels, pixels, 9, 64, 64, 1) for pixels in (10_000, 40_000))
+    for kernel in kernels:
+        assert small[kernel].microseconds < large[kernel].microseconds / 2
+        assert small[kernel].measured == (kernel == "window")
+    wide = find(("triton", "two passes"), 40_000, 9, 64, 256, 1)  # in one pass every sample is computed four times
+    assert wide["triton"].microseconds == pytest.approx(4 * 116 + 2) and not wide["triton"].measured
+    assert wide["two passes"].microseconds == pytest.approx(34 + 4 * 14 + 4)
 
 
 def test_float64_and_cpu_are_rejected_with_a_reason(native):

@@ -19,6 +19,8 @@ from tests.support.deform_cases import (
     views,
 )
 
+pytestmark = pytest.mark.usefixtures("in_one_pass")
+
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 CASES = [p for p in PROBLEMS if p.id not in ("many_pixels", "channels16", "batch37", "no_bias", "no_mask", "kernel5x5")]
 FEW = [p for p in PROBLEMS if p.id in ("plain", "groups_not_nested", "points10", "channels8")]

@@ -11,6 +11,8 @@ from fastds.ops import deform_conv2d
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 from tests.support.deform_cases import Problem, assert_agrees, far_problem, views
 
+pytestmark = pytest.mark.usefixtures("in_one_pass")
+
 KERNEL = "deform_conv2d_tensor_cores_kernel"
 HALF = [torch.bfloat16, torch.float16]
 

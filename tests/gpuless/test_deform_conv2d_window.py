@@ -10,6 +10,8 @@ from fastds.ops import deform_conv2d
 from fastds.ops.impl.deform_conv2d import guided
 from tests.support.deform_cases import Problem, assert_agrees
 
+pytestmark = pytest.mark.usefixtures("in_one_pass")
+
 KERNEL = "deform_conv2d_window_kernel"
 HALF = [torch.bfloat16, torch.float16]
 

@@ -16,6 +16,7 @@ import torch
 from tests.support import forked
 
 ROOT = Path(__file__).resolve().parents[2]
+PARTS = ["build", "profile", "bench", "smoke", "memcheck", "tests", "others", "racecheck"]
 LABEL = ("op", "case", "mode", "dtype", "peer")
 # Packages that the GPU suite must not need.
 ABSENT = ("jsonargparse", "h5netcdf", "h5py", "lightning", "pytorch_lightning", "scores", "torchmetrics", "torchvision",
@@ -41,16 +42,16 @@ def read_rows(path):
 def test_gpu_suite_dry_run(tmp_path):
     """The suite runs with only the packages that it requires."""
     Path(tmp_path, "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n")
-    run = suite("--dry-run", "--call", "both", "--out", tmp_path, modules=tmp_path)
+    run = suite("--dry-run", "--parts", ",".join(PARTS), "--out", tmp_path, modules=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
     lines = run.stdout.splitlines()
     started = {line.split()[1]: line for line in lines if line.startswith(("ok ", "FAILED "))}
-    assert list(started) == ["build", "smoke", "bench", "memcheck", "profile", "tests", "others", "racecheck"]
+    assert list(started) == PARTS
     assert all(line.startswith("ok ") for line in started.values())
     assert "those of torch" in started["build"] and re.search(r"\d\d passed", started["tests"])
     assert re.search(r" \d\d/\d+ tests collected", started["smoke"])
     profiled = (tmp_path / "profile.log").read_text().splitlines()
-    assert [line.split()[1] for line in profiled] == ["conv3x3", "conv_lstm_cell", "deform_conv2d", "inr_query"]
+    assert [line.split()[1] for line in profiled] == ["deform_conv2d", "conv3x3", "conv_lstm_cell"]
     (ceilings, results), (_, others) = (read_rows(tmp_path / f"{name}.csv") for name in ("first", "others"))
     keys = [{tuple(row[k] for k in LABEL) for row in rows} for rows in (results, others)]
     assert keys[0] and keys[1] and not keys[0] & keys[1]
@@ -59,8 +60,17 @@ def test_gpu_suite_dry_run(tmp_path):
     }  # fmt: skip
     assert {row["device"] for row in results} == {"dry run on a CPU"} and not any(row["threads"] for row in results)
     modules = {path.stem for path in (ROOT / "bench" / "gpu_rows").glob("[a-z]*.py")}
-    ops = {row["op"].split()[0] for row in results}
+    ops = {row["op"].split()[0] for row in results + others}
     assert modules - {"gates"} <= ops and "lstm_gates" in ops, ops
+    order = list(dict.fromkeys(row["op"].split()[0] for row in results))
+    assert order[0] == "deform_conv2d" and order[-2:] == ["fczsm", "db_rnn"], order
+    for part, log in (("first", "bench"), ("others", "others")):  # all rows of a GPU ran, but those of torchvision
+        text = (tmp_path / f"{log}.log").read_text()
+        assert "FAILED" not in text
+        left_out = re.findall(r"LEFT OUT (.*): torchvision cannot be imported", text)
+        assert all("torchvision" in label for label in left_out) and text.count("LEFT OUT") == len(left_out)
+        rows = len(read_rows(tmp_path / f"{part}_none.csv")[1])
+        assert (part == "others" or left_out) and rows > 50, (part, rows)
     assert all(float(row["error"]) < 0.1 and float(row["median_ms"]) > 0 for row in results + others)
     table = (tmp_path / "table_first.md").read_text()
     assert "torch eager" in table and table.strip() in run.stdout
@@ -74,14 +84,67 @@ sys.path.insert(0, sys.argv[1])
 from bench import gpu_bench
 from bench.gpu_rows import fczsm
 from tests.references.fczsm import count_flops
-rows = sum(gpu_bench.make_rounds(False, None), [])
+rows = gpu_bench.make_rows(False, None, "all")
+first = gpu_bench.make_rows(False, None, "first")
+assert {row.op for row in first} >= {"deform_conv2d", "conv3x3", "lstm_gates", "fczsm", "db_rnn convlstm"}
+assert len(rows) == len(first) + len(gpu_bench.make_rows(False, None, "others"))
+labels = [gpu_bench.format_label(row) for row in rows]
+assert len(set(labels)) == len(labels), sorted(label for label in labels if labels.count(label) > 1)
+assert all("stream" in row.timing for row in rows if "torchvision" in row.peer)
 model = fczsm.make_cached_network(False)
 assert count_flops(model.state_dict(), model.config, 2, 8, 8) == 64 * fczsm.FLOPS_PER_PIXEL
-for op, peer in gpu_bench.PROFILED.items():
-    assert any((row.op, row.peer, row.mode) == (op, peer, "forward") for row in rows), op
+for (op, mode), peers in gpu_bench.PROFILED.items():
+    for peer in peers:
+        assert any((row.op, row.mode, row.peer) == (op, mode, peer) for row in rows), (op, peer)
 """
     done = forked.run(code, ROOT)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def gpu_bench(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from bench import gpu_bench
+
+    return gpu_bench
+
+
+@pytest.fixture
+def measure(gpu_bench):
+    """Return a function that measures a row with the result (1, 1, 1) on a CPU, and returns its error."""
+
+    def run(build, **options):
+        expected = torch.ones(3, dtype=torch.float64)
+        options |= {"expected": lambda device: expected, "reference_key": ("planted",), "tolerance": 0.1}
+        row = gpu_bench.Row("op", "case", "forward", "float32", "peer", build, flops=1, bytes=1, **options)
+        return gpu_bench.measure(row, gpu_bench.CpuTimer(), {"GB/s": 1.0, "float32": 1.0}, {})["error"]
+
+    return run
+
+
+def test_call_that_computes_nothing_fails_its_row(gpu_bench, measure, monkeypatch):
+    """As a graph that does not contain the kernels, because they were started on another stream."""
+    y = torch.empty(3)
+    assert measure(lambda device: lambda: y.fill_(1)) == 0
+    monkeypatch.setattr(gpu_bench.CpuTimer, "prepare", lambda self, run, timing: (lambda: graph, "graph"))
+    graph = torch.ones(3)  # the memory that the capture wrote, and no replay writes again
+    with pytest.raises(AssertionError, match="error nan of the call to time"):
+        measure(lambda device: lambda: torch.ones(3))
+
+
+def test_buffers_of_an_own_graph_are_poisoned(measure):
+    buffer = torch.ones(3)
+    assert measure(lambda device: buffer.clone) == 0
+    with pytest.raises(AssertionError, match="error nan of the call to time"):
+        measure(lambda device: buffer.clone, buffers=lambda run: [buffer])
+
+
+def test_inputs_that_a_call_returns_are_not_poisoned(gpu_bench):
+    x = torch.ones(3)
+    gpu_bench.poison([x], [x])
+    assert x.isfinite().all()
+    gpu_bench.poison([x], [x.clone()])
+    assert x.isnan().all()
 
 
 STOPPED = """
@@ -103,7 +166,7 @@ def test_timed_out_part_names_failed_tests(tmp_path):
     environment = os.environ | {"PYTEST_ADDOPTS": "-s -p stopped", "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     command = ["bash", ROOT / "bench" / "gpu_suite.sh", "--dry-run", "--parts", "tests", "--out", tmp_path]
     run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    log, end = tmp_path / "tests.log", time.monotonic() + 120
+    log, end = tmp_path / "tests.log", time.monotonic() + 600
     while not (log.exists() and "SLOW" in log.read_text()):
         assert run.poll() is None and time.monotonic() < end, log.read_text()
         time.sleep(0.05)

@@ -53,6 +53,7 @@ class Op:
         backends: the other backends by name.
         check: check(*args) raises TypeError or ValueError for invalid arguments.
         function: autograd.Function of the op, or None if the reference is differentiated.
+        describe: describe(*args) returns further entries of fastds.explain, or None.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Op:
     backends: dict[str, Backend]
     check: Callable
     function: Any  # type[torch.autograd.Function] | None
+    describe: Callable | None = None
 
     def __post_init__(self):
         arguments = self.overload._schema.arguments
@@ -243,6 +245,7 @@ def define(
     fake: Callable,
     check: Callable = _accept_all,
     function: type[torch.autograd.Function] | None = None,
+    describe: Callable | None = None,
 ) -> Op:
     """Register an op.
 
@@ -257,13 +260,14 @@ def define(
         function: autograd.Function without setup_context. Its forward(ctx, run, *args) computes the result by
             run(*args), and its backward calls another registered op. None: the reference is differentiated, as is usual
             for backward ops.
+        describe: function that returns further entries of fastds.explain for checked arguments, as a dict of str.
 
     Returns:
         the Op.
     """
     name = schema.partition("(")[0]
     LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
-    op = Op(name, getattr(torch.ops.fastds, name).default, reference, backends, check, function)
+    op = Op(name, getattr(torch.ops.fastds, name).default, reference, backends, check, function, describe)
 
     def fake_kernel(*args):
         args = op._fill_defaults(args)

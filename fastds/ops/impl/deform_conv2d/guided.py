@@ -24,14 +24,11 @@ from fastds.ops.core.layout import (
     to_memory_format,
 )
 from fastds.ops.core.registry import compute_vjp, define, needs_weight_grad
-from fastds.ops.impl.deform_conv2d.launch_args import (
-    can_use_shared_memory,
-    count_groups,
-    make_dims,
-    make_triton_problem,
-)
+from fastds.ops.impl.deform_conv2d import two_passes
+from fastds.ops.impl.deform_conv2d.launch_args import count_groups, make_dims, make_triton_problem
 from fastds.ops.impl.deform_conv2d.op import cast_for_autocast, check
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference_deform_conv2d
+from fastds.ops.impl.deform_conv2d.selection import can_use_shared_memory, rank_forward_kernels
 
 
 class GuidedCall(NamedTuple):
@@ -106,9 +103,19 @@ def _native_unsupported_reason(*args) -> str | None:
         return reason
     if call.modulated and call.raw.dtype != call.input.dtype:
         return f"raw has dtype {call.raw.dtype}, the kernel takes masks of {call.input.dtype}"
-    if not can_use_shared_memory(call.input, call.split_raw(call.raw)[0], call.weight, None, *call.get_geometry()):
-        return "only 16-bit channels_last maps whose tile fits shared memory, see can_use_shared_memory"
+    if _get_native_kernel(call) is None:
+        return "only maps whose tile fits shared memory (can_use_shared_memory), or for which two passes are faster"
     return None
+
+
+def _get_native_kernel(call: GuidedCall) -> str | None:
+    """Return the native kernel for a call, "window" or "two passes", or None if Triton is faster or neither can run."""
+    offset, mask = call.split_raw(call.raw)
+    best = rank_forward_kernels(call.input, offset, call.weight, call.bias, *call.get_geometry(), mask)[0].kernel
+    if best == "two passes":
+        return best
+    fits = can_use_shared_memory(call.input, offset, call.weight, None, *call.get_geometry())
+    return "window" if fits else None
 
 
 def _forward_native(*args):
@@ -119,6 +126,9 @@ def _forward_native(*args):
         offset, mask = call.split_raw(call.raw)
         bias = None if call.bias is None else call.bias.contiguous()
         dims = make_dims(x, offset, weight, mask, *call.get_geometry(), *count_groups(x, offset, weight))
+        if _get_native_kernel(call) == "two passes":
+            two_passes.compute(x, offset, mask, weight, bias, y, dims, base, call.modulated, call.slope)
+            return to_memory_format(y, get_output_format(x))
         addresses = (native.get_address(t) for t in (x, offset, mask, weight, bias, y, base))
         launch = native.get_cuda_launch_arguments(x)
         native.get_module().deform_conv2d_guided_cuda(*addresses, call.modulated, call.slope, dims, *launch)

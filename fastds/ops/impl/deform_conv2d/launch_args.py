@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launch arguments and kernel selection for deform_conv2d."""
+"""Launch arguments of the kernels of deform_conv2d."""
 
 import functools
 
-import torch
 from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
@@ -79,59 +78,3 @@ def make_triton_problem(weight, stride, padding, dilation, groups, offset_groups
     """
     pairs = (tuple(weight.shape[2:]), tuple(stride), tuple(padding), tuple(dilation))
     return triton_loader.load_kernels("deform_conv2d").Problem(*pairs, groups, offset_groups)
-
-
-def can_use_shared_memory(input, offset, weight, mask, stride, padding, dilation) -> bool:
-    """Return True if the CUDA C++ forward kernel can sample from a tile of the input in shared memory.
-
-    Among other conditions, this needs 16-bit tensors with channel stride 1, 16 to 64 channels in a group and sums of at
-    most 608 terms.
-
-    Args:
-        input: (B, C, H, W).
-        offset: (B, 2 * G * K, H', W'), in pixels, for G offset groups and K taps.
-        weight: (O, C / groups, k_h, k_w).
-        mask: (B, G * K, H', W') or None.
-        stride: pair (rows, columns) in pixels.
-        padding: pair (rows, columns) in pixels.
-        dilation: pair (rows, columns) in pixels.
-    """
-    has_address = type(input) in (Tensor, torch.nn.Parameter)  # fake tensors have none
-    if native.get_missing_reason() is not None or not native.runs_on_cuda(input) or not has_address:
-        return False
-    if input.stride(1) != 1 or offset.stride(1) != 1 or not hasattr(native.get_module(), "deform_conv2d_window_fits"):
-        return False
-    groups, offset_groups = count_groups(input, offset, weight)
-    dims = make_dims(input, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
-    addresses = (native.get_address(t) for t in (input, offset, weight))
-    return native.get_module().deform_conv2d_window_fits(*addresses, dims, native.get_cuda_launch_arguments(input)[0])
-
-
-def prefers_triton(input, weight) -> bool:
-    """Return True if the Triton kernels are preferred to those in CUDA C++.
-
-    The Triton kernels use tensor cores, and are preferred on a GPU if the channels of a group fill a tile, except in
-    float64. For float32 they compute each product as three tf32 products, which is about as accurate.
-    """
-    if not input.is_cuda or input.dtype == torch.float64:
-        return False
-    return weight.shape[1] >= 16 and weight.shape[0] * weight.shape[1] >= 16 * input.shape[1]  # outputs of one group
-
-
-def forward_prefers_triton(input, offset, weight, bias, stride, padding, dilation, mask) -> bool:
-    """Return True if the Triton kernel is preferred for the forward pass.
-
-    The kernel in CUDA C++ is preferred where it can sample from shared memory.
-
-    Args:
-        input: (B, C, H, W).
-        offset: (B, 2 * G * K, H', W'), in pixels, for G offset groups and K taps.
-        weight: (O, C / groups, k_h, k_w).
-        bias: not used.
-        stride: pair (rows, columns) in pixels.
-        padding: pair (rows, columns) in pixels.
-        dilation: pair (rows, columns) in pixels.
-        mask: (B, G * K, H', W') or None.
-    """
-    geometry = (stride, padding, dilation)
-    return prefers_triton(input, weight) and not can_use_shared_memory(input, offset, weight, mask, *geometry)

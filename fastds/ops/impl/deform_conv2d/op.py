@@ -25,14 +25,15 @@ from fastds.ops.core.layout import (
 from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import compute_vjp, define, needs_weight_grad
 from fastds.ops.core.tracing import Proxy, record_op
-from fastds.ops.impl.deform_conv2d.launch_args import (
-    count_groups,
+from fastds.ops.impl.deform_conv2d import two_passes
+from fastds.ops.impl.deform_conv2d.launch_args import count_groups, make_dims, make_triton_problem
+from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
+from fastds.ops.impl.deform_conv2d.selection import (
+    describe_forward,
     forward_prefers_triton,
-    make_dims,
-    make_triton_problem,
+    forward_uses_two_passes,
     prefers_triton,
 )
-from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 
 __all__ = ["deform_conv2d"]
 
@@ -174,7 +175,9 @@ def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask
         dims = make_dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups, planar)
         module = native.get_module()
         addresses = (native.get_address(t) for t in (x, offset, mask, weight, bias, y))
-        if cuda:
+        if cuda and forward_uses_two_passes(x, offset, weight, bias, stride, padding, dilation, mask):
+            two_passes.compute(x, offset, mask, weight, bias, y, dims)
+        elif cuda:
             module.deform_conv2d_forward_cuda(*addresses, dims, *native.get_cuda_launch_arguments(input))
         else:
             module.deform_conv2d_forward(*addresses, dims, native.get_threads())
@@ -361,6 +364,7 @@ DEFORM_CONV2D = define(
     fake=_forward_fake,
     check=check,
     function=_DeformConv2d,
+    describe=describe_forward,
 )
 
 DEFORM_CONV2D_BACKWARD = define(

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times of the kernels of deform_conv2d on a GPU, by which a call selects its kernel.
+
+A time is measured or, for kernels and shapes that no GPU has run, estimated. After a measurement only FORWARD changes.
+"""
+
+import functools
+from typing import NamedTuple
+
+REFERENCE_PIXELS, REFERENCE_TAPS, REFERENCE_CHANNELS = 40_000, 9, 64  # 64 -> 64 channels, 200 x 200, 3 x 3 taps
+TILE_OUTPUTS = 64  # outputs for which kernels in one pass compute each sample once
+LAUNCH_MICROSECONDS = 2.0
+MEASURED_ON = "NVIDIA H200"
+
+
+class ReferenceTime(NamedTuple):
+    """Microseconds of a forward pass for (1, 64, 200, 200), 3 x 3 taps, 8 offset groups and 64 outputs.
+
+    Attributes:
+        samples: of the samples, or of the whole kernel if it is fused.
+        product: of a separate matrix product, 0 for a fused kernel.
+        measured: whether the time was measured, by bench/gpu_suite.sh on MEASURED_ON.
+    """
+
+    samples: float
+    product: float
+    measured: bool
+
+
+# By bits of the dtype and kernel. Estimates are pessimistic: those of the two passes assume one line of the L1 cache a
+# cycle, and a product in float32 without tensor cores.
+FORWARD = {
+    (16, "window"): ReferenceTime(86, 0, True),
+    (16, "tensor cores"): ReferenceTime(120, 0, False),
+    (16, "triton"): ReferenceTime(116, 0, True),
+    (16, "two passes"): ReferenceTime(34, 14, False),
+    (16, "plain"): ReferenceTime(378, 0, False),
+    (32, "triton"): ReferenceTime(199, 0, True),
+    (32, "plain"): ReferenceTime(378, 0, True),
+    (32, "two passes"): ReferenceTime(68, 100, False),
+}
+
+
+class KernelTime(NamedTuple):
+    """Time of a kernel for one call.
+
+    Attributes:
+        kernel: name of the kernel.
+        microseconds: expected time.
+        measured: whether the kernel was measured with as many taps and no more channels and outputs.
+    """
+
+    kernel: str
+    microseconds: float
+    measured: bool
+
+    def __str__(self) -> str:
+        source = f"measured on {MEASURED_ON}" if self.measured else "estimated"
+        return f"{self.kernel}: {self.microseconds:.0f} us, {source}"
+
+
+@functools.lru_cache(maxsize=1024)
+def rank_kernels(
+    kernels: tuple[str, ...], bits: int, pixels: int, taps: int, channels: int, outputs: int, groups: int
+) -> tuple[KernelTime, ...]:
+    """Return the times of kernels for one call, the kernel to run first.
+
+    An estimate replaces a measured kernel only if it is at most half as long.
+
+    Args:
+        kernels: names of kernels that can run the call, at least one.
+        bits: bits of the dtype.
+        pixels: number of output pixels of all images.
+        taps: number of taps.
+        channels: number of input channels.
+        outputs: number of output channels.
+        groups: number of convolution groups.
+    """
+    group_channels, group_outputs = channels // groups, outputs // groups
+    samples = pixels * taps * channels / (REFERENCE_PIXELS * REFERENCE_TAPS * REFERENCE_CHANNELS)
+    tiles = -(-group_outputs // TILE_OUTPUTS)
+    covered = taps == REFERENCE_TAPS and max(group_channels, group_outputs) <= REFERENCE_CHANNELS
+    times = []
+    for kernel in kernels:
+        time = FORWARD[bits, kernel]
+        fused = time.product == 0
+        microseconds = time.samples * samples * (tiles if fused else 1)
+        microseconds += time.product * samples * group_outputs / REFERENCE_CHANNELS
+        launches = 1 if fused else 1 + groups
+        times.append(KernelTime(kernel, microseconds + launches * LAUNCH_MICROSECONDS, time.measured and covered))
+    # An estimate counts twice beside a measurement.
+    beside = any(time.measured for time in times)
+    return tuple(sorted(times, key=lambda time: time.microseconds * (2 if beside and not time.measured else 1)))

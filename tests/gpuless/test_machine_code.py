@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of the machine code of CUDA kernels: registers, spills, widths of loads and stores, instructions of a loop."""
+
+import pytest
+from gpuless.machine_code import ARCHS, compile_kernels
+
+GATES = tuple(
+    f"gates_run_kernel<{formula}, FastFloat>(const GatesParams, uint32_t, uint32_t)"
+    for formula in ("LstmGates", "LstmGatesBackward", "GruUpdate<false>")
+)
+SAMPLE_ARGUMENTS = (
+    "(const DeformConv2dDims, const Inputs<{0}>, const DeformConv2dOffsetEpilogue, const SampleLines, {0}*)"
+)
+SAMPLES = tuple(
+    f"deform_conv2d_sample_kernel<{dtype}, {offset}, {packs}>" + SAMPLE_ARGUMENTS.format(dtype)
+    for dtype, offset, packs in (
+        ("BFloat16", "float", 1), ("BFloat16", "BFloat16", 1), ("Half", "float", 1), ("float", "float", 1),
+        ("BFloat16", "float", 2), ("float", "float", 2),
+    )
+)  # fmt: skip
+LIMITS = {  # by the kernel of SAMPLES: registers, instructions of the loop for a tap; see docs/kernels.md
+    "BFloat16, float, 1": (64, 190),
+    "BFloat16, BFloat16, 1": (64, 192),
+    "Half, float, 1": (64, 190),
+    "float, float, 1": (64, 140),
+    "BFloat16, float, 2": (80, 270),
+    "float, float, 2": (80, 165),
+}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_gates_load_all_operands_before_the_first_conversion(arch):
+    for kernel, inputs in zip(compile_kernels("gates/cuda.cuh", GATES, arch), (5, 7, 3), strict=True):
+        loads, stores = kernel.find("LDG"), kernel.find("STG")
+        assert len(loads) == 2 * inputs  # 32 bytes of float32 operands; the second load has a predicate
+        assert all(i.width == 16 for i in (*loads, *stores)), loads + stores
+        assert kernel.find_early_use() is None
+        assert kernel.stack == 0 and kernel.registers <= 80
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_samples_of_a_tap_are_loaded_and_stored_as_vectors(arch):
+    for instance, kernel in zip(SAMPLES, compile_kernels("deform_conv2d/cuda_sample.cuh", SAMPLES, arch), strict=True):
+        key = instance.partition("<")[2].partition(">")[0]
+        registers, instructions = LIMITS[key]
+        loop, packs = kernel.find_loop("LDG.E.128"), int(key[-1])
+        corners = [i for i in loop if i.name.startswith("LDG") and i.width == 16]
+        stores = [i for i in loop if i.name.startswith("STG")]
+        assert len(corners) == 4 * packs and all(i.predicate for i in corners), (key, corners)
+        assert [i.width for i in stores] == packs * [16], (key, stores)
+        assert sum(i.name.startswith("LDG") for i in loop) == 4 * packs + 2  # offset and mask of the next tap
+        before_the_end = loop[: loop.index(stores[-1])]
+        branches = [i.name for i in before_the_end if i.name.startswith(("BRA", "BSSY", "CALL", "WARPSYNC"))]
+        assert not branches, (key, branches)
+        assert kernel.stack == 0 and kernel.registers <= registers, (key, kernel.registers)
+        assert len(loop) <= instructions, (key, len(loop))
