@@ -140,10 +140,11 @@ def run_tiles(
             None if flows is None else torch.stack([flows[k][_index_window(tile.window)] for k, tile in windows])
         ]
         inputs += [] if static is None else [torch.stack([static[_index_window(tile.window)] for _, tile in windows])]
-        context = {}
+        options = {}
         if contexts is not None:
-            context["context"] = torch.stack([contexts[k][_index_window(tile.window)] for k, tile in windows])[:, :, None]
-        for (k, tile), y in zip(windows, network(*inputs, **context)[:, :, 0].float(), strict=True):
+            around = torch.stack([contexts[k][_index_window(tile.window)] for k, tile in windows])
+            options["context"] = around[:, :, None]
+        for (k, tile), y in zip(windows, network(*inputs, **options)[:, :, 0].float(), strict=True):
             rows, columns = (slice(c.start * scale, c.stop * scale) for c in tile.core)
             out[k][_index_window((rows, columns))] = y[_index_window(tile.core_in_window(scale))]
 

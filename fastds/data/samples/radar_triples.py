@@ -190,8 +190,8 @@ class RadarTriples(torch.utils.data.Dataset):
     Sample: dict of x (2, 1 + D, h, w) and y (3, 1, 2h, 2w), float32 in [0, 1] with 0 where missing; valid (3, 1, 2h,
     2w) bool, True where the fine pixel and the blocks of the input are valid; flow (1, 2, 2, h, w) if requested;
     context (2, 1, h, w) if requested, NaN where the source has no such frame and, with augment, in one frame of five;
-    static (S, h, w) with statics. Deterministic by (seed, index). DataLoader workers may be used; call `cache_flow()` before
-    they start.
+    static (S, h, w) with statics. Deterministic by (seed, index). DataLoader workers may be used; call `cache_flow()`
+    before they start.
 
     Raises:
         ValueError: A source is too small for the crop or has no triple of frames, all pixels are missing, or weights or

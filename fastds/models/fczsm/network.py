@@ -280,8 +280,8 @@ class FCZSM(DownscaleMixin, nn.Module):
         pairs = torch.stack([frames[:, 1:-2], frames[:, 2:-1]], 2)
         inputs = (z.flatten(0, 1) for z in (y[:, 1::2], pairs, around, flow))
         middle = self.middle(*inputs).unflatten(0, (b, n - 1)).to(y.dtype)
-        given = y[:, ::2].unbind(1)
-        return torch.stack([z for pair in zip(given, (*middle.unbind(1), None)) for z in pair][:-1], 1)
+        first, *later = y[:, ::2].unbind(1)
+        return torch.stack([first, *(z for pair in zip(middle.unbind(1), later, strict=True) for z in pair)], 1)
 
     def compile_graph(
         self,

@@ -32,9 +32,9 @@ class RadarModule(SupervisedModule):
     """Training of a network that maps two coarse frames to three fine frames.
 
     Batches: x (B, 2, 1 + D, h, w), y and valid (B, 3, 1, r*h, r*w), and if the network reads them flow (B, 1, 2, 2, h,
-    w), context (B, 2, 1, h, w) and static (B, S, h, w); x and y are normalised to [0, 1]. Logged values: loss, learning rate, val_mse_total
-    (dBZ^2 above the floor), val_mse_trilinear, val_mse_advection (with flow), and val_relative (val_mse_total divided
-    by val_mse_trilinear).
+    w), context (B, 2, 1, h, w) and static (B, S, h, w); x and y are normalised to [0, 1]. Logged values: loss, learning
+    rate, val_mse_total (dBZ^2 above the floor), val_mse_trilinear, val_mse_advection (with flow), and val_relative
+    (val_mse_total divided by val_mse_trilinear).
     """
 
     def __init__(self, model: Network, config: TrainingConfig):
