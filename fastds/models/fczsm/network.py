@@ -342,9 +342,7 @@ class FCZSM(DownscaleMixin, nn.Module):
         x, r = x[:, :, : self.config["out_channels"]].float(), self.config["scale"]
         return trilinear(x, r) if self.config["residual"] == "trilinear" else advection(x, r, flow)
 
-    def _check_inputs(
-        self, x: Tensor, static: Tensor | None, flow: Tensor | None, context: Tensor | None
-    ) -> None:
+    def _check_inputs(self, x: Tensor, static: Tensor | None, flow: Tensor | None, context: Tensor | None) -> None:
         c, s = self.config["in_channels"], self.config["static_channels"]
         check_input("x", x, self)
         if x.ndim != 5 or x.shape[1] < 2 or x.shape[2] != c:
