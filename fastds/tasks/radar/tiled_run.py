@@ -242,9 +242,12 @@ class TiledInference:
         tile = max(self.tiles, key=lambda t: x[:, t.core[0], t.core[1]].sum().item())
         wide_tiles = plan_tiles(height, width, cast(int, self.tile), round_up(self.receptive_field))
         wide_tile = wide_tiles[self.tiles.index(tile)]
-        given, options = (self._run_network, [x], [flow]), {"static": self.static}
-        options |= {"channels": None if channels is None else [channels]}
-        options |= {"contexts": None if context is None else [context]}
+        given = self._run_network, [x], [flow]
+        options: dict[str, Any] = {
+            "static": self.static,
+            "channels": None if channels is None else [channels],
+            "contexts": None if context is None else [context],
+        }
         small, large = (run_tiles(*given, [t], self.scale, **options)[0] for t in (tile, wide_tile))
         rows, columns = (slice(c.start * self.scale, c.stop * self.scale) for c in tile.core)
         difference = (small - large)[:, rows, columns].abs() * self.amplitude
