@@ -108,7 +108,7 @@ def test_a_card_shows_its_rows_limits_and_training(capsys):
     assert "leaderboard:" in printed and "limits:" in printed and "seeds: [0]" in printed and "input_ranges:" in printed
     assert "picture: fastds/models/pictures/inr-small.png" in printed
     assert main(["models", "fczsm-small"]) == 0
-    assert "training_hours: 2.6" in capsys.readouterr().out
+    assert "training_hours: 3.6" in capsys.readouterr().out
 
 
 # ---- what studies add

@@ -92,8 +92,8 @@ def words_of(task, name, files):
         del changed["data.variables"]
     elif task == "fields":
         changed |= {"data.variables": ["r", "t", "u", "z"], "data.split": "time"}
-    if name == "fczsm-small":
-        changed["model.start"] = "fczsm-small"  # in place of its first stage
+    if name in ("fczsm-small", "fczsm-small-middle"):
+        changed["model.start"] = "fczsm-small"  # in place of the stage before
     if "unet" in name:
         changed["model.options.width"] = 8
     if task == "nowcast":
