@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import contextlib
+import functools
 import gc
 import os
 import platform
@@ -116,35 +117,39 @@ def instruction_set():
         _native.get_module().set_isa(os.environ["FASTDS_TEST_ISA"])
 
 
+# The functions are the same in all tests, because torch.compile recognises the functions of torch by identity.
+@functools.cache
+def _poisoned(allocate):
+    def empty(*args, **kwargs):
+        result = allocate(*args, **kwargs)
+        if not result.is_floating_point() or isinstance(result, FakeTensor):  # a graph would keep the filling
+            return result
+        with torch._C.DisableTorchFunction():  # function modes do not observe the filling
+            filled = result.detach().fill_(float("nan"))
+        return filled.requires_grad_() if result.requires_grad else filled  # vmap refuses requires_grad_()
+
+    return empty
+
+
+@functools.cache
+def _poisoned_array(allocate):
+    def empty(*args, **kwargs):
+        result = allocate(*args, **kwargs)
+        if result.dtype.kind in "fc":
+            result.fill(float("nan"))
+        return result
+
+    return empty
+
+
 @pytest.fixture(autouse=True)
 def poison(monkeypatch):
     """Fill torch.empty, numpy.empty and similar with NaN, so that unwritten elements are detected."""
-
-    def poisoned(allocate):
-        def empty(*args, **kwargs):
-            result = allocate(*args, **kwargs)
-            if not result.is_floating_point() or isinstance(result, FakeTensor):  # a graph would keep the filling
-                return result
-            with torch._C.DisableTorchFunction():  # function modes do not observe the filling
-                filled = result.detach().fill_(float("nan"))
-            return filled.requires_grad_() if result.requires_grad else filled  # vmap refuses requires_grad_()
-
-        return empty
-
-    def poisoned_array(allocate):
-        def empty(*args, **kwargs):
-            result = allocate(*args, **kwargs)
-            if result.dtype.kind in "fc":
-                result.fill(float("nan"))
-            return result
-
-        return empty
-
     for name in ("empty", "empty_like", "empty_strided"):
-        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
-    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
     for name in ("empty", "empty_like"):
-        monkeypatch.setattr(numpy, name, poisoned_array(getattr(numpy, name)))
+        monkeypatch.setattr(numpy, name, _poisoned_array(getattr(numpy, name)))
 
 
 @pytest.fixture(scope="session")
