@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fastds.models import FCZSM
+from fastds.models.baselines.advection import advect_pairs
 from fastds.models.fczsm.middle import MiddleFrameCorrection
 from tests.references.fczsm_middle import correct_middle
 
@@ -21,7 +22,7 @@ def perturb(model, spread=0.05):
 
 
 def draw_pairs(batch, r, h, w):
-    """Draw the arguments of MiddleFrameCorrection in float64; context frame 0 of sample 0 is not known."""
+    """Draw middle frames, frames, context and flow in float64; context frame 0 of sample 0 is not known."""
     middle = torch.rand(batch, 1, r * h, r * w, dtype=torch.float64)
     frames, context = torch.rand(2, batch, 2, h, w, dtype=torch.float64)
     context[0, 0] = torch.nan
@@ -33,7 +34,9 @@ def test_equals_the_reference(r, h, w):
     model = perturb(MiddleFrameCorrection(r, widths=(8, 12, 16)).double())
     given = draw_pairs(2, r, h, w)
     parameters = dict(model.named_parameters())
-    y, expected = model(*given), correct_middle(parameters, r, *given)
+    expected = correct_middle(parameters, r, *given)
+    *fields, flow = given
+    y = model(*fields, advect_pairs(given[1][:, :, None], r, flow[:, None]))
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-11)
     grad_y = torch.randn_like(y)
     grads, expected = (torch.autograd.grad(z, list(parameters.values()), grad_y) for z in (y, expected))
@@ -66,7 +69,8 @@ def test_each_pair_of_a_sequence_has_its_neighbours_as_context():
     for k in range(3):
         around = series[:, [k, k + 3]]
         with torch.no_grad():
-            expected = model.middle(plain[:, 2 * k + 1], x[:, k : k + 2, 0], around, flow[:, k])
+            pair = x[:, k : k + 2]
+            expected = model.middle(plain[:, 2 * k + 1], pair[:, :, 0], around, advect_pairs(pair, 2, flow[:, k, None]))
         torch.testing.assert_close(y[:, 2 * k + 1], expected, rtol=1e-5, atol=1e-6)
         assert not torch.allclose(expected, plain[:, 2 * k + 1], atol=1e-3)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Advection: frames between two input frames are interpolated along dense optical flow."""
 
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -105,6 +105,46 @@ def compute_halfway_flow(flow: Tensor) -> Tensor:
     return to_start
 
 
+class AdvectedPairs(NamedTuple):
+    """Pairs of neighbouring frames, moved to the time between them along the optical flow.
+
+    Attributes:
+        fine: (B, N, C, r*h, r*w), the frames, interpolated bicubically.
+        half: (B * (N-1), 2, h, w), halfway flow in coarse pixels, see `compute_halfway_flow`.
+        fine_half: (B * (N-1), 2, r*h, r*w), halfway flow on the fine grid, in fine pixels.
+        start: (B * (N-1), C, r*h, r*w), earlier frames, moved forwards.
+        end: (B * (N-1), C, r*h, r*w), later frames, moved backwards.
+    """
+
+    fine: Tensor
+    half: Tensor
+    fine_half: Tensor
+    start: Tensor
+    end: Tensor
+
+    def compute_middles(self) -> Tensor:
+        """Return the means (B, N-1, C, r*h, r*w) of the moved frames."""
+        b, n = self.fine.shape[:2]
+        return (0.5 * (self.start + self.end)).unflatten(0, (b, n - 1))
+
+
+def advect_pairs(x: Tensor, r: int = 2, flow: Tensor | None = None) -> AdvectedPairs:
+    """Move the frames of each pair to the time between them. Arguments and errors are those of `advection`."""
+    check_sequence(x, r)
+    b, n, _, h, w = x.shape
+    if flow is None:
+        flow = optical_flow(x)
+    if tuple(flow.shape) != (b, n - 1, 2, 2, h, w):
+        raise ValueError(f"flow must have shape {(b, n - 1, 2, 2, h, w)} to go with x, got {tuple(flow.shape)}")
+    fine = upsample(x, r, "bicubic")
+    half = fine_half = compute_halfway_flow(flow.to(torch.promote_types(x.dtype, torch.float32)).flatten(0, 1))
+    if r > 1:
+        fine_half = r * F.interpolate(half, (r * h, r * w), mode="bilinear", align_corners=False)
+    start = warp(fine[:, :-1].flatten(0, 1), fine_half)
+    end = warp(fine[:, 1:].flatten(0, 1), -fine_half)
+    return AdvectedPairs(fine, half, fine_half, start, end)
+
+
 def advection(x: Tensor, r: int = 2, flow: Tensor | None = None) -> Tensor:
     """Interpolate in time along the optical flow, and bicubically in space.
 
@@ -126,16 +166,5 @@ def advection(x: Tensor, r: int = 2, flow: Tensor | None = None) -> Tensor:
 
     Source: advection correction of radar fields (Nielsen et al. 2014).
     """
-    check_sequence(x, r)
-    b, n, c, h, w = x.shape
-    if flow is None:
-        flow = optical_flow(x)
-    if tuple(flow.shape) != (b, n - 1, 2, 2, h, w):
-        raise ValueError(f"flow must have shape {(b, n - 1, 2, 2, h, w)} to go with x, got {tuple(flow.shape)}")
-    up = upsample(x, r, "bicubic")
-    half = compute_halfway_flow(flow.float().flatten(0, 1))
-    if r > 1:
-        half = r * F.interpolate(half, (r * h, r * w), mode="bilinear", align_corners=False)
-    start = warp(up[:, :-1].flatten(0, 1), half)
-    end = warp(up[:, 1:].flatten(0, 1), -half)
-    return interleave(up, (0.5 * (start + end)).reshape(b, n - 1, c, r * h, r * w))
+    pairs = advect_pairs(x, r, flow)
+    return interleave(pairs.fine, pairs.compute_middles())

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastds.models.baselines.advection import compute_halfway_flow, warp
-from fastds.models.baselines.interpolation import upsample
+from fastds.models.baselines.advection import AdvectedPairs, warp
 from fastds.nn.convolutions import Conv1x1, Conv3x3, ResidualBlock
 from fastds.ops.core.layout import get_padding_to_multiple
 
@@ -47,30 +46,29 @@ class MiddleFrameCorrection(nn.Module):
         assert self.last.bias is not None
         nn.init.zeros_(self.last.bias)
 
-    def forward(self, middle: Tensor, frames: Tensor, context: Tensor, flow: Tensor) -> Tensor:
+    def forward(self, middle: Tensor, frames: Tensor, context: Tensor, pairs: AdvectedPairs) -> Tensor:
         """Correct middle frames.
 
         Args:
             middle: (B, 1, r*h, r*w), frames of the main network, normalised.
             frames: (B, 2, h, w), the input frames before and after, normalised.
             context: (B, 2, h, w), the input frames before and after `frames`, NaN where not known.
-            flow: (B, 2, 2, h, w), optical flow between `frames` in pixels.
+            pairs: `frames` moved to the middle time, see `advect_pairs`.
 
         Returns:
             (B, 1, r*h, r*w), normalised.
         """
         r, (h, w) = self.scale, frames.shape[-2:]
         dtype = torch.promote_types(frames.dtype, torch.float32)  # half precision would round positions
-        middle, frames, context, flow = (z.to(dtype) for z in (middle, frames, context, flow))
-        half = compute_halfway_flow(flow)
-        features = self._make_features(middle, frames, context, half)
+        middle, frames, context = (z.to(dtype) for z in (middle, frames, context))
+        features = self._make_features(middle, frames, context, pairs.half)
         motion, residual = self.run_layers(features.to(self.first.weight.dtype)).to(dtype).split([5, r * r], 1)
-        fine_half, motion = (F.interpolate(z, (r * h, r * w), mode="bilinear") for z in (r * half, motion))
-        first, second = upsample(frames[:, :, None], r, "bicubic").unbind(1)
+        motion = F.interpolate(motion, (r * h, r * w), mode="bilinear")
+        first, second = pairs.fine[:, :-1].flatten(0, 1), pairs.fine[:, 1:].flatten(0, 1)
         weight = motion[:, 4:].sigmoid()
-        start = warp(first, fine_half + r * motion[:, 0:2])
-        end = warp(second, r * motion[:, 2:4] - fine_half)
-        advected = 0.5 * (warp(first, fine_half) + warp(second, -fine_half))
+        start = warp(first, pairs.fine_half + r * motion[:, 0:2])
+        end = warp(second, r * motion[:, 2:4] - pairs.fine_half)
+        advected = pairs.compute_middles().flatten(0, 1)
         return middle - advected + weight * start + (1 - weight) * end + F.pixel_shuffle(residual, r)
 
     def _make_features(self, middle: Tensor, frames: Tensor, context: Tensor, half: Tensor) -> Tensor:

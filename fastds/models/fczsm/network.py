@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastds._mixins import DownscaleMixin
+from fastds.models.baselines.advection import AdvectedPairs, advect_pairs, optical_flow
+from fastds.models.baselines.interpolation import interleave, trilinear
 from fastds.models.card import ModelCard
 from fastds.models.fczsm.aligner import DirectionalAligner, FeaturePyramid, SingleLevel
 from fastds.models.fczsm.conv_lstm import DeformableConvLSTM, repeat_batch
@@ -267,19 +269,28 @@ class FCZSM(DownscaleMixin, nn.Module):
         r = self.config["scale"]
         y = self.reconstruction(hidden)[..., : r * h, : r * w]
         y = y.reshape(2 * n - 1, b, *y.shape[1:]).transpose(0, 1).contiguous()
-        if self.config["residual"] is not None:
-            y = self._compute_residual(x, flow) + y
-        return y if context is None else self._correct_middle_frames(y, x, flow, context)
+        return self._add_residual(y, x, flow, context)
 
-    def _correct_middle_frames(self, y: Tensor, x: Tensor, flow: Tensor | None, context: Tensor) -> Tensor:
+    def _add_residual(self, y: Tensor, x: Tensor, flow: Tensor | None, context: Tensor | None) -> Tensor:
+        """Add the interpolated input to y (B, 2N-1, C, r*h, r*w), and correct the frames between input times."""
+        if self.config["residual"] is None:
+            return y
+        first, r = x[:, :, : self.config["out_channels"]], self.config["scale"]
+        first = first.to(torch.promote_types(x.dtype, torch.float32))
+        if self.config["residual"] == "trilinear":
+            return trilinear(first, r) + y
+        pairs = advect_pairs(first, r, flow)
+        y = interleave(pairs.fine, pairs.compute_middles()) + y
+        return y if context is None else self._correct_middle_frames(y, x, context, pairs)
+
+    def _correct_middle_frames(self, y: Tensor, x: Tensor, context: Tensor, pairs: AdvectedPairs) -> Tensor:
         """Return y (B, 2N-1, 1, r*h, r*w) with corrected frames between input times, see `forward`."""
-        assert flow is not None
         b, n = x.shape[:2]
         frames = torch.cat([context[:, :1], x, context[:, 1:]], 1)[:, :, 0]
         around = torch.stack([frames[:, :-3], frames[:, 3:]], 2)
-        pairs = torch.stack([frames[:, 1:-2], frames[:, 2:-1]], 2)
-        inputs = (z.flatten(0, 1) for z in (y[:, 1::2], pairs, around, flow))
-        middle = self.middle(*inputs).unflatten(0, (b, n - 1)).to(y.dtype)
+        neighbours = torch.stack([frames[:, 1:-2], frames[:, 2:-1]], 2)
+        inputs = (z.flatten(0, 1) for z in (y[:, 1::2], neighbours, around))
+        middle = self.middle(*inputs, pairs).unflatten(0, (b, n - 1)).to(y.dtype)
         first, *later = y[:, ::2].unbind(1)
         return torch.stack([first, *(z for pair in zip(middle.unbind(1), later, strict=True) for z in pair)], 1)
 
@@ -331,16 +342,7 @@ class FCZSM(DownscaleMixin, nn.Module):
             return None
         if flow is not None:
             return flow
-        from fastds.models.baselines.advection import optical_flow
-
         return optical_flow(x[:, :, 0])
-
-    def _compute_residual(self, x: Tensor, flow: Tensor | None) -> Tensor:
-        from fastds.models.baselines.advection import advection
-        from fastds.models.baselines.interpolation import trilinear
-
-        x, r = x[:, :, : self.config["out_channels"]].float(), self.config["scale"]
-        return trilinear(x, r) if self.config["residual"] == "trilinear" else advection(x, r, flow)
 
     def _check_inputs(self, x: Tensor, static: Tensor | None, flow: Tensor | None, context: Tensor | None) -> None:
         c, s = self.config["in_channels"], self.config["static_channels"]
