@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -126,7 +127,14 @@ class CommandRunner:
         ):
             warnings.simplefilter("always", UserWarning)
             run(source, output, model=self.model, **self.arguments)
+        _clear_dask_names()
         return [" ".join(str(one.message).split()) for one in caught if issubclass(one.category, UserWarning)]
+
+
+def _clear_dask_names() -> None:
+    """Empty the cache in which dask keeps up to 100,000 names of finished tasks, which do not come again."""
+    if "dask.utils" in sys.modules:
+        sys.modules["dask.utils"].key_split.cache_clear()
 
 
 def _read_option_file(path: Path | None) -> list[str]:
