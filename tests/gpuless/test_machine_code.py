@@ -26,6 +26,14 @@ LIMITS = {  # by the kernel of SAMPLES: registers, instructions of the loop for 
     "BFloat16, float, 2": (80, 270),
     "float, float, 2": (80, 165),
 }
+SCATTER_ARGUMENTS = (
+    "(const DeformConv2dDims, const Inputs<{0}>, const DeformConv2dOffsetEpilogue, const SampleLines, const int, "
+    "const {0}*, const DeformConv2dMapGradients)"
+)
+SCATTERS = tuple(
+    f"deform_conv2d_scatter_kernel<{dtype}, {offset}>" + SCATTER_ARGUMENTS.format(dtype)
+    for dtype, offset in (("BFloat16", "float"), ("Half", "Half"), ("float", "float"))
+)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
