@@ -12,7 +12,7 @@ void run_scatter(const DeformConv2dDims& d, const DeformConv2dForward& t, const 
                  const void* columns, const DeformConv2dMapGradients& grads, int64_t first_line, int64_t count, int device,
                  void* stream) {
     check_samples<T, Offset>(d, t, first_line, count);
-    FASTDS_CHECK(d.H * d.W * d.C <= INT32_MAX, "deform_conv2d: an image is larger than 32-bit positions reach");
+    FASTDS_CHECK((d.H + 1) * (d.W + 1) * d.C <= INT32_MAX, "deform_conv2d: an image is larger than 32-bit positions reach");
     const int packs = static_cast<int>(d.C / d.offset_groups / kVector<T>);
     int lanes = 1;
     while (lanes < 8 && 2 * lanes <= packs) lanes *= 2;

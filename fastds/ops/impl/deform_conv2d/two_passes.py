@@ -60,11 +60,9 @@ def get_unsupported_reason(input, offset, weight, mask, stride, padding) -> str 
         return "the memory of input and offset must be aligned"
     height, width = input.shape[2:]
     image_bytes = ((height + 1) * input.stride(2) + (width + 1) * input.stride(3)) * input.element_size()
-    positions = (offset.shape[i] * stride[i - 2] + padding[i - 2] for i in (2, 3))
-    if (
-        max(image_bytes, *positions, channels * height * width, (input.shape[0] * offset.shape[2] + TILE_LINES))
-        > MAX_INT32
-    ):
+    positions = [offset.shape[i] * stride[i - 2] + padding[i - 2] for i in (2, 3)]
+    positions += [input.shape[0] * offset.shape[2] + TILE_LINES, channels * (height + 1) * (width + 1)]
+    if max(image_bytes, *positions) > MAX_INT32:
         return "an image is larger than 32-bit positions reach"
     if offset.shape[3] * taps * channels > MAX_INT32 // (2 * TILE_LINES):
         return "a line of samples is too long"
