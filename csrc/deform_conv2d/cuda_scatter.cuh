@@ -80,9 +80,8 @@ deform_conv2d_scatter_kernel(const DeformConv2dDims d, const Inputs<T> in, const
             sample.get_weights(weight);
             const T* from = pixel.at;
             for (int c = 0;;) {
-                // Nothing outside the image is loaded, so that a NaN there does not become NaN * 0.
-                SampleWords grad_words = {}, corner[4] = {};
-                if (sample.inside) grad_words = *reinterpret_cast<const SampleWords*>(from);
+                SampleWords corner[4] = {};
+                const SampleWords grad_words = *reinterpret_cast<const SampleWords*>(from);
                 const char* corner_00 = reinterpret_cast<const char*>(pixel.x + c) + (sample.y0 * x_h + sample.x0 * x_w);
 #pragma unroll
                 for (int n = 0; n < 4; n++)
@@ -96,7 +95,7 @@ deform_conv2d_scatter_kernel(const DeformConv2dDims d, const Inputs<T> in, const
                     unpack_words<T>(corner[n], value);
 #pragma unroll
                     for (int v = 0; v < V; v++) sum += grad[v] * value[v];
-                    dot[n] += sample.has(n) ? sum : 0;
+                    dot[n] += sample.has(n) ? sum : 0;  // not NaN * 0
                 }
                 if (grads.x != nullptr) {
                     const int64_t element = sample.y0 * grad_x_h + sample.x0 * grad_x_w + c;
