@@ -24,25 +24,21 @@ __device__ __forceinline__ void unpack_words(const SampleWords& words, float (&t
     }
 }
 
-// Writes the gradients of offset or mask of a pixel one after the other, as T or float32.
+// The gradients of offset or mask of a pixel and an offset group, which are T or float32.
 template <class T>
-struct GradientWriter {
-    char* to;  // null: writes nothing
-    bool in_float32;
+struct PixelGradients {
+    __device__ __forceinline__ PixelGradients(void* memory, bool in_float32, int64_t first)
+        : to_(static_cast<char*>(memory) + first * (in_float32 ? 4 : static_cast<int>(sizeof(T)))),
+          needed_(memory != nullptr),
+          in_float32_(in_float32) {}
+    __device__ __forceinline__ void put(int element, float value) const {
+        if (needed_ && in_float32_) reinterpret_cast<float*>(to_)[element] = value;
+        if (needed_ && !in_float32_) reinterpret_cast<T*>(to_)[element] = store<T>(value);
+    }
 
-    __device__ __forceinline__ GradientWriter(void* memory, bool in_float32, int64_t element)
-        : to(static_cast<char*>(memory)), in_float32(in_float32) {
-        if (to != nullptr) to += element * get_size();
-    }
-    __device__ __forceinline__ int get_size() const { return in_float32 ? 4 : static_cast<int>(sizeof(T)); }
-    __device__ __forceinline__ void put(float value) {
-        if (to == nullptr) return;
-        if (in_float32)
-            *reinterpret_cast<float*>(to) = value;
-        else
-            *reinterpret_cast<T*>(to) = store<T>(value);
-        to += get_size();
-    }
+  private:
+    char* to_;
+    bool needed_, in_float32_;
 };
 
 // columns: gradients of the columns, (groups, pixels, K, C/groups), contiguous. `lanes` is a power of two, at most the packs of
@@ -70,9 +66,9 @@ deform_conv2d_scatter_kernel(const DeformConv2dDims d, const Inputs<T> in, const
         if (!there) continue;
         pixel.load_displacement();
         char* const grad_x = reinterpret_cast<char*>(grads.x + channel) + pixel.image * image_bytes;
-        const int64_t pair = int64_t{offset_group} * size.K + share.first;
-        GradientWriter<T> grad_mask(grads.mask, grads.mask_in_float32, pixel.number * grads.mask_step + pair);
-        GradientWriter<T> grad_offset(grads.offset, grads.offset_in_float32, pixel.number * grads.offset_step + 2 * pair);
+        const int64_t pair = int64_t{offset_group} * size.K;
+        const PixelGradients<T> grad_mask(grads.mask, grads.mask_in_float32, pixel.number * grads.mask_step + pair);
+        const PixelGradients<T> grad_offset(grads.offset, grads.offset_in_float32, pixel.number * grads.offset_step + 2 * pair);
         const int end = size.per_offset_group - lane_channel;
         for (int k = share.first; k < share.end; k++) {
             const SampleCorners sample = pixel.take_tap(d, in, taps, epilogue.sigmoid, k + 1 == share.end);
@@ -121,9 +117,9 @@ deform_conv2d_scatter_kernel(const DeformConv2dDims d, const Inputs<T> in, const
 #pragma unroll
                 for (int i = 0; i < 3; i++) sums[i] += __shfl_xor_sync(active, sums[i], m);
             if (lane_channel != 0) continue;
-            grad_mask.put(epilogue.sigmoid ? sums[0] * mask * (1 - mask) : sums[0]);
-            grad_offset.put(sums[1]);
-            grad_offset.put(sums[2]);
+            grad_mask.put(k, epilogue.sigmoid ? sums[0] * mask * (1 - mask) : sums[0]);
+            grad_offset.put(2 * k, sums[1]);
+            grad_offset.put(2 * k + 1, sums[2]);
         }
     }
 }

@@ -34,7 +34,7 @@ SCATTERS = tuple(
     f"deform_conv2d_scatter_kernel<{dtype}, {offset}>" + SCATTER_ARGUMENTS.format(dtype)
     for dtype, offset in (("BFloat16", "float"), ("Half", "Half"), ("float", "float"))
 )
-SCATTER_LIMITS = {"BFloat16, float": 490, "Half, Half": 490, "float, float": 385}  # instructions of the loop for a tap
+SCATTER_LIMITS = {"BFloat16, float": 470, "Half, Half": 470, "float, float": 380}  # instructions of the loop for a tap
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -79,4 +79,4 @@ def test_gradients_of_a_tap_are_loaded_and_added_as_vectors(arch):
         width = 4 if arch >= 90 else 1  # floats of an atomic addition
         assert len(added) == 4 * channels // width and all((".F32x4" in name) == (width == 4) for name in added), added
         assert kernel.stack == 0 and kernel.registers <= 128, (key, kernel.registers)
-        assert len(tap) <= SCATTER_LIMITS[key] + (32 if arch < 90 else 0), (key, len(tap))
+        assert len(tap) <= SCATTER_LIMITS[key] + (16 if arch < 90 else 0), (key, len(tap))
