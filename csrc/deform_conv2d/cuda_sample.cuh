@@ -67,7 +67,7 @@ struct SampledPixel {
     const T* mask;         // null: all ones
     float row, column;     // coordinates of tap (0, 0) before displacement, with the base offset
     Column* at;            // columns of the next tap
-    int64_t image, number;          // of the pixel in all images
+    int64_t image, number;          // number: of the pixel in all images
     int kernel_row, kernel_column;  // of the next tap
     Displacement next;
 
@@ -100,7 +100,7 @@ struct SampledPixel {
 };
 
 // Finds the pixel of a place in the tiles, for a lane that starts at a channel and a tap. Returns false for places without a
-// pixel.
+// pixel. The caller loads the first displacement.
 template <class T, class Offset, class Column>
 __device__ __forceinline__ bool find_pixel(const DeformConv2dDims& d, const Inputs<T>& in, const Groups& size,
                                            const DeformConv2dOffsetEpilogue& epilogue, const SampleLines& lines, int place,
@@ -126,7 +126,6 @@ __device__ __forceinline__ bool find_pixel(const DeformConv2dDims& d, const Inpu
     pixel.at = columns + ((group * pixels + p) * size.K + tap) * size.channels + (channel - group * size.channels);
     pixel.image = b, pixel.number = int64_t{lines.first} * width + p;
     pixel.kernel_row = tap / static_cast<int>(d.kw), pixel.kernel_column = tap % static_cast<int>(d.kw);
-
     return true;
 }
 
