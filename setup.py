@@ -49,7 +49,7 @@ ISA_FLAGS = {
     "avx512": ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16"],
 }
 # Sources with code for newer GPUs only, such as vector atomics of sm_90; they need PTX for each architecture.
-PTX_PER_ARCH = {"deform_conv2d/cuda_backward.cu"}
+PTX_PER_ARCH = {"deform_conv2d/cuda_backward.cu", "deform_conv2d/cuda_scatter.cu"}
 # Ops for which baseline objects are built only if there are no vector objects; otherwise "auto" never selects baseline,
 # and forcing it is an error.
 VECTOR_OPS = {"conv1x1", "conv3x3", "conv_rnn"}

@@ -125,6 +125,22 @@ inline void register_deform_conv2d(py::module_& m) {
         "Write the samples of `lines` rows of output pixels as columns (groups, pixels, K, C/groups). The addresses mask and base "
         "may be 0.");
     bind(
+        m, "deform_conv2d_scatter_cuda",
+        [](intptr_t x, intptr_t offset, intptr_t mask, intptr_t columns, intptr_t base, bool sigmoid, intptr_t grad_x,
+           intptr_t grad_offset, int64_t offset_step, bool offset_in_float32, intptr_t grad_mask, int64_t mask_step,
+           bool mask_in_float32, const DeformConv2dDims& dims, int64_t first_line, int64_t lines, int device, intptr_t stream) {
+            py::gil_scoped_release release;
+            const DeformConv2dForward tensors{to_pointer(x), to_pointer(offset), to_pointer(mask), nullptr, nullptr, nullptr};
+            const DeformConv2dOffsetEpilogue epilogue{static_cast<const float*>(to_pointer(base)), sigmoid, 1.f};
+            const DeformConv2dMapGradients grads{static_cast<float*>(to_pointer(grad_x)), to_pointer(grad_offset),
+                                                 to_pointer(grad_mask), offset_step, mask_step, offset_in_float32,
+                                                 mask_in_float32};
+            deform_conv2d_scatter_cuda(dims, tensors, epilogue, to_pointer(columns), grads, first_line, lines, device,
+                                       to_pointer(stream));
+        },
+        "Add to grad_x, in float32, and write grad_offset and grad_mask, from the gradients of the columns of "
+        "deform_conv2d_sample_cuda, unless their address is 0. Pixels of grad_offset and grad_mask are `step` elements apart.");
+    bind(
         m, "deform_conv2d_backward_samples_cuda",
         [](intptr_t grad_y, intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t grad_x,
            intptr_t grad_offset, intptr_t grad_mask, intptr_t workspace, const DeformConv2dDims& dims, int device,

@@ -199,6 +199,27 @@ __device__ __forceinline__ void blend(const float (&weight)[4], const Pack<uint3
     }
 }
 
+// Buffer in which grad_x is accumulated with floating-point atomics. It is contiguous NHWC in the compute type and initially
+// zero.
+template <class A>
+struct Unordered {
+    A* sum;
+
+    __device__ __forceinline__ void prepare() {}
+    template <int V>
+    __device__ __forceinline__ void add(int64_t element, const A (&value)[V]) const {
+        A* to = sum + element;
+        int v = 0;
+#if __CUDA_ARCH__ >= 900 || FASTDS_EMU
+#pragma unroll
+        for (; v + 4 <= V; v += 4)
+            atomicAdd(reinterpret_cast<float4*>(to + v), make_float4(value[v], value[v + 1], value[v + 2], value[v + 3]));
+#endif
+#pragma unroll
+        for (; v < V; v++) atomicAdd(to + v, value[v]);
+    }
+};
+
 // Returns whether kVector channels can be loaded at once everywhere: no load crosses the end of a convolution group or offset
 // group, and all addresses are aligned to 16 bytes.
 template <class T>

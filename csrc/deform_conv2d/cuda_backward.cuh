@@ -36,27 +36,6 @@ struct PairTiles {
     int64_t tiles;
 };
 
-// Buffer in which grad_x is accumulated with floating-point atomics. It is contiguous NHWC in the compute type and initially
-// zero.
-template <class A>
-struct Unordered {
-    A* sum;
-
-    __device__ __forceinline__ void prepare() {}
-    template <int V>
-    __device__ __forceinline__ void add(int64_t element, const A (&value)[V]) const {
-        A* to = sum + element;
-        int v = 0;
-#if __CUDA_ARCH__ >= 900 || FASTDS_EMU
-#pragma unroll
-        for (; v + 4 <= V; v += 4)
-            atomicAdd(reinterpret_cast<float4*>(to + v), make_float4(value[v], value[v + 1], value[v + 2], value[v + 3]));
-#endif
-#pragma unroll
-        for (; v < V; v++) atomicAdd(to + v, value[v]);
-    }
-};
-
 // Accumulation of grad_x in fixed point. Sums of integers have the same bits in any order. The unit of the integers follows
 // from an upper bound of a term: max |grad_y| * max |weight| * max |mask| times the number of outputs of a group. It is large
 // enough that one term of each sample of an image can be added without overflow. For double, a second word counts 2^-30 of the

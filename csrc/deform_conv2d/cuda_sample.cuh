@@ -6,6 +6,8 @@
 // tap are loaded before the corners of this tap, and there are no branches between the loads. Neighbouring lanes have
 // neighbouring channels, and a block has pixels of tiles of 8 x 8, whose corners share lines of the L1 cache.
 #pragma once
+#include <algorithm>
+
 #include "core/fast_math.cuh"
 #include "deform_conv2d/cuda.cuh"
 
@@ -25,27 +27,89 @@ struct SampleLines {
 
 using SampleWords = Pack<uint32_t, 4>;
 
-// A pixel, its tensors at the channels of a lane, and its row of the columns. Offset is the type of the offsets, T or float.
-template <class T, class Offset>
+// The displacement and the mask of a sample.
+struct Displacement {
+    float y, x, mask;
+};
+
+// A sample and the first of the four corners around it.
+struct SampleCorners {
+    bool inside;
+    int y0, x0, height, width;
+    float ly, lx, mask;  // ly, lx: fractions towards the second row and column
+
+    __device__ __forceinline__ bool has_row(int n) const { return inside && (n == 0 ? y0 >= 0 : y0 + 1 < height); }
+    __device__ __forceinline__ bool has_column(int n) const { return n == 0 ? x0 >= 0 : x0 + 1 < width; }
+    __device__ __forceinline__ bool has(int n) const { return has_row(n / 2) && has_column(n % 2); }
+
+    // Writes the mask times the weight of each corner, 0 outside the image.
+    __device__ __forceinline__ void get_weights(float (&weight)[4]) const {
+        const float of_row[2] = {(1 - ly) * mask, ly * mask}, of_column[2] = {1 - lx, lx};
+#pragma unroll
+        for (int n = 0; n < 4; n++) weight[n] = has(n) ? of_row[n / 2] * of_column[n % 2] : 0;
+    }
+};
+
+// Distance of the taps in rows and columns, and the number of taps in a row.
+struct TapGrid {
+    __device__ __forceinline__ explicit TapGrid(const DeformConv2dDims& d)
+        : height(static_cast<float>(d.dil_h)), width(static_cast<float>(d.dil_w)), row(static_cast<int>(d.kw)) {}
+    float height, width;
+    int row;
+};
+
+// A pixel, its tensors at the channels of a lane, and its row of the columns. Offset is the type of the offsets, T or float, and
+// Column is T, or const T for columns that are read.
+template <class T, class Offset, class Column>
 struct SampledPixel {
     const T* x;
     const Offset* offset;  // of the next tap to load, as mask
     const T* mask;         // null: all ones
     float row, column;     // coordinates of tap (0, 0) before displacement, with the base offset
-    T* to;                 // columns of the next tap to store
+    Column* at;            // columns of the next tap
+    int64_t image, number;          // number: of the pixel in all images
+    int kernel_row, kernel_column;  // of the next tap
+    Displacement next;
+
+    __device__ __forceinline__ void load_displacement() {
+        const auto pair = *reinterpret_cast<const Pack<Offset, 2>*>(offset);
+        next = {load(pair.value[0]), load(pair.value[1]), mask != nullptr ? load(*mask) : 1.f};
+    }
+
+    // Returns the sample of the next tap, and loads the displacement of the tap after it unless this is the last one. The caller
+    // advances `at`.
+    __device__ __forceinline__ SampleCorners take_tap(const DeformConv2dDims& d, const Inputs<T>& in, const TapGrid& taps,
+                                                      bool sigmoid_of_mask, bool is_last) {
+        const Displacement now = next;
+        const int ahead = is_last ? 0 : 1;
+        offset += 2 * ahead, mask += mask != nullptr ? ahead : 0;
+        load_displacement();
+        float y = row + static_cast<float>(kernel_row) * taps.height + now.y;
+        float x = column + static_cast<float>(kernel_column) * taps.width + now.x;
+        if (++kernel_column == taps.row) kernel_column = 0, kernel_row++;
+        SampleCorners sample;
+        sample.inside = sample_inside(y, x, in.height, in.width);
+        y = sample.inside ? y : 0, x = sample.inside ? x : 0;
+        const float floor_y = floorf(y), floor_x = floorf(x);
+        sample.y0 = static_cast<int>(floor_y), sample.x0 = static_cast<int>(floor_x);
+        sample.height = static_cast<int>(d.H), sample.width = static_cast<int>(d.W);
+        sample.ly = y - floor_y, sample.lx = x - floor_x;
+        sample.mask = sigmoid_of_mask ? sigmoid<float>(FastFloat(now.mask)).value : now.mask;
+        return sample;
+    }
 };
 
-// Returns false for lanes without a pixel.
-template <class T, class Offset, int kPacks>
+// Finds the pixel of a place in the tiles, for a lane that starts at a channel and a tap. Returns false for places without a
+// pixel. The caller loads the first displacement.
+template <class T, class Offset, class Column>
 __device__ __forceinline__ bool find_pixel(const DeformConv2dDims& d, const Inputs<T>& in, const Groups& size,
-                                           const DeformConv2dOffsetEpilogue& epilogue, const SampleLines& lines, int item,
-                                           int tap, T* columns, SampledPixel<T, Offset>& pixel) {
-    const int place = item / lines.packs, channel = (item - place * lines.packs) * kPacks * kVector<T>;
+                                           const DeformConv2dOffsetEpilogue& epilogue, const SampleLines& lines, int place,
+                                           int channel, int tap, Column* columns, SampledPixel<T, Offset, Column>& pixel) {
     const int tile = place / (kSampleTile * kSampleTile), inside = place % (kSampleTile * kSampleTile);
     const int tile_line = tile / lines.tiles_across, width = static_cast<int>(d.Wo), height = static_cast<int>(d.Ho);
     const int line = tile_line * kSampleTile + inside / kSampleTile;
     const int j = (tile - tile_line * lines.tiles_across) * kSampleTile + inside % kSampleTile;
-    if (item >= lines.items || line >= lines.count || j >= width) return false;
+    if (line >= lines.count || j >= width) return false;
     const int b = (lines.first + line) / height, i = lines.first + line - b * height;
     const int group = channel / size.channels, offset_group = channel / size.per_offset_group;
     pixel.x = in.x + b * d.x_b + channel;
@@ -59,19 +123,36 @@ __device__ __forceinline__ bool find_pixel(const DeformConv2dDims& d, const Inpu
         pixel.row += base[0], pixel.column += base[int64_t{height} * width];
     }
     const int64_t pixels = int64_t{lines.count} * width, p = int64_t{line} * width + j;
-    pixel.to = columns + ((group * pixels + p) * size.K + tap) * size.channels + (channel - group * size.channels);
+    pixel.at = columns + ((group * pixels + p) * size.K + tap) * size.channels + (channel - group * size.channels);
+    pixel.image = b, pixel.number = int64_t{lines.first} * width + p;
+    pixel.kernel_row = tap / static_cast<int>(d.kw), pixel.kernel_column = tap % static_cast<int>(d.kw);
     return true;
 }
 
-// The displacement and the mask of a sample.
-struct Displacement {
-    float y, x, mask;
+// The equal share of a block of all (lane, tap), which advances over blocks of lanes and their taps [first, end).
+struct SampleShare {
+    int first, end;
+
+    __device__ __forceinline__ SampleShare(const SampleLines& lines, int taps) : taps_(taps) {
+        const int64_t units = (int64_t{lines.items} + kSampleThreads - 1) / kSampleThreads * taps;
+        unit_ = units * blockIdx.x / gridDim.x, last_ = units * (blockIdx.x + 1) / gridDim.x;
+    }
+
+    // Returns false at the end of the share. Otherwise `item` is the number of this lane.
+    __device__ __forceinline__ bool advance(int& item) {
+        if (unit_ >= last_) return false;
+        const int64_t lanes = unit_ / taps_;
+        first = static_cast<int>(unit_ - lanes * taps_);
+        end = static_cast<int>(min(last_ - lanes * taps_, int64_t{taps_}));
+        unit_ = lanes * taps_ + end;
+        item = static_cast<int>(lanes) * kSampleThreads + threadIdx.x;
+        return true;
+    }
+
+  private:
+    int taps_;
+    int64_t unit_, last_;
 };
-template <class T, class Offset>
-__device__ __forceinline__ Displacement load_displacement(const SampledPixel<T, Offset>& pixel) {
-    const auto pair = *reinterpret_cast<const Pack<Offset, 2>*>(pixel.offset);
-    return {load(pair.value[0]), load(pair.value[1]), pixel.mask != nullptr ? load(*pixel.mask) : 1.f};
-}
 
 template <class T>
 __device__ __forceinline__ void blend_words(const float (&weight)[4], const SampleWords (&corner)[4], SampleWords& to) {
@@ -94,61 +175,67 @@ __global__ void __launch_bounds__(kSampleThreads, kPacks == 1 ? 4 : 3)
 deform_conv2d_sample_kernel(const DeformConv2dDims d, const Inputs<T> in, const DeformConv2dOffsetEpilogue epilogue,
                             const SampleLines lines, T* __restrict__ columns) {
     const Groups size(d);
-    const int K = size.K, kernel_width = static_cast<int>(d.kw), height = static_cast<int>(d.H), width = static_cast<int>(d.W);
+    const TapGrid taps(d);
     // In bytes, so that a corner is one addition away; the launch checks that they fit.
     const int x_h = static_cast<int>(d.x_h * sizeof(T)), x_w = static_cast<int>(d.x_w * sizeof(T));
-    const float dil_h = static_cast<float>(d.dil_h), dil_w = static_cast<float>(d.dil_w);
-    const int64_t units = (int64_t{lines.items} + kSampleThreads - 1) / kSampleThreads * K;
-    int64_t unit = units * blockIdx.x / gridDim.x;
-    const int64_t last = units * (blockIdx.x + 1) / gridDim.x;
-    while (unit < last) {
-        const int64_t share = unit / K;
-        const int first = static_cast<int>(unit - share * K), end = static_cast<int>(min(last - share * K, int64_t{K}));
-        unit = share * K + end;
-        SampledPixel<T, Offset> pixel;
-        const int item = static_cast<int>(share) * kSampleThreads + threadIdx.x;
-        if (!find_pixel<T, Offset, kPacks>(d, in, size, epilogue, lines, item, first, columns, pixel)) continue;
-        int kernel_row = first / kernel_width, kernel_column = first - kernel_row * kernel_width;
-        Displacement next = load_displacement(pixel);
-        for (int k = first; k < end; k++) {
-            const Displacement at = next;
-            const int ahead = k + 1 < end ? 1 : 0;
-            pixel.offset += 2 * ahead, pixel.mask += pixel.mask != nullptr ? ahead : 0;
-            next = load_displacement(pixel);
-            float y = pixel.row + static_cast<float>(kernel_row) * dil_h + at.y;
-            float x = pixel.column + static_cast<float>(kernel_column) * dil_w + at.x;
-            if (++kernel_column == kernel_width) kernel_column = 0, kernel_row++;
-            const float mask = epilogue.sigmoid ? sigmoid<float>(FastFloat(at.mask)).value : at.mask;
-            const bool inside = sample_inside(y, x, in.height, in.width);
-            y = inside ? y : 0, x = inside ? x : 0;
-            const float floor_y = floorf(y), floor_x = floorf(x), ly = y - floor_y, lx = x - floor_x;
-            const int y0 = static_cast<int>(floor_y), x0 = static_cast<int>(floor_x);
-            const bool rows[2] = {inside && y0 >= 0, inside && y0 + 1 < height};
-            const bool columns_inside[2] = {x0 >= 0, x0 + 1 < width};
-            const float of_row[2] = {rows[0] ? (1 - ly) * mask : 0, rows[1] ? ly * mask : 0};
-            const float of_column[2] = {columns_inside[0] ? 1 - lx : 0, columns_inside[1] ? lx : 0};
-            const char* corner_00 = reinterpret_cast<const char*>(pixel.x) + (y0 * x_h + x0 * x_w);
+    SampleShare share(lines, size.K);
+    for (int item; share.advance(item);) {
+        const int place = item / lines.packs, channel = (item - place * lines.packs) * kPacks * kVector<T>;
+        SampledPixel<T, Offset, T> pixel;
+        if (!find_pixel(d, in, size, epilogue, lines, place, channel, share.first, columns, pixel)) continue;
+        pixel.load_displacement();
+        for (int k = share.first; k < share.end; k++) {
+            const SampleCorners sample = pixel.take_tap(d, in, taps, epilogue.sigmoid, k + 1 == share.end);
+            const char* corner_00 = reinterpret_cast<const char*>(pixel.x) + (sample.y0 * x_h + sample.x0 * x_w);
             // Corners outside the image are not loaded, so that a NaN of a pixel nearby does not become NaN * 0.
             SampleWords corner[kPacks][4] = {};
 #pragma unroll
             for (int n = 0; n < 4; n++)
 #pragma unroll
                 for (int pack = 0; pack < kPacks; pack++)
-                    if (rows[n / 2] && columns_inside[n % 2])
+                    if (sample.has(n))
                         corner[pack][n] =
                             reinterpret_cast<const SampleWords*>(corner_00 + n / 2 * x_h + n % 2 * x_w)[pack];
-            const float weight[4] = {of_row[0] * of_column[0], of_row[0] * of_column[1], of_row[1] * of_column[0],
-                                     of_row[1] * of_column[1]};
+            float weight[4];
+            sample.get_weights(weight);
 #pragma unroll
             for (int pack = 0; pack < kPacks; pack++) {
                 SampleWords words;
                 blend_words<T>(weight, corner[pack], words);
-                reinterpret_cast<uint4*>(pixel.to)[pack] =
+                reinterpret_cast<uint4*>(pixel.at)[pack] =
                     make_uint4(words.value[0], words.value[1], words.value[2], words.value[3]);
             }
-            pixel.to += size.channels;
+            pixel.at += size.channels;
         }
     }
+}
+
+// Checks what the kernels on samples require of a call.
+template <class T, class Offset, class Tensors>
+void check_samples(const DeformConv2dDims& d, const Tensors& t, int64_t first_line, int64_t lines) {
+    check_sizes(d);
+    FASTDS_CHECK(first_line >= 0 && lines > 0 && first_line + lines <= d.B * d.Ho, "deform_conv2d: lines outside the output");
+    const int64_t odd = d.offset_b | d.offset_h | d.offset_w;
+    FASTDS_CHECK(can_load_packs<T>(d, t.x) && odd % 2 == 0 && reinterpret_cast<uintptr_t>(t.offset) % (2 * sizeof(Offset)) == 0,
+                 "deform_conv2d: channels, strides and addresses must permit loads of 16 bytes and of pairs of offsets");
+    FASTDS_CHECK(((d.H + 1) * d.x_h + (d.W + 1) * d.x_w) * static_cast<int64_t>(sizeof(T)) <= INT32_MAX && d.B * d.Ho + kSampleTile <= INT32_MAX &&
+                     d.Ho * d.stride_h + d.pad_h <= INT32_MAX && d.Wo * d.stride_w + d.pad_w <= INT32_MAX,
+                 "deform_conv2d: an image is larger than 32-bit positions reach");
+}
+
+// Returns the lines of a launch with `packs` lanes for each pixel.
+inline SampleLines make_lines(const DeformConv2dDims& d, int64_t first_line, int64_t count, int64_t packs) {
+    const int64_t across = ceil_div(d.Wo, kSampleTile);
+    const int64_t items = across * ceil_div(count, kSampleTile) * kSampleTile * kSampleTile * packs;
+    FASTDS_CHECK(items <= INT32_MAX - kSampleThreads, "deform_conv2d: too many lines for one launch");
+    return {static_cast<int>(first_line), static_cast<int>(count), static_cast<int>(across), static_cast<int>(packs),
+            static_cast<int>(items)};
+}
+
+// Returns the number of blocks of a launch of which `blocks` are resident on a multiprocessor.
+inline unsigned count_sample_blocks(const DeformConv2dDims& d, const SampleLines& lines, int blocks, int device) {
+    const int64_t units = ceil_div(lines.items, kSampleThreads) * d.kh * d.kw;
+    return get_grid_size(std::min(units, int64_t{blocks} * count_multiprocessors(device)));
 }
 
 }  // namespace

@@ -66,6 +66,21 @@ void deform_conv2d_guided_cuda(const DeformConv2dDims& dims, const DeformConv2dF
 void deform_conv2d_sample_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors,
                                const DeformConv2dOffsetEpilogue& epilogue, int64_t first_line, int64_t lines, int device,
                                void* stream);
+// The gradients of the maps. Those whose address is null are not computed. `x` is contiguous NHWC. The elements of a pixel in
+// `offset` and `mask` are adjacent, and `offset_step` and `mask_step` elements are between two pixels. They have the type of x
+// or float32.
+struct DeformConv2dMapGradients {
+    float* x;
+    void *offset, *mask;
+    int64_t offset_step, mask_step;
+    bool offset_in_float32, mask_in_float32;
+};
+// Adds to grads.x and writes grads.offset and grads.mask, from the gradients of the columns of deform_conv2d_sample_cuda. The
+// weight, bias and y are not used.
+void deform_conv2d_scatter_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors,
+                                const DeformConv2dOffsetEpilogue& epilogue, const void* columns,
+                                const DeformConv2dMapGradients& grads, int64_t first_line, int64_t lines, int device,
+                                void* stream);
 void deform_conv2d_backward_samples_cuda(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int device,
                                          void* stream);
 void deform_conv2d_backward_weight_cuda(const DeformConv2dDims& dims, const DeformConv2dBackward& tensors, int device,

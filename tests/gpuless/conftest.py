@@ -15,6 +15,7 @@ from _pytest.runner import runtestprotocol
 from gpuless.emu import emulated  # noqa: F401  a fixture
 from gpuless.fake_cuda import fake_cuda  # noqa: F401  a fixture
 from gpuless.triton_rig import interpret
+from gpuless.two_passes_cases import columns  # noqa: F401  a fixture
 from triton.runtime.interpreter import interpreter_builder
 
 from fastds.ops.core import plans

@@ -60,15 +60,18 @@ def test_deform_conv2d_uses_tensor_cores_for_large_inputs(options, tensor_cores,
         assert found["native"] == "chosen" and found["triton"] == "usable", found
 
 
-def explain_channels_last(taps=3, dtype=torch.bfloat16, channels=64, outputs=64):
+def explain_channels_last(taps=3, dtype=torch.bfloat16, channels=64, outputs=64, backward=False):
+    """Return fastds.explain of deform_conv2d, or of its backward pass."""
     with FakeTensorMode():
         x, offset, mask = (
             torch.empty(1, n, 200, 200, dtype=dtype, device="cuda").to(memory_format=torch.channels_last)
             for n in (channels, 16 * taps**2, 8 * taps**2)
         )
         weight = torch.empty(outputs, channels, taps, taps, dtype=dtype, device="cuda")
-    padding = (taps // 2, taps // 2)
-    return fastds.explain("deform_conv2d", x, offset, weight, None, (1, 1), padding, (1, 1), mask)
+    geometry = (1, 1), (taps // 2, taps // 2), (1, 1)
+    if backward:
+        return fastds.explain("deform_conv2d_backward", x, x, offset, weight, *geometry, mask, [True] * 5)
+    return fastds.explain("deform_conv2d", x, offset, weight, None, *geometry, mask)
 
 
 def test_kernel_of_deform_conv2d_by_times(monkeypatch):
@@ -91,6 +94,29 @@ def test_kernel_of_deform_conv2d_by_times(monkeypatch):
         assert "two passes" not in explain_channels_last(taps=5)["kernels"]
     monkeypatch.setattr(_native, "_module", object())
     assert "two passes" not in explain_channels_last()["kernels"]
+
+
+def test_kernel_of_the_gradients_of_deform_conv2d_by_times(monkeypatch):
+    """An estimate never replaces a measured time."""
+    monkeypatch.setattr(_native, "_module", BuiltWithCuda())
+    monkeypatch.setattr(_native, "_missing", None)
+
+    found = explain_channels_last()["kernels of gradients"]
+    assert found.startswith("triton: 532 us, measured on NVIDIA H200; ") and "two passes: 188 us, estimated" in found
+    backward = explain_channels_last(backward=True)
+    assert backward["triton"] == "chosen" and backward["kernels"] == found
+    with selection.use_two_passes(True):
+        assert explain_channels_last()["kernels of gradients"] == "two passes: 188 us, estimated"
+        assert explain_channels_last(backward=True)["native"] == "chosen"
+    for options in ({"taps": 5}, {"dtype": torch.float32}, {"channels": 128, "outputs": 128}):  # not measured
+        found = explain_channels_last(backward=True, **options)
+        assert found["native"] == "chosen" and found["kernels"].startswith("two passes: "), options
+        assert "measured" not in found["kernels"], options
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert explain_channels_last(backward=True)["kernels"].startswith("plain: ")
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_estimates_scale_with_the_call():

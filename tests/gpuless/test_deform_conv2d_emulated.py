@@ -11,11 +11,10 @@ from tests.support.deform_cases import (
     NAMES,
     PROBLEMS,
     Problem,
-    assert_within_rule,
+    assert_gradients_agree,
     by_id,
     far_problem,
     gradients,
-    torch_in_dtype,
     views,
 )
 
@@ -38,42 +37,25 @@ def run(problem, tensors, grad_y):
     return gradients(lambda t: problem.run(deform_conv2d, t), tensors, grad_y)
 
 
-def compare(problem, tensors):
-    """Check value and gradients; float64 results equal the reference up to the order of sums."""
-    grad_y = torch.randn(problem.B, problem.O, *problem.out, dtype=torch.float64).to(tensors[0].dtype)
-    got = run(problem, tensors, grad_y)
-    exact = [t if t is None else t.double() for t in tensors]
-    exact = gradients(lambda t: problem.run(reference, t), exact, grad_y.double())
-    assert [g.dtype for g in got[1:]] == [t.dtype for t in tensors if t is not None]
-    if tensors[0].dtype == torch.float64:
-        for a, b in zip(got, exact, strict=True):
-            tolerance = 1e-6 if a.dtype == torch.float32 else 1e-12
-            torch.testing.assert_close(a.double(), b, rtol=0, atol=float(tolerance * (1 + b.abs().max())))
-        return
-    peer = gradients(lambda t: torch_in_dtype(problem, t), tensors, grad_y)
-    names = ["value", *(n for n, t in zip(NAMES, tensors, strict=True) if t is not None)]
-    assert_within_rule(got, peer, exact, names, grad_y)
-
-
 @pytest.mark.parametrize("problem", **by_id(CASES))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_value_and_gradients(emulated, problem, dtype):
     emulated("deform_conv2d", seed=1)
-    compare(problem, problem.tensors(dtype))
+    assert_gradients_agree(problem, problem.tensors(dtype))
 
 
 @pytest.mark.parametrize("problem", **by_id(FEW))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_offset_in_float32(emulated, problem, dtype):
     emulated("deform_conv2d", seed=2)
-    compare(problem, problem.tensors(dtype, offset_dtype=torch.float32))
+    assert_gradients_agree(problem, problem.tensors(dtype, offset_dtype=torch.float32))
 
 
 @pytest.mark.parametrize("problem", **by_id(FEW))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_ordered_gradients(emulated, deterministic, problem, dtype):
     emulated("deform_conv2d", seed=3)
-    compare(problem, problem.tensors(dtype))
+    assert_gradients_agree(problem, problem.tensors(dtype))
 
 
 @pytest.mark.parametrize("problem", **by_id(FEW))
@@ -126,7 +108,7 @@ def test_no_out_of_bounds_access(emulated, dtype, ordered, request):
         request.getfixturevalue("deterministic")
     emulated("deform_conv2d", seed=5)
     for problem in (p for p in PROBLEMS if p.id in ("groups_not_nested", "channels8")):
-        compare(problem, problem.tensors(dtype))
+        assert_gradients_agree(problem, problem.tensors(dtype))
 
 
 @pytest.mark.parametrize("far", ["batch", "row", "pixel"])
@@ -151,7 +133,7 @@ def test_outside_and_non_finite_offsets(emulated, dtype):
     tensors[1][:, 1] -= torch.arange(len(SPECIAL))  # columns get the special position itself
     tensors[1][:, 0] = 0.25
     emulated("deform_conv2d")
-    compare(problem, tensors)
+    assert_gradients_agree(problem, tensors)
     grad_y = torch.ones(1, 4, *problem.out).to(dtype)
     grad_offset = run(problem, tensors, grad_y)[2]
     assert torch.equal(grad_offset[:, 0] != 0, (torch.arange(len(SPECIAL)) == 7).expand(1, 3, -1))
@@ -165,7 +147,7 @@ def test_all_samples_on_one_pixel(emulated, deterministic):
                         for i in range(3) for j in range(3)])  # fmt: skip
     tensors[1] = taps.reshape(1, 18, 9, 9)
     emulator = emulated("deform_conv2d", seed=6)
-    compare(problem, tensors)
+    assert_gradients_agree(problem, tensors)
     grad_y = torch.randn(1, 4, 9, 9)
     first = run(problem, tensors, grad_y)
     emulator.seed = 7

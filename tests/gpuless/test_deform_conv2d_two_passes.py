@@ -6,54 +6,14 @@ import random
 
 import pytest
 import torch
+from gpuless.two_passes_cases import DTYPES, drawn, limit_columns
 
 from fastds.ops import deform_conv2d
 from fastds.ops.impl.deform_conv2d import guided, two_passes
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
-from fastds.ops.impl.deform_conv2d.selection import use_two_passes
 from tests.support.deform_cases import Problem, assert_agrees, far_problem, views
 
 KERNEL = "deform_conv2d_sample_kernel"
-DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-
-
-@pytest.fixture
-def columns(monkeypatch):
-    """Fill the memory of the columns with NaN, and check after the test that none was written beyond its end."""
-    held = []
-
-    def allocate(x, count):
-        memory = torch.full((count + 64,), float("nan"), dtype=x.dtype)
-        held.append(memory)
-        return memory[:count]
-
-    monkeypatch.setattr(two_passes, "_allocate_columns", allocate)
-    with use_two_passes(True):
-        yield held
-    assert all(memory[-64:].isnan().all() for memory in held)
-
-
-def limit_columns(monkeypatch, size):
-    monkeypatch.setattr(two_passes, "_get_column_bytes", lambda index: size)
-
-
-def drawn(seed: int, pack: int) -> Problem:
-    """Return a random problem that the two passes support, of `pack` channels in 16 bytes."""
-    draw = random.Random(seed)
-    groups = draw.choice([1, 1, 1, 2, 3, 8])
-    group_packs = draw.randint(1, 4 if groups < 3 else 2)
-    channels = groups * group_packs * pack
-    kernel = draw.choice([(1, 1), (3, 3), (5, 5), (7, 7), (1, draw.randint(2, 10)), (draw.randint(1, 4), 2)])
-    dilation = draw.randint(0, 2), draw.randint(0, 2)
-    padding = draw.randint(0, 3), draw.randint(0, 3)
-    least = [max((k - 1) * d + 1 - 2 * p, 1) for k, d, p in zip(kernel, dilation, padding, strict=True)]
-    least[0] = max(least[0], 2)  # a single pixel has no stride of 16 bytes
-    return Problem(
-        f"seed{seed}", draw.randint(1, 3), channels, groups * draw.randint(1, 20),
-        draw.randint(least[0], least[0] + 11), draw.randint(least[1], least[1] + 11),
-        kernel, (draw.randint(1, 3), draw.randint(1, 2)), padding, dilation, groups,
-        draw.choice([n for n in range(1, 9) if channels % (pack * n) == 0]), draw.random() < 0.7, draw.random() < 0.7,
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

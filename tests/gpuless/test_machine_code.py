@@ -26,6 +26,15 @@ LIMITS = {  # by the kernel of SAMPLES: registers, instructions of the loop for 
     "BFloat16, float, 2": (80, 270),
     "float, float, 2": (80, 165),
 }
+SCATTER_ARGUMENTS = (
+    "(const DeformConv2dDims, const Inputs<{0}>, const DeformConv2dOffsetEpilogue, const SampleLines, const int, "
+    "const {0}*, const DeformConv2dMapGradients)"
+)
+SCATTERS = tuple(
+    f"deform_conv2d_scatter_kernel<{dtype}, {offset}>" + SCATTER_ARGUMENTS.format(dtype)
+    for dtype, offset in (("BFloat16", "float"), ("Half", "Half"), ("float", "float"))
+)
+SCATTER_LIMITS = {"BFloat16, float": 470, "Half, Half": 470, "float, float": 380}  # instructions of the loop for a tap
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -54,3 +63,20 @@ def test_samples_of_a_tap_are_loaded_and_stored_as_vectors(arch):
         assert not branches, (key, branches)
         assert kernel.stack == 0 and kernel.registers <= registers, (key, kernel.registers)
         assert len(loop) <= instructions, (key, len(loop))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_gradients_of_a_tap_are_loaded_and_added_as_vectors(arch):
+    for instance, kernel in zip(
+        SCATTERS, compile_kernels("deform_conv2d/cuda_scatter.cuh", SCATTERS, arch), strict=True
+    ):
+        key = instance.partition("<")[2].partition(">")[0]
+        channels = 4 if key.startswith("float") else 8  # of 16 bytes
+        tap, pack = kernel.find_loop("FRND"), kernel.find_loop("LDG.E.128")
+        loads = [i for i in pack if i.name.startswith("LDG")]
+        assert [i.width for i in loads] == 5 * [16] and sum(bool(i.predicate) for i in loads) == 4, (key, loads)
+        added = [i.name for i in pack if i.name.startswith("RED")]
+        width = 4 if arch >= 90 else 1  # floats of an atomic addition
+        assert len(added) == 4 * channels // width and all((".F32x4" in name) == (width == 4) for name in added), added
+        assert kernel.stack == 0 and kernel.registers <= 128, (key, kernel.registers)
+        assert len(tap) <= SCATTER_LIMITS[key] + (16 if arch < 90 else 0), (key, len(tap))

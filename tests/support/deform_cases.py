@@ -153,6 +153,23 @@ def assert_agrees(problem, tensors):
     assert_within_rule([got], [peer], [exact], ["value"], torch.ones_like(exact))
 
 
+def assert_gradients_agree(problem, tensors):
+    """Check value and gradients; float64 results equal the reference up to the order of sums."""
+    grad_y = torch.randn(problem.B, problem.O, *problem.out, dtype=torch.float64).to(tensors[0].dtype)
+    got = gradients(lambda t: problem.run(deform_conv2d, t), tensors, grad_y)
+    exact = [t if t is None else t.double() for t in tensors]
+    exact = gradients(lambda t: problem.run(reference, t), exact, grad_y.double())
+    assert [g.dtype for g in got[1:]] == [t.dtype for t in tensors if t is not None]
+    if tensors[0].dtype == torch.float64:
+        for a, b in zip(got, exact, strict=True):
+            tolerance = 1e-6 if a.dtype == torch.float32 else 1e-12
+            torch.testing.assert_close(a.double(), b, rtol=0, atol=float(tolerance * (1 + b.abs().max())))
+        return
+    peer = gradients(lambda t: torch_in_dtype(problem, t), tensors, grad_y)
+    names = ["value", *(n for n, t in zip(NAMES, tensors, strict=True) if t is not None)]
+    assert_within_rule(got, peer, exact, names, grad_y)
+
+
 def views(name, tensor):
     """Return a view with other strides or another address."""
     if name == "contiguous":

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Implementation of guided_deform_conv2d, whose offsets and mask logits are the channels of one tensor.
 
-The kernel applies the sigmoid to the mask channels and adds a base offset. On a GPU the op is one kernel, in CUDA C++
-or Triton, which avoids elementwise passes over large feature maps. On other devices fastds.nn.GuidedDeformConv2d
-computes the same function by elementwise operations and deform_conv2d.
+The kernels apply the sigmoid to the mask channels and add a base offset. On a GPU they are in CUDA C++ or Triton, and
+avoid elementwise passes over large feature maps. On other devices fastds.nn.GuidedDeformConv2d computes the same
+function by elementwise operations and deform_conv2d.
 """
 
+import functools
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -28,7 +29,11 @@ from fastds.ops.impl.deform_conv2d import two_passes
 from fastds.ops.impl.deform_conv2d.launch_args import count_groups, make_dims, make_triton_problem
 from fastds.ops.impl.deform_conv2d.op import cast_for_autocast, check
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference_deform_conv2d
-from fastds.ops.impl.deform_conv2d.selection import can_use_shared_memory, rank_forward_kernels
+from fastds.ops.impl.deform_conv2d.selection import (
+    can_use_shared_memory,
+    rank_backward_kernels,
+    rank_forward_kernels,
+)
 
 
 class GuidedCall(NamedTuple):
@@ -98,14 +103,20 @@ def reference(*args) -> Tensor:
 
 def _native_unsupported_reason(*args) -> str | None:
     call = GuidedCall(*args)
-    reason = native.unsupported_reason(_FORWARD_KERNELS, call.input)
+    reason = _get_native_reason(call, _FORWARD_KERNELS)
     if reason is not None:
         return reason
-    if call.modulated and call.raw.dtype != call.input.dtype:
-        return f"raw has dtype {call.raw.dtype}, the kernel takes masks of {call.input.dtype}"
     if _get_native_kernel(call) is None:
         return "only maps whose tile fits shared memory (can_use_shared_memory), or for which two passes are faster"
     return None
+
+
+def _get_native_reason(call: GuidedCall, functions: dict[str, str]) -> str | None:
+    """Return the reason why no native kernel can run a call, or None; see native.unsupported_reason for `functions`."""
+    reason = native.unsupported_reason(functions, call.input)
+    if reason is None and call.modulated and call.raw.dtype != call.input.dtype:
+        return f"raw has dtype {call.raw.dtype}, the kernel takes masks of {call.input.dtype}"
+    return reason
 
 
 def _get_native_kernel(call: GuidedCall) -> str | None:
@@ -156,17 +167,21 @@ def _fake(*args):
     return call.input.new_empty(shape).to(memory_format=get_output_format(call.input))
 
 
-def _backward(grad_y, *args):
-    """Compute the requested gradients of input, raw, weight, bias and base_offset, without the activation."""
+def _backward(compute, grad_y, *args):
+    """Compute the requested gradients of input, raw, weight, bias and base_offset, without the activation.
+
+    Args:
+        compute: _compute_by_triton or _compute_in_two_passes.
+        grad_y: gradient of the result.
+        args: the other arguments of the op.
+    """
     *given, needs_grad = args
     call = _make_backward_call(*given)
     if grad_y.numel() == 0:
         return [g.zero_() for g in _backward_fake(grad_y, *given, needs_grad)]
-    kernels = triton_loader.load_kernels("deform_conv2d_backward")
     raw, weight = call.raw, to_channels_last(call.weight)
     grad_y, x = to_channels_last(grad_y), as_nhwc(call.input)
     offset, mask = call.split_raw(as_nhwc(raw))
-    problem = call.make_problem(offset)
     grad_x: Any = empty_map(x.shape, torch.float32, x).zero_() if needs_grad[0] else None
     # The gradient of base_offset is a sum of grad_offset, which must then be float32.
     dtype = torch.float32 if needs_grad[4] else raw.dtype
@@ -174,22 +189,50 @@ def _backward(grad_y, *args):
     grad_raw: Any = empty_map(raw.shape, dtype, raw) if requested else None
     grad_offset: Any
     grad_offset, grad_mask = call.split_raw(grad_raw) if requested else (None, None)
-    options = {"base": call.get_base(), "sigmoid": call.modulated}
-    kernels.launch_maps(grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, problem, **options)
+    grad_weight = compute(call, grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, needs_grad[2])
     grads = []
     if needs_grad[0]:
         grads.append(grad_x.to(x.dtype))
     if needs_grad[1]:
         grads.append(grad_raw.to(raw.dtype))
     if needs_grad[2]:
-        grads.append(
-            kernels.compute_weight_gradient(grad_y, x, offset, mask, weight, problem, **options).to(weight.dtype)
-        )
+        grads.append(grad_weight.to(weight.dtype))
     if needs_grad[3]:
         grads.append(sum_per_channel(grad_y).to(grad_y.dtype))
     if needs_grad[4]:
         grads.append(grad_offset.unflatten(1, (-1, 2)).sum(1).to(cast(Tensor, call.base_offset).dtype))
     return grads
+
+
+def _compute_by_triton(call: GuidedCall, grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, needs_weight):
+    """Add to grad_x, write grad_offset and grad_mask, and return the gradient of weight or None."""
+    kernels, problem = triton_loader.load_kernels("deform_conv2d_backward"), call.make_problem(offset)
+    options = {"base": call.get_base(), "sigmoid": call.modulated}
+    kernels.launch_maps(grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, problem, **options)
+    if not needs_weight:
+        return None
+    return kernels.compute_weight_gradient(grad_y, x, offset, mask, weight, problem, **options)
+
+
+def _compute_in_two_passes(
+    call: GuidedCall, grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, needs_weight
+):
+    """Add to grad_x, write grad_offset and grad_mask, and return the gradient of weight or None."""
+    dims = make_dims(x, offset, weight, mask, *call.get_geometry(), *count_groups(x, offset, weight))
+    return two_passes.compute_gradients(
+        grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, dims, needs_weight,
+        call.get_base(), call.modulated,
+    )  # fmt: skip
+
+
+def _two_passes_unsupported_reason(grad_y, *args) -> str | None:
+    call, needs_grad = _make_backward_call(*args[:-1]), args[-1]
+    reason = _get_native_reason(call, _BACKWARD_KERNELS)
+    if reason is not None:
+        return reason
+    offset, mask = call.split_raw(call.raw)
+    kernels = rank_backward_kernels(grad_y, call.input, offset, call.weight, *call.get_geometry(), mask, needs_grad)
+    return None if kernels[0].kernel == "two passes" else "only calls for which two passes are faster"
 
 
 def _backward_fake(grad_y, *args):
@@ -241,9 +284,9 @@ class _GuidedDeformConv2d(torch.autograd.Function):
         return (None, *(next(grads) if needed else None for needed in needs_grad), None, None, None)
 
 
-_FORWARD_KERNELS = dict.fromkeys(
-    ("cuda", "cpu"), "deform_conv2d_guided_cuda"
-)  # "cpu": for the emulator in tests/gpuless
+# "cpu": for the emulator in tests/gpuless
+_FORWARD_KERNELS = dict.fromkeys(("cuda", "cpu"), "deform_conv2d_guided_cuda")
+_BACKWARD_KERNELS = dict.fromkeys(("cuda", "cpu"), "deform_conv2d_scatter_cuda")
 _INPUTS = "Tensor input, Tensor raw, Tensor weight"
 _OPTIONS = "Tensor? base_offset, int offset_groups, bool modulated"
 
@@ -262,7 +305,13 @@ GUIDED_DEFORM_CONV2D = define(
 GUIDED_DEFORM_CONV2D_BACKWARD = define(
     f"guided_deform_conv2d_backward(Tensor grad_y, {_INPUTS}, {_OPTIONS}, bool[5] needs_grad) -> Tensor[]",
     reference=_backward_reference,
-    backends={"triton": Backend(_backward, lambda g, *args: triton_loader.atomic_unsupported_reason(g, args[-1][0]))},
+    backends={
+        "native": Backend(functools.partial(_backward, _compute_in_two_passes), _two_passes_unsupported_reason),
+        "triton": Backend(
+            functools.partial(_backward, _compute_by_triton),
+            lambda g, *args: triton_loader.atomic_unsupported_reason(g, args[-1][0]),
+        ),
+    },
     fake=_backward_fake,
     check=_check_backward,
 )

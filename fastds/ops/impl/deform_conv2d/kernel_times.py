@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times of the kernels of deform_conv2d on a GPU, by which a call selects its kernel.
 
-A time is measured or, for kernels and shapes that no GPU has run, estimated. After a measurement only FORWARD changes.
+A time is measured or, for kernels and shapes that no GPU has run, estimated. After a measurement only FORWARD and
+BACKWARD change.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 REFERENCE_PIXELS, REFERENCE_TAPS, REFERENCE_CHANNELS = 40_000, 9, 64  # 64 -> 64 channels, 200 x 200, 3 x 3 taps
@@ -14,11 +16,11 @@ MEASURED_ON = "NVIDIA H200"
 
 
 class ReferenceTime(NamedTuple):
-    """Microseconds of a forward pass for (1, 64, 200, 200), 3 x 3 taps, 8 offset groups and 64 outputs.
+    """Microseconds of a forward or backward pass for (1, 64, 200, 200), 3 x 3 taps, 8 offset groups and 64 outputs.
 
     Attributes:
         samples: of the samples, or of the whole kernel if it is fused.
-        product: of a separate matrix product, 0 for a fused kernel.
+        product: of what grows with the outputs, as a separate matrix product, 0 for a fused kernel.
         measured: whether the time was measured, by bench/gpu_suite.sh on MEASURED_ON.
     """
 
@@ -38,6 +40,16 @@ FORWARD = {
     (32, "triton"): ReferenceTime(199, 0, True),
     (32, "plain"): ReferenceTime(378, 0, True),
     (32, "two passes"): ReferenceTime(68, 100, False),
+}
+# The samples are the gradients of input, offset and mask, the product is the gradient of weight or both products of the
+# two passes, whose estimate assumes that the L2 cache adds one sector of an atomic addition a cycle.
+BACKWARD = {
+    (16, "triton"): ReferenceTime(398, 128, True),
+    (16, "two passes"): ReferenceTime(154, 28, False),
+    (16, "plain"): ReferenceTime(480, 378, False),
+    (32, "triton"): ReferenceTime(680, 220, False),
+    (32, "plain"): ReferenceTime(480, 378, False),
+    (32, "two passes"): ReferenceTime(208, 200, False),
 }
 
 
@@ -61,11 +73,18 @@ class KernelTime(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def rank_kernels(
-    kernels: tuple[str, ...], bits: int, pixels: int, taps: int, channels: int, outputs: int, groups: int
+    kernels: tuple[str, ...],
+    bits: int,
+    pixels: int,
+    taps: int,
+    channels: int,
+    outputs: int,
+    groups: int,
+    backward: bool = False,
 ) -> tuple[KernelTime, ...]:
     """Return the times of kernels for one call, the kernel to run first.
 
-    An estimate replaces a measured kernel only if it is at most half as long.
+    An estimate replaces a measured kernel only if it is at most half as long, and in the backward pass never.
 
     Args:
         kernels: names of kernels that can run the call, at least one.
@@ -75,6 +94,7 @@ def rank_kernels(
         channels: number of input channels.
         outputs: number of output channels.
         groups: number of convolution groups.
+        backward: whether the call computes gradients.
     """
     group_channels, group_outputs = channels // groups, outputs // groups
     samples = pixels * taps * channels / (REFERENCE_PIXELS * REFERENCE_TAPS * REFERENCE_CHANNELS)
@@ -82,12 +102,12 @@ def rank_kernels(
     covered = taps == REFERENCE_TAPS and max(group_channels, group_outputs) <= REFERENCE_CHANNELS
     times = []
     for kernel in kernels:
-        time = FORWARD[bits, kernel]
+        time = (BACKWARD if backward else FORWARD)[bits, kernel]
         fused = time.product == 0
         microseconds = time.samples * samples * (tiles if fused else 1)
         microseconds += time.product * samples * group_outputs / REFERENCE_CHANNELS
-        launches = 1 if fused else 1 + groups
+        launches = 3 if backward else 1 if fused else 1 + groups
         times.append(KernelTime(kernel, microseconds + launches * LAUNCH_MICROSECONDS, time.measured and covered))
-    # An estimate counts twice beside a measurement.
     beside = any(time.measured for time in times)
-    return tuple(sorted(times, key=lambda time: time.microseconds * (2 if beside and not time.measured else 1)))
+    factor = math.inf if backward else 2  # of an estimate beside a measurement
+    return tuple(sorted(times, key=lambda time: time.microseconds * (factor if beside and not time.measured else 1)))

@@ -29,10 +29,12 @@ from fastds.ops.impl.deform_conv2d import two_passes
 from fastds.ops.impl.deform_conv2d.launch_args import count_groups, make_dims, make_triton_problem
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 from fastds.ops.impl.deform_conv2d.selection import (
+    backward_prefers_triton,
+    backward_uses_two_passes,
+    describe_backward,
     describe_forward,
     forward_prefers_triton,
     forward_uses_two_passes,
-    prefers_triton,
 )
 
 __all__ = ["deform_conv2d"]
@@ -228,16 +230,15 @@ def _backward_native(grad_y, input, offset, weight, stride, padding, dilation, m
     if grad_y.numel() == 0:
         return [grad.zero_() for grad in grads if grad is not None]
     grad_y = to_channels_last(grad_y)
-    x, offset, mask, weight = (
-        as_nhwc(input),
-        as_nhwc(offset),
-        None if mask is None else as_nhwc(mask),
-        to_contiguous(weight),
-    )
+    x, offset, mask = as_nhwc(input), as_nhwc(offset), None if mask is None else as_nhwc(mask)
     cuda = native.runs_on_cuda(input)
     if cuda and mask is not None and torch.are_deterministic_algorithms_enabled():
         mask = to_channels_last(mask)  # dense, because the kernel searches its largest value
     dims = make_dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups)
+    if cuda and backward_uses_two_passes(grad_y, x, offset, weight, stride, padding, dilation, mask, needs_grad):
+        _backward_two_passes(grad_y, x, offset, mask, to_channels_last(weight), grads, dims)
+        return [grad for grad in grads if grad is not None]
+    weight = to_contiguous(weight)
     if cuda:
         _backward_cuda(grad_y, x, offset, mask, weight, grads, dims)
         return [grad for grad in grads if grad is not None]
@@ -296,9 +297,8 @@ def _backward_cuda(grad_y, x, offset, mask, weight, grads, dims):
         if grad_x is not None and torch.are_deterministic_algorithms_enabled():
             size = module.deform_conv2d_ordered_workspace(dims)
             workspace = torch.zeros(size, dtype=torch.uint8, device=x.device)
-        elif grad_x is not None:  # atomic additions, in float32 or better
-            sum_dtype = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
-            sums = grad_x.zero_() if grad_x.dtype == sum_dtype else torch.zeros_like(grad_x, dtype=sum_dtype)
+        else:
+            sums = _make_sums(grad_x)
         tensors: tuple = (*inputs, weight, sums, grad_offset, grad_mask, workspace)
         module.deform_conv2d_backward_samples_cuda(*(native.get_address(t) for t in tensors), dims, *launch)
         if sums is not grad_x:
@@ -310,6 +310,29 @@ def _backward_cuda(grad_y, x, offset, mask, weight, grads, dims):
         module.deform_conv2d_backward_weight_cuda(*(native.get_address(t) for t in tensors), dims, *launch)
     if grad_bias is not None:
         grad_bias.copy_(sum_per_channel(grad_y))
+
+
+def _backward_two_passes(grad_y, x, offset, mask, weight, grads, dims):
+    """Compute the gradients in the list `grads`; see _backward_cuda for the arguments. The weight is channels_last."""
+    grad_x, grad_offset, grad_weight, grad_bias, grad_mask = grads
+    sums = _make_sums(grad_x)
+    weight_sums = two_passes.compute_gradients(
+        grad_y, x, offset, mask, weight, sums, grad_offset, grad_mask, dims, grad_weight is not None
+    )
+    if sums is not grad_x:
+        grad_x.copy_(sums)
+    if grad_weight is not None:
+        grad_weight.copy_(weight_sums)
+    if grad_bias is not None:
+        grad_bias.copy_(sum_per_channel(grad_y))
+
+
+def _make_sums(grad_x):
+    """Return zeros for atomic additions, in float32 or better, or None for None. They are grad_x itself if possible."""
+    if grad_x is None:
+        return None
+    sum_dtype = torch.float64 if grad_x.dtype == torch.float64 else torch.float32
+    return grad_x.zero_() if grad_x.dtype == sum_dtype else torch.zeros_like(grad_x, dtype=sum_dtype)
 
 
 def _backward_fake(grad_y, input, offset, weight, stride, padding, dilation, mask, needs_grad):
@@ -375,11 +398,12 @@ DEFORM_CONV2D_BACKWARD = define(
         "triton": Backend(
             _backward_triton,
             lambda grad_y, *args: triton_loader.atomic_unsupported_reason(grad_y, args[-1][0]),
-            lambda grad_y, input, offset, weight, *_: prefers_triton(input, weight),
+            backward_prefers_triton,
         ),
     },
     fake=_backward_fake,
     check=_check_backward,
+    describe=describe_backward,
 )
 
 

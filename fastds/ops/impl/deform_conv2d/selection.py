@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selection of the kernel of deform_conv2d on a GPU, by the times of kernel_times.py."""
+"""Selection of the kernels of deform_conv2d on a GPU, by the times of kernel_times.py."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ _two_passes = ProcessSetting(None)
 
 @contextmanager
 def use_two_passes(enabled: bool) -> Iterator[None]:
-    """Compute the forward pass of native deform_conv2d in two passes inside the block, or never.
+    """Compute native deform_conv2d and its gradients in two passes inside the block, or never.
 
     Args:
         enabled: bool. True raises RuntimeError for calls that the two passes cannot compute.
@@ -88,6 +88,40 @@ def rank_forward_kernels(
     kernels = [_get_native_kernel(input, offset, weight, mask, stride, padding, dilation)]
     if not native_only and prefers_triton(input, weight) and triton_loader.unsupported_reason(input) is None:
         kernels.append("triton")
+    return _rank_with_two_passes(kernels, input, offset, weight, mask, stride, padding, backward=False)
+
+
+def rank_backward_kernels(
+    grad_y, input, offset, weight, stride, padding, dilation, mask, needs_grad, *, native_only: bool = False
+) -> tuple[KernelTime, ...]:
+    """Return the times of the kernels that can compute a backward pass, the kernel to run first.
+
+    Args:
+        grad_y: (B, O, H', W'), on a GPU.
+        input: (B, C, H, W).
+        offset: (B, 2 * G * K, H', W'), in pixels, for G offset groups and K taps.
+        weight: (O, C / groups, k_h, k_w).
+        stride: pair (rows, columns) in pixels.
+        padding: pair (rows, columns) in pixels.
+        dilation: not used.
+        mask: (B, G * K, H', W') or None.
+        needs_grad: whether input, offset, weight, bias and mask need gradients.
+        native_only: whether to leave out the Triton kernels.
+
+    Raises:
+        RuntimeError: use_two_passes(True) is active and the two passes cannot compute the call.
+    """
+    if input.dtype == torch.float64:
+        return (KernelTime("plain", 0.0, False),)
+    kernels = ["plain"]
+    reason = triton_loader.atomic_unsupported_reason(grad_y, needs_grad[0])
+    if not native_only and prefers_triton(input, weight) and reason is None:
+        kernels.append("triton")
+    return _rank_with_two_passes(kernels, input, offset, weight, mask, stride, padding, backward=True)
+
+
+def _rank_with_two_passes(kernels, input, offset, weight, mask, stride, padding, *, backward) -> tuple[KernelTime, ...]:
+    """Return the times of the kernels and of the two passes if they can run, the kernel to run first."""
     if _two_passes.value is not False:
         reason = _get_two_passes_reason(input, offset, weight, mask, stride, padding)
         if _two_passes.value and reason is not None:
@@ -97,7 +131,7 @@ def rank_forward_kernels(
     groups, _ = count_groups(input, offset, weight)
     pixels, taps = offset.shape[0] * offset.shape[2] * offset.shape[3], weight.shape[2] * weight.shape[3]
     bits = 8 * input.element_size()
-    return rank_kernels(tuple(kernels), bits, pixels, taps, input.shape[1], weight.shape[0], groups)
+    return rank_kernels(tuple(kernels), bits, pixels, taps, input.shape[1], weight.shape[0], groups, backward)
 
 
 def _get_native_kernel(input, offset, weight, mask, stride, padding, dilation) -> str:
@@ -127,8 +161,25 @@ def forward_uses_two_passes(input, *args) -> bool:
     return rank_forward_kernels(input, *args, native_only=True)[0].kernel == "two passes"
 
 
-def describe_forward(input, *args) -> dict[str, str]:
-    """Return the entry of fastds.explain with the times of the kernels, for tensors on a GPU."""
+def backward_prefers_triton(grad_y, *args) -> bool:
+    """Return True if the Triton kernels are preferred for the backward pass; see rank_backward_kernels."""
+    return grad_y.is_cuda and rank_backward_kernels(grad_y, *args)[0].kernel == "triton"
+
+
+def backward_uses_two_passes(grad_y, *args) -> bool:
+    """Return True if the native backend computes the backward pass in two passes; see rank_backward_kernels."""
+    return rank_backward_kernels(grad_y, *args, native_only=True)[0].kernel == "two passes"
+
+
+def describe_forward(input, offset, weight, bias, stride, padding, dilation, mask) -> dict[str, str]:
+    """Return the entries of fastds.explain with the times of the kernels, for tensors on a GPU."""
     if not input.is_cuda:
         return {}
-    return {"kernels": "; ".join(map(str, rank_forward_kernels(input, *args)))}
+    times = rank_forward_kernels(input, offset, weight, bias, stride, padding, dilation, mask)
+    backward = describe_backward(input, input, offset, weight, stride, padding, dilation, mask, [True] * 5)
+    return {"kernels": "; ".join(map(str, times)), "kernels of gradients": backward["kernels"]}
+
+
+def describe_backward(grad_y, *args) -> dict[str, str]:
+    """Return the entry of fastds.explain for the backward pass with the times of the kernels, for tensors on a GPU."""
+    return {"kernels": "; ".join(map(str, rank_backward_kernels(grad_y, *args)))} if grad_y.is_cuda else {}
