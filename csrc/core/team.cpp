@@ -27,8 +27,9 @@ enum class Mode { automatic, all, one };
 
 constexpr int64_t kWindow = 2'000'000;  // ns of parallel loops after which the durations are compared
 constexpr int64_t kShort = 200'000;     // ns; longer loops are all measured
-constexpr int64_t kMeasuredShare = 4;   // one of this number of shorter loops is measured
+constexpr uint32_t kMeasuredShare = 4;  // one of this number of shorter loops is measured
 constexpr double kMaxLate = 0.5;        // part of the duration of all loops, of loops in which a thread started late
+constexpr int64_t kStall = 1'000'000;   // ns; a loop that waits longer for a thread has met another process on its core
 constexpr int64_t kFactor = 4;
 constexpr int64_t kFirstLook = 1'000'000, kLongestLook = 1'000'000'000;  // ns between readings of the number of running threads
 constexpr int64_t kActiveWait = 20'000, kYield = 1'000'000;  // ns of waiting for other threads before a thread sleeps
@@ -36,11 +37,13 @@ constexpr int kPauses = 16;                                  // between readings
 
 std::atomic<Mode> mode{Mode::automatic};
 
-// A time during which loops run on one thread. It grows by kFactor if several threads are slower again after it.
+// A time during which loops run on one thread. It grows by kFactor if several threads are slower again after it, and shrinks by
+// kFactor if they are not.
 struct Pause {
     int64_t end = 0, length = kFirst;  // ns
 
     void update(bool slower, int64_t now) {
+        if (now < end) return;
         if (slower) end = now + length;
         length = slower ? std::min(kFactor * length, kLongest) : std::max(length / kFactor, kFirst);
     }
@@ -54,8 +57,10 @@ struct Observed {
     double parallel = 0, single = 0;  // measured; CPU time, which is the duration on one thread
     double late_loops = 0;            // measured, of loops in which a thread started late
     double since = 0;                 // measured since the last comparison
-    int64_t last = 0, loops = 0;      // duration of the last loop; number of loops after short ones
+    int64_t last = 0;                 // duration of the last loop
+    uint32_t loops = 0;               // number of loops after short ones
     int64_t look = 0, wait = kFirstLook;  // time of the next reading of the number of running threads; ns between readings
+    bool stalled = false;             // a loop waited for a thread for kStall since the last comparison
     bool resumed = false;             // a pause was ended early, and durations were not compared since
     Pause own, torch;                 // of the loops of this module and of torch
     int scopes = 0, threads = 0;      // depth of scopes; number of threads of the outermost one
@@ -79,13 +84,15 @@ struct Observed {
     }
 
     // Returns whether the next loop on several threads is measured. The CPU clock takes some 0.2 us, so that only some of the
-    // loops after short ones are.
-    bool is_measured() { return last > kShort || loops++ % kMeasuredShare == 0; }
+    // loops after short ones are: one of kMeasuredShare at irregular distances, because networks repeat their loops.
+    bool is_measured() { return last > kShort || loops++ * 2654435769u < UINT32_MAX / kMeasuredShare; }
 
     // Adds a loop on several threads. Returns whether durations were compared.
     bool add(const Team& team, int64_t now, int64_t work_cpu, bool late) {
         const int64_t duration = now - team.start;
         last = duration;
+        // Half of the work is the duration without a late thread. Loops that are not measured follow short ones.
+        stalled |= late && duration - work_cpu / 2 > kStall;
         if (!team.measured) return false;
         parallel += duration;
         since += duration;
@@ -93,7 +100,8 @@ struct Observed {
         if (late) late_loops += duration;
         if (since < kWindow) return false;
         own.update(parallel > single, now);
-        torch.update(late_loops > kMaxLate * parallel, now);
+        // The kernels here compute the shares of late threads, so that several threads may still be faster. Torch waits for them.
+        torch.update(stalled || late_loops > kMaxLate * parallel, now);
         slow = now < std::max(own.end, torch.end);
         wait = !slow ? kFirstLook : resumed ? std::min(kFactor * wait, kLongestLook) : wait;
         look = now + wait;
@@ -101,6 +109,7 @@ struct Observed {
         parallel /= kFactor;
         single /= kFactor;
         late_loops /= kFactor;
+        stalled = false;
         since = 0;
         return true;
     }
@@ -252,13 +261,13 @@ void Shares::wait(int count, int64_t start) {
     }
 }
 
-std::vector<int> simulate_teams(const std::vector<std::tuple<int64_t, int64_t, bool>>& loops) {
+std::vector<std::pair<int, int>> simulate_teams(const std::vector<std::tuple<int64_t, int64_t, bool>>& loops) {
     Observed o;
     int64_t now = 1;
-    std::vector<int> threads;
+    std::vector<std::pair<int, int>> threads;
     for (const auto& [parallel, single, idle] : loops) {
         const bool paused = o.is_paused(now, [idle = idle] { return idle; });
-        threads.push_back(paused ? 1 : 2);
+        threads.push_back({paused ? 1 : 2, o.slow ? 1 : 2});
         const Team team{2, !paused && o.is_measured(), now};
         now += paused ? single : parallel;
         if (!paused) o.add(team, now, single, parallel > single);

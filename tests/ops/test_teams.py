@@ -2,6 +2,7 @@
 """Tests of parallel loops on a machine that other processes use: choice of the number of threads, equal bits."""
 
 import os
+import random
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,7 +21,7 @@ STALL, LONG_STALL = (8 * MS, 35 * US), (24 * MS, 4 * MS)
 
 def simulate(native, loops, idle=False):
     """Return the number of threads of each loop on a machine on which a core is idle or not."""
-    return native.simulate_teams([(*loop, idle) for loop in loops])
+    return [own for own, _ in native.simulate_teams([(*loop, idle) for loop in loops])]
 
 
 def shares(native, loops, idle=False):
@@ -58,8 +59,23 @@ def test_loops_use_all_threads_again_after_a_busy_time(native):
 def test_loops_use_all_threads_when_a_core_becomes_idle(native):
     """A process that is busy in half of each 10 ms: the loops of the other half run on two threads."""
     busy, idle = [(8 * MS, 2 * MS, False)], [(MS, 2 * MS, True)] * 5
-    threads = native.simulate_teams((busy * 2 + idle) * 1000)
+    threads = [own for own, _ in native.simulate_teams((busy * 2 + idle) * 1000)]
     assert sum(n == 2 for n, k in zip(threads, range(7 * 1000), strict=True) if k % 7 > 1) >= 4 * 1000
+
+
+def test_torch_uses_one_thread_while_threads_stall(native):
+    """Loops here are faster on two threads in spite of stalls, and torch, which waits for each thread, uses one thread.
+
+    After the last stall torch uses all threads again.
+    """
+    fast, stall, draws = (100 * US, 190 * US, False), (3 * MS, 190 * US, False), random.Random(0)
+    busy = [stall if draws.random() < 1 / 150 else fast for _ in range(50000)]
+    quiet = [fast] * 30000
+    threads = native.simulate_teams(busy + quiet)
+    assert sum(own == 2 for own, _ in threads[: len(busy)]) > 0.6 * len(busy)
+    assert sum(of_torch == 2 for _, of_torch in threads[: len(busy)]) < 0.2 * len(busy)
+    assert {of_torch for _, of_torch in threads[-10000:]} == {2}
+    assert {of_torch for _, of_torch in native.simulate_teams(quiet)} == {2}
 
 
 def test_slow_threads_on_an_idle_machine_run_on_one_thread(native):
