@@ -107,7 +107,7 @@ def _native_unsupported_reason(*args) -> str | None:
     if reason is not None:
         return reason
     if _get_native_kernel(call) is None:
-        return "only maps whose tile fits shared memory (can_use_shared_memory), or for which two passes are faster"
+        return "only maps whose tile fits shared memory (can_use_shared_memory), or for which the two passes are requested or fastest"
     return None
 
 
@@ -232,7 +232,7 @@ def _two_passes_unsupported_reason(grad_y, *args) -> str | None:
         return reason
     offset, mask = call.split_raw(call.raw)
     kernels = rank_backward_kernels(grad_y, call.input, offset, call.weight, *call.get_geometry(), mask, needs_grad)
-    return None if kernels[0].kernel == "two passes" else "only calls for which two passes are faster"
+    return None if kernels[0].kernel == "two passes" else "only calls for which the two passes are requested or fastest"
 
 
 def _backward_fake(grad_y, *args):
