@@ -8,7 +8,7 @@ import torch
 from gpuless.two_passes_cases import DTYPES, drawn, limit_columns
 
 from fastds.ops import deform_conv2d
-from fastds.ops.impl.deform_conv2d import guided
+from fastds.ops.impl.deform_conv2d import guided, kernel_times, selection
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 from fastds.ops.impl.deform_conv2d.selection import use_two_passes
 from tests.support.deform_cases import NAMES, Problem, assert_gradients_agree, far_problem, gradients, views
@@ -167,7 +167,10 @@ def test_values_that_are_not_finite_spread_as_in_the_reference(emulated, columns
         torch.testing.assert_close(a[b.isfinite()], b[b.isfinite()], rtol=1e-4, atol=1e-4)
 
 
-def test_deterministic_algorithms_use_the_ordered_kernel(emulated):
+def test_deterministic_algorithms_use_the_ordered_kernel(emulated, monkeypatch):
+    """The two passes, which are faster by their estimates, run without deterministic algorithms only."""
+    monkeypatch.setattr(kernel_times, "UNTRIED", frozenset())
+    monkeypatch.setattr(selection, "rank_kernels", kernel_times.rank_kernels.__wrapped__)  # without its cache
     problem = Problem("deterministic", 1, 16, 4, 5, 6)
     tensors = problem.tensors(torch.float32)
     emulator = emulated("deform_conv2d")

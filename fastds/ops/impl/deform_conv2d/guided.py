@@ -107,7 +107,7 @@ def _native_unsupported_reason(*args) -> str | None:
     if reason is not None:
         return reason
     if _get_native_kernel(call) is None:
-        return "only maps whose tile fits shared memory (can_use_shared_memory), or for which the two passes are requested or fastest"
+        return "only maps whose tile fits shared memory (can_use_shared_memory), or for which the two passes run"
     return None
 
 

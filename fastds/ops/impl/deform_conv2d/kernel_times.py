@@ -86,8 +86,8 @@ def rank_kernels(
 ) -> tuple[KernelTime, ...]:
     """Return the times of kernels for one call, the kernel to run first.
 
-    An estimate replaces a measured kernel only if it is at most half as long, and in the backward pass never. Kernels in
-    UNTRIED are last.
+    An estimate replaces a measured kernel only if it is at most half as long, and in the backward pass never. UNTRIED
+    kernels are last.
 
     Args:
         kernels: names of kernels that can run the call, at least one.
