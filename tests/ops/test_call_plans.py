@@ -20,6 +20,7 @@ from fastds import ops
 from fastds.ops.core import native, packed_weight_cache, plans
 from fastds.ops.core.registry import OPS
 from fastds.ops.impl.conv3x3.algorithm import assume_height
+from fastds.ops.impl.inr_query.points import GridSpec
 
 pytestmark = pytest.mark.skipif(plans._module is None, reason="plans are switched off, or torch has no DLPack table")
 CHANNELS = 8
@@ -510,6 +511,24 @@ def test_temporaries_share_memory_unless_both_are_needed():
                     assert offsets[a] + sizes[a] <= offsets[b] or offsets[b] + sizes[b] <= offsets[a]
     chain = [(None, [("temporary", k, 0), ("temporary", k + 1, 0)]) for k in range(9)]
     assert plans._place_temporaries(chain, [64] * 10)[1] == 128
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.0])
+def test_addresses_inside_of_native_objects_are_not_repeated(value):
+    """Calls of inr_query pass their addresses in an object. Equal results of all values would hide that it is old."""
+    where = GridSpec.cells((4, 5), (8, 10))
+
+    def query(fill=None):
+        maps, *weights = (draw(*shape) for shape in ((1, CHANNELS, 4, 5), (CHANNELS, 2), (3, CHANNELS), (3,)))
+        tensors = [maps, *weights] if fill is None else [torch.full_like(t, fill) for t in (maps, *weights)]
+        maps, rho_w, weight, bias = tensors
+        return ops.inr_query(maps.requires_grad_(), where, [(weight, bias)], ensemble="none", rho_w=rho_w)
+
+    for _ in range(3):
+        query(value)
+    with plans.suspended():
+        expected = query()
+    assert torch.equal(query(), expected)
 
 
 def test_a_call_that_reads_values_has_no_plan():

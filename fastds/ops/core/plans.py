@@ -35,6 +35,8 @@ MAX_SCRATCH_BYTES = 16 << 20  # temporaries and workspace; each thread holds the
 ALIGNMENT = 64  # bytes, of temporaries
 MIN_ADDRESS = 1 << 22  # no tensor has a smaller address; smaller integers are constants
 MAX_CONSTANT = 1 << 32
+# Classes of native arguments that a plan repeats unchanged. Objects of other classes may hold addresses.
+_CONSTANTS = frozenset(("NoneType", "bool", "int", "float", "str", "DeformConv2dDims", "PixelShuffleParams"))
 _CAST_CODES = {t: c for t, c in native.DTYPE_CODES.items() if t != torch.float64}  # dtypes that a plan can cast
 _ALLOCATIONS = frozenset(("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"))
 # Names of functions of torch that return views and properties. A call that uses functions other than these,
@@ -347,7 +349,8 @@ class _Describer:
         for weight, entry, refresh in packed:
             if entry[1].is_mkldnn:
                 raise PlanRefusedError
-            weight = allocations.sources.get(weight.data_ptr(), weight)
+            source = allocations.sources.get(weight.data_ptr(), weight)
+            weight = source if source.shape == weight.shape else weight
             self.packed.append(_describe_packed(weight, entry[0], refresh, inputs))
             entries.append(entry[1])
         given = {t.data_ptr() for t in (*self.outputs, *spaces, *entries)} | self.copies
@@ -396,6 +399,8 @@ class _Describer:
         """Describe an argument of a native function."""
         if isinstance(value, tuple | list):
             return "sequence", value, [self.node(item) for item in value]
+        if type(value).__name__ not in _CONSTANTS:
+            raise PlanRefusedError
         if type(value) is not int or value < MIN_ADDRESS:
             return "constant", value
         for begin, end, kind, index in self.places:
