@@ -458,6 +458,7 @@ inline void initialize(py::dict names) {
     t.empty_names = PyTuple_Pack(2, PyUnicode_InternFromString("dtype"), PyUnicode_InternFromString("device"));
     t.is_neg = keep("is_neg");
     t.requires_grad = PyUnicode_InternFromString("requires_grad");
+    t.is_view = keep("is_view");
     t.is_leaf = PyUnicode_InternFromString("is_leaf");
     t.view_as = PyUnicode_InternFromString("view_as");
     t.table_key = PyUnicode_InternFromString("_fastds_call_plans");

@@ -31,7 +31,7 @@ struct Torch {
     PyObject *any_autocast_enabled, *autocast_cache_enabled;
     PyObject *autocast_enabled, *autocast_dtype, *cpu;  // functions of the device's name, and this name
     PyObject *profiler_module, *profiler_name, *forward_ad_module, *forward_ad_name;  // attributes of modules
-    PyObject *empty_strided, *empty_names, *is_neg, *requires_grad, *is_leaf, *view_as, *table_key;
+    PyObject *empty_strided, *empty_names, *is_neg, *requires_grad, *is_leaf, *is_view, *view_as, *table_key;
     PyTypeObject *dtype = nullptr;
     int suspended = 0;  // number of open blocks that change how ops decide
 };
@@ -191,13 +191,16 @@ inline bool add_autocast(Key& key) {
     return added;
 }
 
-// Appends to the key which tensors require a gradient and which of these are leaves, if gradients are recorded.
+// Appends to the key which tensors require a gradient and which of these are leaves and no views, if gradients are recorded. The
+// attribute is_leaf of a view is not read: torch locks a mutex for it, and another thread may hold this mutex while it waits for
+// the GIL, in the first operation of torch that records the leaf.
 inline bool add_gradients(Key& key) {
     if (!is_true(torch().grad_enabled)) return true;
     int64_t required = 0, leaves = 0;
     for (int k = 0; k < key.count; ++k) {
         if (!attribute_is_set(key.objects[k], torch().requires_grad, false)) continue;
         required |= int64_t{1} << k;
+        if (is_true(torch().is_view, key.objects[k])) continue;
         if (attribute_is_set(key.objects[k], torch().is_leaf, false)) leaves |= int64_t{1} << k;
     }
     key.tracked = required != 0;

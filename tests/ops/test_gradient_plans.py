@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of plans of calls with gradients: the same results, gradients and errors as without plans."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -191,3 +194,28 @@ def test_explain_reports_plans_with_gradients():
     for _ in range(3):
         ops.conv3x3(x, weight, algorithm="winograd")
     assert fastds.explain("conv3x3", x, weight, algorithm="winograd")["plan"] == "used"
+
+
+def test_keys_of_views_wait_for_no_lock():
+    """torch locks a mutex to tell whether a view is a leaf. A thread that holds it may wait for the GIL."""
+    script = """
+import sys, threading, time, torch
+from fastds import ops
+from fastds.ops.core import plans
+sys.setswitchinterval(1e-5)
+leaf = torch.randn(5, 4)[1:].requires_grad_()
+end = time.monotonic() + 2
+def repeat(call):
+    while time.monotonic() < end:
+        for _ in range(100):
+            call()
+threads = [
+    threading.Thread(target=repeat, args=(call,))
+    for call in (lambda: plans.has_plan(ops.null_op, (leaf,), {}), lambda: leaf.to(torch.bfloat16))
+]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -76,7 +76,7 @@ def _load() -> Any:
         "autocast_dtype": torch.get_autocast_dtype, "autocast_cache_enabled": torch.is_autocast_cache_enabled,
         "deterministic": torch._C._get_deterministic_algorithms,
         "profiler": torch.autograd.profiler, "forward_ad": forward_ad,
-        "empty_strided": torch.empty_strided, "is_neg": torch.Tensor.is_neg,
+        "empty_strided": torch.empty_strided, "is_neg": torch.Tensor.is_neg, "is_view": torch.Tensor._is_view,
     })  # fmt: skip
     return module if module.plans_available() else None
 
