@@ -197,7 +197,7 @@ def test_explain_reports_plans_with_gradients():
 
 
 def test_keys_of_views_wait_for_no_lock():
-    """torch locks a mutex to tell whether a view is a leaf. A thread that holds it may wait for the GIL."""
+    """A thread that holds the mutex which torch locks to tell whether a view is a leaf may wait for the GIL."""
     script = """
 import sys, threading, time, torch
 from fastds import ops
