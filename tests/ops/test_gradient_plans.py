@@ -66,6 +66,17 @@ def test_gradients_are_those_without_plans(name, order):
     assert_equal(differentiate(call, tensors, order=order), expected)
 
 
+@pytest.mark.parametrize("name", ["conv_lstm_cell", "lstm_gates"])
+def test_every_native_op_of_a_step_has_a_plan(name):
+    """The forward ops and the backward ops run plans from the third step on."""
+    call, tensors = CALLS[name]
+    for _ in range(3):
+        expected = differentiate(call, tensors)
+    entries, ready, _ = plans._module.plans_statistics()
+    assert entries == ready > 2
+    assert_equal(differentiate(call, tensors), expected)
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_tensors_without_gradients_are_another_key(name):
     call, tensors = CALLS[name]

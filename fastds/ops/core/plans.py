@@ -209,9 +209,14 @@ class _Allocations(TorchFunctionMode):
                 self._copy(args[0], result if result.shape == args[0].shape else result.view(args[0].shape))
                 if name == "contiguous" and result.is_contiguous():
                     self.sources[result.data_ptr()] = args[0]
-        elif name == "stack" and len(args) == 2:
+        elif name == "stack" and len(args) == 2 and not kwargs:
             self.tensors.append(result)
             for source, target in zip(args[0], result.unbind(args[1]), strict=True):
+                self._copy(source, target)
+        elif name == "cat" and len(args) == 2 and not kwargs and all(t.dim() == result.dim() for t in args[0]):
+            self.tensors.append(result)
+            sizes = [t.shape[args[1]] for t in args[0]]
+            for source, target in zip(args[0], result.split(sizes, args[1]), strict=True):
                 self._copy(source, target)
         elif name == "zeros":
             self.tensors.append(result)
