@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Overhead of a call of each public op and cell: `python -m bench.calls [--csv FILE]`.
+"""Overhead of a call of each public op and cell: `python -m bench.calls [--autocast] [--csv FILE]`.
 
 The tensors have the shape (1, 8, 4, 4) in channels_last, so that the overhead dominates the time of a call: argument
 checks, selection of a kernel, allocation and the call of the kernel. Each op is timed interleaved with the same formula
@@ -161,9 +161,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--csv", type=Path, help="file to write the rows to")
     parser.add_argument("--only", help="name of one call")
+    parser.add_argument("--autocast", action="store_true", help="time the calls under bfloat16 autocast")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
+    torch.set_autocast_dtype("cpu", torch.bfloat16)
+    torch.set_autocast_enabled("cpu", options.autocast)
     print(f"{'microseconds a call':34}" + "".join(f"{mode + ' (torch)':>34}" for mode in MODES))
     for name, call in list_calls().items():
         if options.only not in (None, name):

@@ -20,6 +20,7 @@
 
 #include "core/gradient_plans.h"
 #include "core/plan_key.h"
+#include "core/strided_copy.h"
 
 namespace fastds::plans {
 
@@ -47,12 +48,21 @@ struct PackedWeight {
     int64_t bytes = 0;  // of both
 };
 
-// A weight of which the kernels read the packed form. `weights` has one entry for each address, because layers of the same shape
-// share a plan. `refresh(weight)` returns (copy, packed) for the current bytes of a weight.
+// A weight of which the kernels read the packed form: an input, or some channels of one, whose elements are `rows` runs of memory.
+// `weights` has one entry for each address, because layers of the same shape share a plan. `refresh(input)` returns (copy, packed)
+// for the current bytes of the weight.
 struct PackedInput {
     int input = 0;
-    int64_t bytes = 0;
+    int64_t offset = 0;  // bytes from the beginning of the input
+    int64_t rows = 1, row_bytes = 0, row_step = 0;  // number, size and distance of the runs in bytes; the copy has no gaps
     py::object refresh;
+
+    bool is_unchanged(const void* weight, const void* copy) const {
+        const char *current = static_cast<const char*>(weight), *before = static_cast<const char*>(copy);
+        for (int64_t row = 0; row < rows; ++row)
+            if (std::memcmp(current + row * row_step, before + row * row_bytes, row_bytes) != 0) return false;
+        return true;
+    }
     std::unordered_map<const void*, PackedWeight> weights;
     intptr_t packed_data = 0;  // of the call that runs
 };
@@ -62,7 +72,7 @@ struct Plan {
     std::vector<Output> outputs;
     std::vector<int64_t> temporaries;  // offsets in the scratch memory
     std::vector<PackedInput> packed;
-    int64_t scratch_bytes = 0;  // temporaries and the largest workspace
+    int64_t scratch_bytes = 0;  // of temporaries and the largest workspace
     int64_t workspace_offset = 0;
     int result = 0;  // 0: one tensor; 1: a tuple; 2: a list; entries of -1 in `results` are None
     std::vector<int> results;
@@ -176,9 +186,9 @@ struct Run {
         for (int attempt = 0; attempt < 3; ++attempt) {
             bool complete = true;
             for (PackedInput& p : plan.packed) {
-                const void* weight = key.tensors[p.input].data;
+                const void* weight = static_cast<const char*>(key.tensors[p.input].data) + p.offset;
                 auto found = p.weights.find(weight);
-                if (found == p.weights.end() || std::memcmp(weight, found->second.copy_data, p.bytes) != 0) {
+                if (found == p.weights.end() || !p.is_unchanged(weight, found->second.copy_data)) {
                     found = pack_again(p, weight);
                     complete = false;
                 }
@@ -197,7 +207,7 @@ struct Run {
         auto old = p.weights.find(weight);
         if (old != p.weights.end() && old->second.packed_data == made.packed_data && old->second.copy_data == made.copy_data)
             return old;  // the cache packed the weight into the same memory
-        made.bytes = p.bytes + made.packed.attr("nbytes").cast<int64_t>();
+        made.bytes = p.rows * p.row_bytes + made.packed.attr("nbytes").cast<int64_t>();
         if (count_packed_bytes(table) + made.bytes > kMaxPackedBytes) drop_packed(table);
         if (p.weights.size() >= kMaxPackedWeights) p.weights.clear();
         return p.weights.insert_or_assign(weight, std::move(made)).first;
@@ -224,7 +234,8 @@ struct Run {
         }
     }
 
-    void call_natives() {
+    // Returns false if a native function returned False, because it cannot compute its result as Python does.
+    bool call_natives() {
         PyObject* arguments[64];
         for (const NativeCall& call : plan.calls) {
             const size_t n = call.arguments.size();
@@ -236,7 +247,9 @@ struct Run {
             PyObject* result = PyObject_Vectorcall(call.function.ptr(), arguments, n, nullptr);
             if (result == nullptr) throw py::error_already_set();
             Py_DECREF(result);
+            if (result == Py_False) return false;
         }
+        return true;
     }
 
     py::object result() {
@@ -269,7 +282,7 @@ inline PyObject* run_plan(Table& table, const std::shared_ptr<Entry>& entry, con
                 std::memset(reinterpret_cast<void*>(run.addresses[k]), 0xff, run.outputs[k].attr("nbytes").cast<int64_t>());
             std::memset(table.scratch, 0xff, plan->scratch_bytes);
         }
-        run.call_natives();
+        if (!run.call_natives()) Py_RETURN_NONE;
         if (!poison) ++table.runs;
         return run.result().release().ptr();
     } catch (py::error_already_set& error) {
@@ -330,19 +343,18 @@ inline std::shared_ptr<Plan> read_plan(const py::dict& description) {
         const auto t = output.cast<py::tuple>();
         plan->outputs.push_back({t[0], t[1], t[2], t[3]});
     }
-    int64_t offset = 0;
-    for (py::handle bytes : description["temporaries"]) {
-        plan->temporaries.push_back(offset);
-        offset += (bytes.cast<int64_t>() + kAlignment - 1) / kAlignment * kAlignment;
-    }
-    plan->workspace_offset = offset;
-    plan->scratch_bytes = offset + description["workspace"].cast<int64_t>() + kAlignment;
+    for (py::handle offset : description["temporaries"]) plan->temporaries.push_back(offset.cast<int64_t>());
+    plan->workspace_offset = description["temporary_bytes"].cast<int64_t>();
+    plan->scratch_bytes = plan->workspace_offset + description["workspace"].cast<int64_t>() + kAlignment;
     for (py::handle packed : description["packed"]) {
-        const auto t = packed.cast<py::tuple>();
+        const auto t = packed.cast<py::tuple>();  // (input, offset, rows, row bytes, row step, refresh)
         PackedInput p;
         p.input = t[0].cast<int>();
-        p.bytes = t[1].cast<int64_t>();
-        p.refresh = t[2];
+        p.offset = t[1].cast<int64_t>();
+        p.rows = t[2].cast<int64_t>();
+        p.row_bytes = t[3].cast<int64_t>();
+        p.row_step = t[4].cast<int64_t>();
+        p.refresh = t[5];
         plan->packed.push_back(std::move(p));
     }
     plan->result = description["result"].cast<int>();
@@ -405,7 +417,8 @@ inline void set_plan(py::object description, py::args rest) {
     entry->state = entry->plan || entry->gradients ? State::ready : State::refused;
 }
 
-// Runs a description on other arguments of the same key; outputs and scratch memory are filled with 0xff bytes before.
+// Runs a description on other arguments of the same key; outputs and scratch memory are filled with 0xff bytes before. Returns
+// None if the plan cannot compute the result of these values.
 inline py::object try_plan(py::dict description, py::args rest) {
     Table* table = get_table();
     Key key;
@@ -417,39 +430,6 @@ inline py::object try_plan(py::dict description, py::args rest) {
     PyObject* result = run_plan(*table, entry, key, true);
     if (result == nullptr) throw py::error_already_set();
     return py::reinterpret_steal<py::object>(result);
-}
-
-// Copies elements of `bytes` bytes between two layouts of one shape; strides are in elements.
-inline void copy_strided(intptr_t from, intptr_t to, int bytes, const std::vector<int64_t>& shape,
-                         const std::vector<int64_t>& from_strides, const std::vector<int64_t>& to_strides) {
-    const size_t dims = shape.size();
-    if (dims == 0) {
-        std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes);
-        return;
-    }
-    const int64_t inner = shape[dims - 1], step = from_strides[dims - 1] * bytes, to_step = to_strides[dims - 1] * bytes;
-    std::vector<int64_t> index(dims, 0);
-    int64_t rows = 1;
-    for (size_t k = 0; k + 1 < dims; ++k) rows *= shape[k];
-    for (int64_t row = 0; row < rows; ++row) {
-        const char* source = reinterpret_cast<const char*>(from);
-        char* target = reinterpret_cast<char*>(to);
-        for (size_t k = 0; k + 1 < dims; ++k) {
-            source += index[k] * from_strides[k] * bytes;
-            target += index[k] * to_strides[k] * bytes;
-        }
-        if (bytes == 4) {
-            for (int64_t i = 0; i < inner; ++i) std::memcpy(target + i * to_step, source + i * step, 4);
-        } else if (bytes == 2) {
-            for (int64_t i = 0; i < inner; ++i) std::memcpy(target + i * to_step, source + i * step, 2);
-        } else {
-            for (int64_t i = 0; i < inner; ++i) std::memcpy(target + i * to_step, source + i * step, bytes);
-        }
-        for (size_t k = dims - 1; k-- > 0;) {
-            if (++index[k] < shape[k]) break;
-            index[k] = 0;
-        }
-    }
 }
 
 inline void initialize(py::dict names) {
@@ -464,7 +444,11 @@ inline void initialize(py::dict names) {
     t.function_modes = keep("function_modes");
     t.deterministic = keep("deterministic");
     t.functorch = keep("functorch");
-    t.autocast = keep("autocast");
+    t.any_autocast_enabled = keep("any_autocast_enabled");
+    t.autocast_cache_enabled = keep("autocast_cache_enabled");
+    t.autocast_enabled = keep("autocast_enabled");
+    t.autocast_dtype = keep("autocast_dtype");
+    t.cpu = PyUnicode_InternFromString("cpu");
     t.tracing = keep("tracing");
     t.profiler_module = keep("profiler");
     t.profiler_name = PyUnicode_InternFromString("_is_profiler_enabled");
@@ -474,6 +458,7 @@ inline void initialize(py::dict names) {
     t.empty_names = PyTuple_Pack(2, PyUnicode_InternFromString("dtype"), PyUnicode_InternFromString("device"));
     t.is_neg = keep("is_neg");
     t.requires_grad = PyUnicode_InternFromString("requires_grad");
+    t.is_view = keep("is_view");
     t.is_leaf = PyUnicode_InternFromString("is_leaf");
     t.view_as = PyUnicode_InternFromString("view_as");
     t.table_key = PyUnicode_InternFromString("_fastds_call_plans");
@@ -493,6 +478,8 @@ inline void register_plans(py::module_& m) {
     m.def("plans_set", &set_plan);
     m.def("plans_try", &try_plan);
     m.def("plans_copy_strided", &copy_strided);
+    m.def("plans_cast_strided", &cast_strided);
+    m.def("plans_fill_zeros", [](intptr_t to, int64_t bytes) { std::memset(to_pointer(to), 0, bytes); });
     m.def("plans_suspend", [](int change) { torch().suspended += change; });
     m.def("plans_recording", [](bool on) {
         Table* table = get_table();

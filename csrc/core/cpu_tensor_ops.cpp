@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Batched matrix transpose and column sums.
+// Batched matrix transpose, column sums and casts.
 #include "core/tensor_ops.h"
 
 #include "core/gemm.h"
@@ -97,7 +97,52 @@ void run(const ColumnSums& given, float* sums) {
     }
 }
 
+// Casts.
+
+// Stores a vector without NaN.
+template <class T>
+void store_rounded(T* to, V v) {
+    store_vec<kL>(to, v);
+}
+void store_rounded(BFloat16* to, V v) {
+    const auto bits = (Vec<uint32_t>)v;
+    const auto rounded = __builtin_convertvector((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, Vec<uint16_t, kL>);
+    __builtin_memcpy(to, &rounded, sizeof(rounded));
+}
+
+template <class From, class To>
+bool cast_all(const Cast& call) {
+    const From* from = static_cast<const From*>(call.from);
+    To* to = static_cast<To*>(call.to);
+    int64_t i = 0;
+    Vec<int32_t> ordered = Vec<int32_t>{} - 1;
+    if (call.from_step == 1 && call.to_step == 1)
+        for (; i + kL <= call.count; i += kL) {
+            const V v = load_vec<kL>(from + i);
+            ordered &= (Vec<int32_t>)(v == v);
+            store_rounded(to + i, v);
+        }
+    bool valid = all_lanes(ordered);
+    for (; i < call.count; i++) {
+        const float value = load(from[i * call.from_step]);
+        valid &= value == value;
+        to[i * call.to_step] = store<To>(value);
+    }
+    return valid;
+}
+
+template <class From>
+bool cast_from(const Cast& call) {
+    if (call.to_dtype == f32) return cast_all<From, float>(call);
+    return call.to_dtype == bf16 ? cast_all<From, BFloat16>(call) : cast_all<From, Half>(call);
+}
+
 }  // namespace
+
+bool cast_elements(const Cast& call) {
+    if (call.from_dtype == f32) return cast_from<float>(call);
+    return call.from_dtype == bf16 ? cast_from<BFloat16>(call) : cast_from<Half>(call);
+}
 
 void transpose_matrices(const Transpose& call) {
     if (call.item == 2)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Keys of calls: everything that the Python code of an op may depend on. A key contains the op, the shape, strides, dtype and
-// alignment of each tensor, the value or identity of each other argument, the number of threads and the instruction set, and,
-// if gradients are recorded, which tensors require one. No call has a key under dispatch and function modes, tracers, functorch,
-// forward-mode AD, autocast, the profiler and deterministic algorithms, nor with tensors on other devices than the CPU or with
-// subclasses of Tensor other than Parameter.
+// alignment of each tensor, the value or identity of each other argument, the number of threads and the instruction set, under
+// autocast its dtype and whether it caches casts, and, if gradients are recorded, which tensors require one. No call has a key
+// under dispatch and function modes, tracers, functorch, forward-mode AD, the profiler and deterministic algorithms, nor with
+// tensors on other devices than the CPU or with subclasses of Tensor other than Parameter.
 #pragma once
 #include <Python.h>
 #include <pybind11/pybind11.h>
@@ -27,9 +27,11 @@ struct Torch {
     const dlpack::ExchangeApi* api = nullptr;
     PyTypeObject *tensor = nullptr, *parameter = nullptr;
     // functions without arguments
-    PyObject *grad_enabled, *num_threads, *dispatch_modes, *function_modes, *functorch, *autocast, *tracing, *deterministic;
+    PyObject *grad_enabled, *num_threads, *dispatch_modes, *function_modes, *functorch, *tracing, *deterministic;
+    PyObject *any_autocast_enabled, *autocast_cache_enabled;
+    PyObject *autocast_enabled, *autocast_dtype, *cpu;  // functions of the device's name, and this name
     PyObject *profiler_module, *profiler_name, *forward_ad_module, *forward_ad_name;  // attributes of modules
-    PyObject *empty_strided, *empty_names, *is_neg, *requires_grad, *is_leaf, *view_as, *table_key;
+    PyObject *empty_strided, *empty_names, *is_neg, *requires_grad, *is_leaf, *is_view, *view_as, *table_key;
     PyTypeObject *dtype = nullptr;
     int suspended = 0;  // number of open blocks that change how ops decide
 };
@@ -72,7 +74,7 @@ struct Key {
     }
 };
 
-enum Tag : int64_t { kNone = 1, kBool, kInt, kFloat, kObject, kTuple, kList, kTensor, kGradients };
+enum Tag : int64_t { kNone = 1, kBool, kInt, kFloat, kObject, kTuple, kList, kTensor, kGradients, kAutocast };
 
 // Returns 1 if the values of a tensor are stored negated (torch.Tensor.is_neg), 0 if they are not, or -1 with a Python error
 // set. In torch only views of complex memory are stored negated, and their strides are even. Other tensors need no call of torch.
@@ -137,8 +139,9 @@ inline bool add_argument(Key& key, PyObject* object) {
     return false;
 }
 
-inline bool is_true(PyObject* function) {
-    PyObject* result = PyObject_CallNoArgs(function);
+// Returns the truth of function() or function(argument).
+inline bool is_true(PyObject* function, PyObject* argument = nullptr) {
+    PyObject* result = argument == nullptr ? PyObject_CallNoArgs(function) : PyObject_CallOneArg(function, argument);
     const bool truth = result == nullptr || PyObject_IsTrue(result) != 0;
     if (result == nullptr) PyErr_Clear();
     Py_XDECREF(result);
@@ -168,19 +171,36 @@ inline bool attribute_is_set(PyObject* object, PyObject* name, bool level) {
 // Returns whether a mode, transform or tracer may observe the operations of an op or change how it computes.
 inline bool is_observed() {
     Torch& t = torch();
-    return is_true(t.dispatch_modes) || is_true(t.function_modes) || is_true(t.autocast) || is_true(t.functorch) ||
-           is_true(t.tracing) || is_true(t.deterministic) ||
-           attribute_is_set(t.profiler_module, t.profiler_name, false) ||
+    return is_true(t.dispatch_modes) || is_true(t.function_modes) || is_true(t.functorch) || is_true(t.tracing) ||
+           is_true(t.deterministic) || attribute_is_set(t.profiler_module, t.profiler_name, false) ||
            attribute_is_set(t.forward_ad_module, t.forward_ad_name, true);
 }
 
-// Appends to the key which tensors require a gradient and which of these are leaves, if gradients are recorded.
+// Appends the state of autocast to the key if autocast is on for the CPU. Autocast of other devices does not change calls with
+// tensors on the CPU.
+inline bool add_autocast(Key& key) {
+    Torch& t = torch();
+    if (!is_true(t.any_autocast_enabled) || !is_true(t.autocast_enabled, t.cpu)) return true;
+    PyObject* dtype = PyObject_CallOneArg(t.autocast_dtype, t.cpu);
+    if (dtype == nullptr) {
+        PyErr_Clear();
+        return false;
+    }
+    const bool added = key.add(kAutocast) && key.add(is_true(t.autocast_cache_enabled)) && key.hold(dtype);
+    Py_DECREF(dtype);  // torch holds all dtypes
+    return added;
+}
+
+// Appends to the key which tensors require a gradient and which of these are leaves and no views, if gradients are recorded. The
+// attribute is_leaf of a view is not read: torch locks a mutex for it, and another thread may hold this mutex while it waits for
+// the GIL, in the first operation of torch that records the leaf.
 inline bool add_gradients(Key& key) {
     if (!is_true(torch().grad_enabled)) return true;
     int64_t required = 0, leaves = 0;
     for (int k = 0; k < key.count; ++k) {
         if (!attribute_is_set(key.objects[k], torch().requires_grad, false)) continue;
         required |= int64_t{1} << k;
+        if (is_true(torch().is_view, key.objects[k])) continue;
         if (attribute_is_set(key.objects[k], torch().is_leaf, false)) leaves |= int64_t{1} << k;
     }
     key.tracked = required != 0;
@@ -192,7 +212,7 @@ inline bool add_gradients(Key& key) {
 inline bool make_key(Key& key, PyObject* const* args, Py_ssize_t n) {
     key.add(scope_threads() > 0 ? scope_threads() : call_for_int(torch().num_threads));
     key.add(static_cast<int64_t>(isa()));
-    if (!key.hold(args[0])) return false;
+    if (!add_autocast(key) || !key.hold(args[0])) return false;
     for (Py_ssize_t k = 1; k < n; ++k)
         if (!add_argument(key, args[k])) return false;
     return key.count > 0 && add_gradients(key);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Batched matrix transpose and column sums of matrices.
+// Batched matrix transpose, column sums of matrices, and casts.
 #pragma once
 #include <stdint.h>
 
@@ -36,5 +36,20 @@ struct ColumnSums {
 // column_sums_bytes() returns the size in bytes of the workspace for column_sums(). The results do not depend on `threads`.
 FASTDS_PER_ISA(int64_t column_sums_bytes(const ColumnSums& call))
 FASTDS_PER_ISA(void column_sums(const ColumnSums& call, char* workspace))
+
+// Casts between float32, bfloat16 and float16 with rounding to nearest even, as torch casts: also subnormal numbers, which the
+// instructions for bfloat16 would flush to zero.
+
+// Arguments of cast_elements(): to[i * to_step] = from[i * from_step] for i < count.
+struct Cast {
+    DType from_dtype, to_dtype;
+    int64_t count;
+    const void* from;
+    void* to;
+    int64_t from_step, to_step;
+};
+
+// Returns false if a value is NaN. The bits that torch gives a NaN depend on its position in the tensor.
+FASTDS_PER_ISA(bool cast_elements(const Cast& call))
 
 }  // namespace fastds

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from fastds.nn.convolutions import Conv3x3, convolve, get_parameters
 from fastds.ops import conv_gru_cell, conv_lstm_cell, gru_update, lstm_gates
 from fastds.ops.core.arguments import cast_floating, check_positive_ints, get_autocast_dtype
+from fastds.ops.core.gradient_plans import call_function, slice_channels
+from fastds.ops.core.plans import planned
 from fastds.ops.core.tracing import Proxy, record_layer
 from fastds.ops.impl.conv3x3.algorithm import current_algorithm, select_algorithm
 from fastds.ops.impl.conv3x3.costs import ENGINES
@@ -110,8 +112,7 @@ class ConvLSTMCell(nn.Module):
             return record_layer(self, x, state)
         weight, bias = get_parameters(self.gates)
         if state is None:
-            pre = convolve(x, weight[:, : self.in_channels], bias)
-            return lstm_gates(pre, make_zero_state(x, self.hidden_channels, get_state_dtype(x)))
+            return _first_lstm_step(x, weight, bias)
         h, c = state
         return conv_lstm_cell(x, h, c, weight, bias)
 
@@ -125,29 +126,66 @@ class ConvLSTMCell(nn.Module):
         Returns:
             h of all steps (B, T, hidden, H, W), and the last state (h, c).
         """
-        folded, states = fold_time(x), []
-        batch, times = x.shape[:2]
-        maps = unfold_time(folded, batch, times)
-        weight, bias = get_parameters(self.gates)
-        if not is_hoisting_faster(maps[0], weight, self.hidden_channels):
-            step_parameters = _prepare_step_weights(maps[0], (weight, bias), gated=True, joined=True)
-            for current in maps:
-                state = self(current) if state is None else conv_lstm_cell(current, *state, *step_parameters)
-                states.append(state[0])
-            assert state is not None  # a sequence has at least one step
-            return torch.stack(states, 1), state
-        shares = unfold_time(convolve(folded, weight[:, : self.in_channels].contiguous(), bias), batch, times)
-        state_weight, _ = _prepare_step_weights(maps[0], (weight[:, self.in_channels :], None), passes=1)
-        for input_share in shares:
+        h, c = (None, None) if state is None else state
+        states, h, c = _run_lstm_sequence(x, h, c, *get_parameters(self.gates))
+        return states, (h, c)
+
+
+def _first_lstm_step(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Compute the first step of a convolutional LSTM, from a state of zeros.
+
+    Args:
+        x: (B, C, H, W), input.
+        weight: (4 * hidden, C + hidden, 3, 3).
+        bias: (4 * hidden,) or None.
+    """
+    hidden = weight.shape[0] // 4
+    pre = convolve(x, slice_channels(weight, 0, weight.shape[1] - hidden), bias)
+    return lstm_gates(pre, call_function(make_zero_state, x, hidden, get_state_dtype(x)))
+
+
+@planned
+def _run_lstm_sequence(
+    x: Tensor, h: Tensor | None, c: Tensor | None, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a convolutional LSTM over a sequence.
+
+    Args:
+        x: (B, T, C, H, W).
+        h: (B, hidden, H, W), or None for a state of zeros.
+        c: (B, hidden, H, W), or None for a state of zeros.
+        weight: (4 * hidden, C + hidden, 3, 3).
+        bias: (4 * hidden,) or None.
+
+    Returns:
+        h of all steps (B, T, hidden, H, W), and the last h and c.
+    """
+    folded, states = call_function(fold_time, x), []
+    batch, times = x.shape[:2]
+    maps, hidden = call_function(unfold_time, folded, batch, times), weight.shape[0] // 4
+    state = None if h is None or c is None else (h, c)
+    if not is_hoisting_faster(maps[0], weight, hidden):
+        step_parameters = _prepare_step_weights(maps[0], (weight, bias), gated=True, joined=True)
+        for current in maps:
+            state = (
+                _first_lstm_step(current, weight, bias)
+                if state is None
+                else conv_lstm_cell(current, *state, *step_parameters)
+            )
+            states.append(state[0])
+    else:
+        inputs = weight.shape[1] - hidden
+        pre = convolve(folded, _make_contiguous(slice_channels(weight, 0, inputs)), bias)
+        state_weight, _ = _prepare_step_weights(maps[0], (slice_channels(weight, inputs), None), passes=1)
+        for input_share in call_function(unfold_time, pre, batch, times):
             if state is None:
-                state = lstm_gates(
-                    input_share, make_zero_state(input_share, self.hidden_channels, get_state_dtype(input_share))
-                )
+                dtype = get_state_dtype(input_share)
+                state = lstm_gates(input_share, call_function(make_zero_state, input_share, hidden, dtype))
             else:
                 state = lstm_gates(convolve(state[0], state_weight, residual=input_share), state[1])
             states.append(state[0])
-        assert state is not None  # a sequence has at least one step
-        return torch.stack(states, 1), state
+    assert state is not None  # a sequence has at least one step
+    return call_function(torch.stack, states, 1), *state
 
 
 class ConvGRUCell(nn.Module):
@@ -218,8 +256,8 @@ class ConvGRUCell(nn.Module):
         Returns:
             h of all steps (B, T, hidden, H, W), and the last h.
         """
-        states = run_gru(self.gates, self.candidate, fold_time(x), h, x.shape[1], **self.options)
-        return torch.stack(states, 1), states[-1]
+        parameters = *get_parameters(self.gates), *get_parameters(self.candidate)
+        return _run_gru_sequence(x, h, *parameters, **self.options)
 
     def extra_repr(self) -> str:
         return f"keep={self.options['keep']!r}, activation={self.options['activation']!r}"
@@ -241,10 +279,55 @@ def run_gru(
     Returns:
         list of the T states.
     """
-    states, hidden = [], candidate.out_channels
-    parameters = get_parameters(gates), get_parameters(candidate)
-    maps, n = unfold_time(x, x.shape[0] // times, times), gates.in_channels - hidden
-    if times == 1 or not is_hoisting_faster(maps[0], parameters[0][0], hidden):
+    return _run_gru_steps(x, h, get_parameters(gates), get_parameters(candidate), times, options)
+
+
+@planned
+def _run_gru_sequence(
+    x: Tensor,
+    h: Tensor | None,
+    gates_weight: Tensor,
+    gates_bias: Tensor | None,
+    candidate_weight: Tensor,
+    candidate_bias: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """Run a convolutional GRU over a sequence.
+
+    Args:
+        x: (B, T, C, H, W).
+        h: (B, hidden, H, W), or None for zeros.
+        gates_weight: (2 * hidden, C + hidden, 3, 3).
+        gates_bias: (2 * hidden,) or None.
+        candidate_weight: (hidden, C + hidden, 3, 3).
+        candidate_bias: (hidden,) or None.
+        **options: keep, activation and negative_slope of fastds.ops.conv_gru_cell.
+
+    Returns:
+        h of all steps (B, T, hidden, H, W), and the last h.
+    """
+    gates, candidate = (gates_weight, gates_bias), (candidate_weight, candidate_bias)
+    states = _run_gru_steps(call_function(fold_time, x), h, gates, candidate, x.shape[1], options)
+    return call_function(torch.stack, states, 1), states[-1]
+
+
+def _run_gru_steps(
+    x: Tensor, h: Tensor | None, gates: tuple, candidate: tuple, times: int, options: dict[str, Any]
+) -> list[Tensor]:
+    """Run a convolutional GRU over a sequence: see run_gru.
+
+    Args:
+        x: (T*B, C, H, W).
+        h: (B, hidden, H, W), or None for zeros.
+        gates: weight (2 * hidden, C + hidden, 3, 3) and bias of the gates.
+        candidate: weight (hidden, C + hidden, 3, 3) and bias of the candidate.
+        times: T.
+        options: keyword arguments of conv_gru_cell.
+    """
+    parameters, batch, hidden = (gates, candidate), x.shape[0] // times, candidate[0].shape[0]
+    states, n = [], gates[0].shape[1] - hidden
+    maps = call_function(unfold_time, x, batch, times)
+    if times == 1 or not is_hoisting_faster(maps[0], gates[0], hidden):
         step_parameters = _prepare_step_weights(maps[0], *parameters, gated=True, joined=True)
         for current in maps:
             h = (
@@ -254,11 +337,11 @@ def run_gru(
             )
             states.append(h)
         return states
-    shares = (convolve(x, weight[:, :n].contiguous(), bias) for weight, bias in parameters)
+    shares = (convolve(x, _make_contiguous(slice_channels(weight, 0, n)), bias) for weight, bias in parameters)
     step_parameters = _prepare_step_weights(
-        maps[0], *((weight[:, n:], None) for weight, _ in parameters), gated=True, passes=1
+        maps[0], *((slice_channels(weight, n), None) for weight, _ in parameters), gated=True, passes=1
     )
-    unfolded = (unfold_time(part, x.shape[0] // times, times) for part in shares)
+    unfolded = (call_function(unfold_time, part, batch, times) for part in shares)
     for gates_share, candidate_share in zip(*unfolded, strict=True):
         if h is None:
             h = compute_first_state(gates_share, candidate_share, hidden, options)
@@ -266,6 +349,11 @@ def run_gru(
             h = conv_gru_cell(None, h, *step_parameters, shares=(gates_share, candidate_share), **options)
         states.append(h)
     return states
+
+
+def _make_contiguous(tensor: Tensor) -> Tensor:
+    """Return tensor.contiguous(), and note the copy if this thread records a call."""
+    return tensor if tensor.is_contiguous() else call_function(Tensor.contiguous, tensor)
 
 
 def _prepare_step_weights(
@@ -293,7 +381,7 @@ def _prepare_step_weights(
                 not in ENGINES
             ):
                 weight, bias = cast_floating(weight, dtype), cast_floating(bias, dtype)
-        found += [maybe_share_weight(weight.contiguous(), maps), bias]
+        found += [maybe_share_weight(_make_contiguous(weight), maps), bias]
     return found
 
 
@@ -306,7 +394,7 @@ def _first_step(parameters: tuple, x: Tensor, inputs: int, options: dict) -> Ten
         inputs: C.
         options: keyword arguments of gru_update.
     """
-    gates, candidate = (convolve(x, weight[:, :inputs], bias) for weight, bias in parameters)
+    gates, candidate = (convolve(x, slice_channels(weight, 0, inputs), bias) for weight, bias in parameters)
     return compute_first_state(gates, candidate, candidate.shape[1], options)
 
 
@@ -319,7 +407,8 @@ def compute_first_state(gates: Tensor, candidate: Tensor, hidden: int, options: 
         hidden: channels of the state.
         options: keyword arguments of gru_update.
     """
-    return gru_update(torch.sigmoid(gates[:, :hidden]), candidate, torch.zeros_like(candidate), **options)
+    z = call_function(torch.sigmoid, slice_channels(gates, 0, hidden))
+    return gru_update(z, candidate, call_function(torch.zeros_like, candidate), **options)
 
 
 def run_gru_without_input(gates: Conv3x3, candidate: Conv3x3, h: Tensor, times: int, **options: Any) -> list[Tensor]:

@@ -9,6 +9,7 @@ from random import Random
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from fastds import ops
 from fastds.ops.core import native
@@ -55,6 +56,7 @@ def _call(case: Case, arguments: dict):
 def _in_its_way(case: Case, arguments: dict):
     """Run a call by vmap or in two threads and return the results of all copies."""
     if case.way == "threads":
+        nodes = _get_nodes(_leaves(arguments))  # noqa: F841  held until the threads end
         return [f.result() for f in [_pool.submit(_call, case, arguments) for _ in range(2)]]
     main = MAIN.get(case.op, next(iter(arguments)))
     if case.way == "vmap":
@@ -81,6 +83,16 @@ def _reference(case: Case, arguments: dict, jitter: float = 0.0):
 
 def _leaves(arguments: dict) -> list[Tensor]:
     return [t for t in tensors(arguments) if t.requires_grad]
+
+
+def _get_nodes(leaves: list[Tensor]) -> list:
+    """Return the nodes of leaves in autograd graphs.
+
+    torch makes the node of a leaf when an operation first records it and while no other graph holds it, under a lock in
+    which it waits for the GIL. Two threads, of which the other one holds the GIL, would wait for each other for ever.
+    """
+    with torch.inference_mode(False):
+        return [get_gradient_edge(t) for t in leaves if t.layout is torch.strided and not t.is_nested]
 
 
 def _gradients(results: list[Tensor], leaves: list[Tensor], seed: int) -> list[Tensor]:

@@ -2,8 +2,8 @@
 """Compare random calls with and without plans, to the bit: `python -m tests.fuzz.plans --calls 10000 --seed 1`.
 
 Each drawn call is made six times with and without plans: as the first, the second (recorded) and later calls of its
-key. The repetitions use new tensors, the same tensors with other values, or some of each, under settings and grad modes
-that change between repetitions. Results, gradients and error messages have to be the same.
+key. The repetitions use new tensors, the same tensors with other values, or some of each, under settings, grad modes
+and states of autocast that change between repetitions. Results, gradients and error messages have to be the same.
 """
 
 import argparse
@@ -48,6 +48,12 @@ def _deterministic():
         torch.use_deterministic_algorithms(False)
 
 
+@contextmanager
+def _disabled_autocast():
+    with torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False):
+        yield
+
+
 SETTINGS: dict[str, Callable[[], AbstractContextManager]] = {
     "none": nullcontext,
     "no_grad": torch.no_grad,
@@ -59,6 +65,10 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager]] = {
     "direct": lambda: fastds.use_conv_algorithm("direct"),
     "deterministic": _deterministic,
     "function mode": _Functions,
+    "bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
+    "float16": lambda: torch.autocast("cpu", torch.float16),
+    "bfloat16 without cache": lambda: torch.autocast("cpu", torch.bfloat16, cache_enabled=False),
+    "disabled autocast": _disabled_autocast,
 }
 FREQUENT = ("none", "no_grad", "no_grad", "inference_mode", "native")  # settings of most repetitions of a call
 
@@ -127,6 +137,8 @@ def compare(seed: int, op: str, kind: str, number: int, served: bool = False) ->
         setting = random.choice(list(SETTINGS)) if repeat and random.random() < 0.2 else usual
         if random.random() < 0.1:
             changed = dataclasses.replace(changed, threads=random.choice((1, 2)), way="plain")
+        if random.random() < 0.2:
+            changed = dataclasses.replace(changed, autocast=random.choice((None, "bfloat16", "float16")))
         with plans.suspended():
             expected = make_outcome(changed, arguments, setting)
         found = make_outcome(changed, arguments, setting)

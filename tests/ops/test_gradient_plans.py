@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of plans of calls with gradients: the same results, gradients and errors as without plans."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -9,9 +12,10 @@ import fastds
 from fastds import nn, ops
 from fastds.ops.core import plans
 from fastds.ops.impl.conv_rnn.fused import recompute_gates
+from tests.support.planned_calls import C, draw, list_calls
 
 pytestmark = pytest.mark.skipif(plans._module is None, reason="plans are switched off, or torch has no DLPack table")
-C = 8
+CALLS = list_calls()
 
 
 @pytest.fixture(autouse=True)
@@ -20,41 +24,6 @@ def empty_table():
     plans.clear()
     yield
     plans.clear()
-
-
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return x.to(memory_format=torch.channels_last) if len(shape) == 4 else x
-
-
-def list_calls():
-    x, h, c, bias, three = draw(1, C, 6, 5), draw(1, C, 6, 5), draw(1, C, 6, 5), draw(C), draw(C, C, 3, 3)
-    large = draw(1, C, 24, 20)
-    return {
-        "conv3x3 by torch": (
-            lambda x, w, b, r: ops.conv3x3(x, w, b, residual=r, activation="relu"),
-            (x, three, bias, h),
-        ),
-        "conv3x3": (lambda x, w: ops.conv3x3(x, w, algorithm="winograd", activation="relu"), (large, three)),
-        "conv1x1": (lambda x, w, b, h: ops.conv1x1(x, w, b, second_input=h), (x, draw(C, 2 * C, 1, 1), bias, h)),
-        "conv2d": (lambda x, w, b: ops.conv2d(x, w, b), (x, draw(C, C, 5, 5), bias)),
-        "deform_conv2d": (
-            lambda x, o, w, m: ops.deform_conv2d(x, o, w, padding=1, mask=m),
-            (x, draw(1, 18, 6, 5), three, draw(1, 9, 6, 5)),
-        ),
-        "lstm_gates": (ops.lstm_gates, (draw(1, 4 * C, 6, 5), c)),
-        "gru_update": (ops.gru_update, (x, h, c)),
-        "conv_lstm_cell": (ops.conv_lstm_cell, (x, h, c, draw(4 * C, 2 * C, 3, 3), draw(4 * C))),
-        "conv_gru_cell": (
-            lambda *t: ops.conv_gru_cell(*t, keep="1-z"),
-            (x, h, draw(2 * C, 2 * C, 3, 3), draw(2 * C), draw(C, 2 * C, 3, 3), bias),
-        ),
-        "pixel_shuffle": (lambda x, b: ops.pixel_shuffle(x, 2, bias=b), (x, draw(C))),
-        "null_op": (lambda x, y: ops.null_op(x, y, 2.0), (x, h)),
-    }  # fmt: skip
-
-
-CALLS = list_calls()
 
 
 def differentiate(call, tensors, needed=None, order=1):
@@ -95,6 +64,17 @@ def test_gradients_are_those_without_plans(name, order):
         call(*leaves)
         assert (plans.count_runs() > before) == (repeat > 1)
     assert_equal(differentiate(call, tensors, order=order), expected)
+
+
+@pytest.mark.parametrize("name", ["conv_lstm_cell", "lstm_gates"])
+def test_every_native_op_of_a_step_has_a_plan(name):
+    """The forward ops and the backward ops run plans from the third step on."""
+    call, tensors = CALLS[name]
+    for _ in range(3):
+        expected = differentiate(call, tensors)
+    entries, ready, _ = plans._module.plans_statistics()
+    assert entries == ready > 2
+    assert_equal(differentiate(call, tensors), expected)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -225,3 +205,28 @@ def test_explain_reports_plans_with_gradients():
     for _ in range(3):
         ops.conv3x3(x, weight, algorithm="winograd")
     assert fastds.explain("conv3x3", x, weight, algorithm="winograd")["plan"] == "used"
+
+
+def test_keys_of_views_wait_for_no_lock():
+    """A thread that holds the mutex which torch locks to tell whether a view is a leaf may wait for the GIL."""
+    script = """
+import sys, threading, time, torch
+from fastds import ops
+from fastds.ops.core import plans
+sys.setswitchinterval(1e-5)
+leaf = torch.randn(5, 4)[1:].requires_grad_()
+end = time.monotonic() + 2
+def repeat(call):
+    while time.monotonic() < end:
+        for _ in range(100):
+            call()
+threads = [
+    threading.Thread(target=repeat, args=(call,))
+    for call in (lambda: plans.has_plan(ops.null_op, (leaf,), {}), lambda: leaf.to(torch.bfloat16))
+]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastds._suggestions import add_article
+from fastds.ops.core.gradient_plans import call_function
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # default of all ops
 
@@ -159,8 +160,12 @@ def get_autocast_dtype(value) -> torch.dtype | None:
 
 def cast_floating(value, dtype: torch.dtype):
     """Cast a floating-point tensor to dtype; return float64 tensors and all other values unchanged."""
-    covered = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-    return value.to(dtype) if covered else value
+    covered = isinstance(value, Tensor) and value.is_floating_point() and value.dtype not in (torch.float64, dtype)
+    return call_function(_cast, value, dtype) if covered else value
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype)
 
 
 def cast_unless_float32(value, dtype: torch.dtype):

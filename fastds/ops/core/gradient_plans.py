@@ -49,9 +49,18 @@ def call_function(function: Callable, *args: Any) -> Any:
         *args: its arguments.
     """
     result = function(*args)
-    if _recorder.calls is not None:
+    if not torch.compiler.is_compiling() and _recorder.calls is not None:
         _recorder.calls.append((function, None, args, args, result))
     return result
+
+
+def slice_channels(tensor: Tensor, begin: int, end: int | None = None) -> Tensor:
+    """Return the view tensor[:, begin:end], and note the call if this thread records one."""
+    return call_function(_slice_channels, tensor, begin, end)
+
+
+def _slice_channels(tensor: Tensor, begin: int, end: int | None) -> Tensor:
+    return tensor[:, begin:end]
 
 
 @contextmanager
@@ -108,9 +117,13 @@ def describe_calls(calls: list[tuple], inputs: list[Tensor], result: Any) -> dic
 def _describe_argument(value: Any, nodes: dict[int, tuple], viewed: bool = False) -> tuple | None:
     """Describe an argument, or return None for a tensor that is neither in `nodes` nor a view of an input."""
     if isinstance(value, tuple | list):
-        items = [_describe_argument(item, nodes) for item in value]
-        copy = value[:] if isinstance(value, list) else value  # the caller may change its list later
-        return None if None in items else ("sequence", copy, items)
+        items: list[Any] = [_describe_argument(item, nodes) for item in value]
+        if None in items:
+            return None
+        # The caller may change its list later. Tensors and their graphs would stay alive as long as the plan.
+        copy = value[:] if isinstance(value, list) else value
+        kind: Any = [] if isinstance(value, list) else ()
+        return "sequence", copy if all(item[0] == "constant" for item in items) else kind, items
     if not isinstance(value, Tensor):
         return "constant", value
     node = nodes.get(id(value))

@@ -188,7 +188,7 @@ class Op:
         """
         for k in self.weights:
             weight = args[k]
-            if weight.requires_grad and weight.is_leaf and _is_weight_grad_expensive(weight, args[self.main]):
+            if weight.requires_grad and _is_weight_grad_expensive(weight, args[self.main]) and weight.is_leaf:
                 args = *args[:k], weight.view_as(weight), *args[k + 1 :]
         return args
 

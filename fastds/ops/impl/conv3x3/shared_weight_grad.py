@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fastds.ops.core.gradient_plans import call_function
 from fastds.ops.core.registry import is_intercepted
 from fastds.ops.impl.conv3x3.algorithm import current_algorithm
 
@@ -69,7 +70,7 @@ def maybe_share_weight(weight: Tensor, maps: Tensor) -> Tensor:
     pixels = maps.shape[0] * maps.shape[2] * maps.shape[3]
     trains = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_compiling()
     pays = trains and maps.is_cpu and 0 < 8 * pixels <= _BATCH_PIXELS and not is_intercepted(weight, maps)
-    return share_weight(weight) if pays else weight
+    return call_function(share_weight, weight) if pays else weight
 
 
 def get_shared_node(weight: Tensor):

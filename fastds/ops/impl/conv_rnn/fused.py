@@ -17,6 +17,7 @@ from torch import Tensor
 from fastds.ops.core import buffer_pool, native, triton_loader
 from fastds.ops.core.arguments import DTYPES, check_choice, check_filters, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
+from fastds.ops.core.gradient_plans import slice_channels
 from fastds.ops.core.layout import as_nhwc, empty_map, to_channels_last, to_contiguous
 from fastds.ops.core.registry import compute_vjp, define, needs_weight_grad
 from fastds.ops.core.settings import ProcessSetting
@@ -441,7 +442,7 @@ def slice_first_source(weight, x, state=None):
     tensors = (weight, x) if state is None else (weight, x, state)
     if not all(isinstance(t, Tensor) and t.dim() == 4 for t in tensors) or weight.layout is not torch.strided:
         return weight
-    return weight[:, : x.shape[1] if state is None else max(0, weight.shape[1] - state.shape[1])]
+    return slice_channels(weight, 0, x.shape[1] if state is None else max(0, weight.shape[1] - state.shape[1]))
 
 
 def _allocate_pre(x: Tensor, channels: int) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core.arguments import cast_for_autocast, check_dense, to_float
+from fastds.ops.core.gradient_plans import call_function
 from fastds.ops.core.layout import as_nhwc
 from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import has_active_transforms
@@ -131,7 +132,9 @@ def _to_nhwc_once(source):
     transforms, which do not support this layout.
     """
     is_map = isinstance(source, Tensor) and source.dim() == 4 and source.layout is torch.strided
-    return as_nhwc(source) if is_map and not has_active_transforms() else source
+    if not is_map or has_active_transforms() or (source.stride(1) == 1 and source.size(1) > 1):
+        return source
+    return call_function(as_nhwc, source)
 
 
 _GRU_NAMES = (
