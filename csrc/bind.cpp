@@ -95,7 +95,9 @@ PYBIND11_MODULE(_fastds, m) {
     m.def("begin_scope", &fastds::begin_scope);
     m.def("end_scope", &fastds::end_scope);
     m.def("scope_threads", &fastds::scope_threads);
-    m.def("set_openmp", [](intptr_t set) { fastds::set_openmp(reinterpret_cast<void (*)(int)>(set)); });
+    m.def("set_thread_functions", [](intptr_t openmp, intptr_t mkl) {
+        fastds::set_thread_functions(reinterpret_cast<void (*)(int)>(openmp), reinterpret_cast<int (*)(int)>(mkl));
+    });
     m.def("use_huge_pages", [](intptr_t address, int64_t bytes) { fastds::once::use_huge_pages(fastds::to_pointer(address), bytes); });
     fastds::bind_function(m, "same_bytes", &fastds::same_bytes, "");
     m.def("transpose", &fastds::transpose);

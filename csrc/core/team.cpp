@@ -64,6 +64,7 @@ struct Observed {
     bool resumed = false;             // a pause was ended early, and durations were not compared since
     Pause own, torch;                 // of the loops of this module and of torch
     int scopes = 0, threads = 0;      // depth of scopes; number of threads of the outermost one
+    int mkl_threads = 0;              // of the thread before a scope changed it; 0: MKL's own default
     bool slow = false;                // several threads were slower in the last comparison
     bool changed = false;             // whether torch's number of threads is 1 instead of `threads`
 
@@ -118,6 +119,7 @@ struct Observed {
 thread_local Observed observed;
 
 std::atomic<void (*)(int)> set_openmp_threads{nullptr};
+std::atomic<int (*)(int)> set_mkl_threads{nullptr};
 
 int64_t read_clock() {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -171,6 +173,10 @@ void adapt_torch(Observed& o, bool single) {
     const auto set = set_openmp_threads.load(std::memory_order_relaxed);
     if (!set || o.threads <= 1 || single == o.changed) return;
     set(single ? 1 : o.threads);
+    if (const auto set_mkl = set_mkl_threads.load(std::memory_order_relaxed)) {
+        const int before = set_mkl(single ? 1 : o.mkl_threads);
+        if (single) o.mkl_threads = before;
+    }
     o.changed = single;
 }
 
@@ -279,7 +285,8 @@ void begin_scope(int threads) {
     Observed& o = observed;
     if (o.scopes++ > 0) return;
     o.threads = threads;
-    adapt_torch(o, o.slow && mode.load(std::memory_order_relaxed) == Mode::automatic);
+    const Mode now = mode.load(std::memory_order_relaxed);
+    adapt_torch(o, now == Mode::one || (o.slow && now == Mode::automatic));
 }
 
 void end_scope() {
@@ -289,7 +296,10 @@ void end_scope() {
 
 int scope_threads() { return observed.scopes > 0 ? observed.threads : 0; }
 
-void set_openmp(void (*set)(int)) { set_openmp_threads = set; }
+void set_thread_functions(void (*set_openmp)(int), int (*set_mkl)(int)) {
+    set_mkl_threads = set_mkl;
+    set_openmp_threads = set_openmp;
+}
 
 void set_team_mode(const char* name) {
     const std::string given = name;

@@ -68,10 +68,12 @@ void begin_scope(int threads);
 void end_scope();
 int scope_threads();  // the number of threads of the outermost scope, 0 outside of scopes
 
-// Sets the function omp_set_num_threads of the OpenMP library that torch uses. Without it, scopes have no effect.
-void set_openmp(void (*set)(int));
+// Sets the function omp_set_num_threads of the OpenMP library that torch uses. Without it, scopes have no effect. `set_mkl` is
+// MKL_Set_Num_Threads_Local, or null where torch has no MKL: after a call of torch.set_num_threads, MKL has its own number.
+void set_thread_functions(void (*set_openmp)(int), int (*set_mkl)(int));
 
-// "auto": as described above; "all": all threads in all loops; "one": one thread in all loops. For tests and benchmarks.
+// "auto": as described above; "all": all threads in all loops; "one": one thread in all loops, and in scopes in those of torch. For
+// tests and benchmarks.
 void set_team_mode(const char* name);
 
 }  // namespace fastds

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of parallel loops on a machine that other processes use: choice of the number of threads, equal bits."""
 
+import ctypes
 import os
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,6 +199,25 @@ def test_scope_restores_the_number_of_threads(native):
             torch.set_num_threads(1)
             assert get_threads() == 1
     finally:
+        torch.set_num_threads(before)
+
+
+def test_scope_sets_all_libraries_of_torch(native):
+    """MKL has its own number of threads after a call of torch.set_num_threads."""
+    before = torch.get_num_threads()
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    count_mkl_threads = getattr(library, "MKL_Get_Max_Threads", torch.get_num_threads)
+    try:
+        torch.set_num_threads(2)
+        native.set_team_mode("one")
+        with adapt_threads():
+            assert (torch.get_num_threads(), count_mkl_threads()) == (1, 1)
+        assert (torch.get_num_threads(), count_mkl_threads()) == (2, 2)
+        native.set_team_mode("all")
+        with adapt_threads():
+            assert (torch.get_num_threads(), count_mkl_threads()) == (2, 2)
+    finally:
+        native.set_team_mode("auto")
         torch.set_num_threads(before)
 
 

@@ -21,7 +21,7 @@ MAX_CACHED_WORKSPACE_BYTES = 64 << 20
 QUERIES = frozenset(
     ("build_info", "conv3x3_amx_available", "conv3x3_available", "conv3x3_packed_size", "conv_gates_fits")
     + ("begin_scope", "deform_conv2d_window_fits", "end_scope", "isa", "same_bytes")
-    + ("scope_threads", "set_openmp", "set_team_mode", "simulate_teams", "use_huge_pages")
+    + ("scope_threads", "set_team_mode", "set_thread_functions", "simulate_teams", "use_huge_pages")
 )
 
 _thread = threading.local()

@@ -15,16 +15,21 @@ from fastds.ops.core import native
 
 @functools.cache
 def _connect_openmp() -> bool:
-    """Give the native module the function omp_set_num_threads of torch. Return False if there is no native module."""
+    """Give the native module the functions that set the number of threads of torch. Return False without the module."""
     if native.get_missing_reason() is not None:
         return False
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        function = ctypes.cast(library.omp_set_num_threads, ctypes.c_void_p).value
-    except (OSError, AttributeError):  # another platform, or torch without OpenMP
+    except OSError:  # another platform
         return True
-    native.get_module().set_openmp(function)
+    openmp, mkl = (_find_address(library, name) for name in ("omp_set_num_threads", "MKL_Set_Num_Threads_Local"))
+    native.get_module().set_thread_functions(openmp, mkl)
     return True
+
+
+def _find_address(library: ctypes.CDLL, name: str) -> int:
+    """Return the address of a function, or 0 if the library has no such function."""
+    return ctypes.cast(getattr(library, name, None), ctypes.c_void_p).value or 0
 
 
 @contextmanager
