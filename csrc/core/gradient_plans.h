@@ -109,7 +109,7 @@ inline PyObject* run_gradient_plan(const GradientPlan& plan, const Key& key) {
 
 inline Argument read_argument(py::handle node) {
     // The node is one of
-    // ("constant", value) | ("input" | "output" | "temporary" | "packed", index, offset) | ("workspace", 0, 0)
+    // ("constant", value) | ("input" | "output" | "temporary" | "packed", index, offset) | ("workspace", 0, offset)
     // | ("sequence", value, [items])
     const auto tuple = node.cast<py::tuple>();
     const auto kind = tuple[0].cast<std::string>();

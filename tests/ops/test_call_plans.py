@@ -619,3 +619,25 @@ def test_unchecked_calls_of_ops_run_plans():
     for _ in range(3):
         assert torch.equal(op.call_unchecked(x), x)
     assert plans.count_runs() == before + 1
+
+
+@pytest.mark.parametrize("address", [plans.MIN_ADDRESS, 0x2246AB80, 1 << 40])
+def test_addresses_of_other_memory_are_refused(address):
+    """The heap begins below 4 GiB where the interpreter is not position-independent."""
+    x = torch.zeros(3)
+    calls: list = []
+    with plans._Allocations(calls, []) as allocations:
+        y = torch.empty(3)
+    describer = plans._Describer([x], allocations, [], [], y)
+    assert describer.node(x.data_ptr()) == ("input", 0, 0) and describer.node(7) == ("constant", 7)
+    with pytest.raises(plans.PlanRefusedError):
+        describer.node(address)
+
+
+def test_copies_in_one_workspace_are_planned():
+    """Both tensors are copied to the same workspace, the second behind the first."""
+    for seed in range(4):
+        x, y = (torch.randn(40, 3, generator=torch.Generator().manual_seed(seed + k)).t() for k in (0, 10))
+        before = plans.count_runs()
+        assert torch.equal(ops.null_op(x, y, 2.0), 2 * x + y)
+        assert (plans.count_runs() > before) == (seed > 1)

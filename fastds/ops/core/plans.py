@@ -34,7 +34,6 @@ MAX_BYTES = 4 << 20
 MAX_SCRATCH_BYTES = 16 << 20  # temporaries and workspace; each thread holds the memory of its largest plan
 ALIGNMENT = 64  # bytes, of temporaries
 MIN_ADDRESS = 1 << 22  # no tensor has a smaller address; smaller integers are constants
-MAX_CONSTANT = 1 << 32
 # Classes of native arguments that a plan repeats unchanged. Objects of other classes may hold addresses.
 _CONSTANTS = frozenset(("NoneType", "bool", "int", "float", "str", "DeformConv2dDims", "PixelShuffleParams"))
 _CAST_CODES = {t: c for t, c in native.DTYPE_CODES.items() if t != torch.float64}  # dtypes that a plan can cast
@@ -376,9 +375,11 @@ class _Describer:
             sized = len(args) >= 2 and type(args[-1]) is int and type(result) is int
             if sized and result > args[-1]:
                 continue  # it only returned the size of the workspace it needs
-            nodes = [self.node(value) for value in args]
-            if nodes and len(nodes) >= 2 and nodes[-2][0] == "workspace":
-                nodes[-1] = ("constant", result)
+            nodes = [self.node(value) for value in args[:-1]]
+            if sized and nodes[-1][0] == "workspace":
+                nodes.append(("constant", result))
+            elif args:
+                nodes.append(self.node(args[-1]))
             described.append((function, nodes))
         described = _drop_unread_copies(described)
         sizes = [t.untyped_storage().nbytes() for t in self.temporaries]
@@ -401,7 +402,12 @@ class _Describer:
         }
 
     def node(self, value: Any) -> tuple:
-        """Describe an argument of a native function."""
+        """Describe an argument of a native function.
+
+        Raises:
+            PlanRefusedError: The argument holds or may be an address of other memory than that of the call. Addresses
+                are not larger than other integers everywhere: the heap may begin after the code of the interpreter.
+        """
         if isinstance(value, tuple | list):
             return "sequence", value, [self.node(item) for item in value]
         if type(value).__name__ not in _CONSTANTS:
@@ -412,11 +418,9 @@ class _Describer:
             if begin <= value < end:
                 return kind, index, value - begin
         for begin, end in self.spaces:
-            if begin == value:
+            if begin <= value < end:
                 self.workspace = max(self.workspace, end - begin)
-                return "workspace", 0, 0
-        if value < MAX_CONSTANT:
-            return "constant", value
+                return "workspace", 0, value - begin
         raise PlanRefusedError
 
 
