@@ -29,7 +29,8 @@ def _connect_openmp() -> bool:
 
 def _find_address(library: ctypes.CDLL, name: str) -> int:
     """Return the address of a function, or 0 if the library has no such function."""
-    return ctypes.cast(getattr(library, name, None), ctypes.c_void_p).value or 0
+    function = getattr(library, name, None)
+    return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 @contextmanager
