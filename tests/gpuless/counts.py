@@ -12,8 +12,8 @@ from fastds.ops.impl.conv3x3 import library
 # Operations that start no kernel.
 VIEWS = {
     "_unsafe_view", "alias", "as_strided", "detach", "device", "empty", "empty_like", "empty_strided", "expand",
-    "new_empty", "permute", "promote_types", "rand", "select", "slice", "split", "split_with_sizes", "squeeze", "transpose", "unbind",
-    "unsqueeze", "view",
+    "new_empty", "permute", "promote_types", "rand", "select", "slice", "split", "split_with_sizes", "squeeze",
+    "transpose", "unbind", "unsqueeze", "view",
 }  # fmt: skip
 
 
