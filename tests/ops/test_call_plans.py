@@ -635,7 +635,7 @@ def test_addresses_of_other_memory_are_refused(address):
 
 
 def test_copies_in_one_workspace_are_planned():
-    """Both tensors are copied to the same workspace, the second behind the first."""
+    """The op copies both tensors to the same workspace, at different offsets."""
     for seed in range(4):
         x, y = (torch.randn(40, 3, generator=torch.Generator().manual_seed(seed + k)).t() for k in (0, 10))
         before = plans.count_runs()

@@ -112,20 +112,13 @@ class AdvectedPairs(NamedTuple):
         fine: (B, N, C, r*h, r*w), the frames, interpolated bicubically.
         half: (B * (N-1), 2, h, w), halfway flow in coarse pixels, see `compute_halfway_flow`.
         fine_half: (B * (N-1), 2, r*h, r*w), halfway flow on the fine grid, in fine pixels.
-        start: (B * (N-1), C, r*h, r*w), earlier frames, moved forwards.
-        end: (B * (N-1), C, r*h, r*w), later frames, moved backwards.
+        middles: (B, N-1, C, r*h, r*w), means of the two moved frames of each pair.
     """
 
     fine: Tensor
     half: Tensor
     fine_half: Tensor
-    start: Tensor
-    end: Tensor
-
-    def compute_middles(self) -> Tensor:
-        """Return the means (B, N-1, C, r*h, r*w) of the moved frames."""
-        b, n = self.fine.shape[:2]
-        return (0.5 * (self.start + self.end)).unflatten(0, (b, n - 1))
+    middles: Tensor
 
 
 def advect_pairs(x: Tensor, r: int = 2, flow: Tensor | None = None) -> AdvectedPairs:
@@ -142,7 +135,7 @@ def advect_pairs(x: Tensor, r: int = 2, flow: Tensor | None = None) -> AdvectedP
         fine_half = r * F.interpolate(half, (r * h, r * w), mode="bilinear", align_corners=False)
     start = warp(fine[:, :-1].flatten(0, 1), fine_half)
     end = warp(fine[:, 1:].flatten(0, 1), -fine_half)
-    return AdvectedPairs(fine, half, fine_half, start, end)
+    return AdvectedPairs(fine, half, fine_half, (0.5 * (start + end)).unflatten(0, (b, n - 1)))
 
 
 def advection(x: Tensor, r: int = 2, flow: Tensor | None = None) -> Tensor:
@@ -167,4 +160,4 @@ def advection(x: Tensor, r: int = 2, flow: Tensor | None = None) -> Tensor:
     Source: advection correction of radar fields (Nielsen et al. 2014).
     """
     pairs = advect_pairs(x, r, flow)
-    return interleave(pairs.fine, pairs.compute_middles())
+    return interleave(pairs.fine, pairs.middles)

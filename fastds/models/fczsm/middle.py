@@ -68,8 +68,7 @@ class MiddleFrameCorrection(nn.Module):
         weight = motion[:, 4:].sigmoid()
         start = warp(first, pairs.fine_half + r * motion[:, 0:2])
         end = warp(second, r * motion[:, 2:4] - pairs.fine_half)
-        advected = pairs.compute_middles().flatten(0, 1)
-        return middle - advected + weight * start + (1 - weight) * end + F.pixel_shuffle(residual, r)
+        return middle - pairs.middles.flatten(0, 1) + weight * start + (1 - weight) * end + F.pixel_shuffle(residual, r)
 
     def _make_features(self, middle: Tensor, frames: Tensor, context: Tensor, half: Tensor) -> Tensor:
         """Make the input (B, 8 + r^2, h, w) of the U-Net, see `forward`."""

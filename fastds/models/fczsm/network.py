@@ -280,7 +280,7 @@ class FCZSM(DownscaleMixin, nn.Module):
         if self.config["residual"] == "trilinear":
             return trilinear(first, r) + y
         pairs = advect_pairs(first, r, flow)
-        y = interleave(pairs.fine, pairs.compute_middles()) + y
+        y = interleave(pairs.fine, pairs.middles) + y
         return y if context is None else self._correct_middle_frames(y, x, context, pairs)
 
     def _correct_middle_frames(self, y: Tensor, x: Tensor, context: Tensor, pairs: AdvectedPairs) -> Tensor:

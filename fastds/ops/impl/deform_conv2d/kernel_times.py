@@ -111,10 +111,10 @@ def rank_kernels(
         microseconds += time.product * samples * group_outputs / REFERENCE_CHANNELS
         launches = 3 if backward else 1 if fused else 1 + groups
         times.append(KernelTime(kernel, microseconds + launches * LAUNCH_MICROSECONDS, time.measured and covered))
-    beside = any(time.measured for time in times)
-    factor = math.inf if backward else 2  # of an estimate beside a measurement
+    any_measured = any(time.measured for time in times)
+    estimate_factor = (math.inf if backward else 2) if any_measured else 1  # by which estimates count as longer
 
     def make_key(time: KernelTime) -> tuple[bool, float]:
-        return time.kernel in UNTRIED, time.microseconds * (factor if beside and not time.measured else 1)
+        return time.kernel in UNTRIED, time.microseconds * (1 if time.measured else estimate_factor)
 
     return tuple(sorted(times, key=make_key))
