@@ -13,8 +13,10 @@ from tests.support.deform_cases import (
     Problem,
     assert_gradients_agree,
     by_id,
+    compute_one_gradient,
     far_problem,
     gradients,
+    run_with_gradients,
     views,
 )
 
@@ -31,10 +33,6 @@ def deterministic():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(before)
-
-
-def run(problem, tensors, grad_y):
-    return gradients(lambda t: problem.run(deform_conv2d, t), tensors, grad_y)
 
 
 @pytest.mark.parametrize("problem", **by_id(CASES))
@@ -70,7 +68,7 @@ def test_results_do_not_depend_on_thread_order(emulated, problem, dtype, ordered
     emulator, runs = emulated("deform_conv2d"), []
     for seed in (0, 1, 2):
         emulator.seed = seed
-        runs.append(run(problem, tensors, grad_y))
+        runs.append(run_with_gradients(problem, tensors, grad_y))
     for other in runs[1:]:
         for index, (a, b) in enumerate(zip(other, runs[0], strict=True)):
             if index == 1 and not ordered:
@@ -92,8 +90,8 @@ def test_results_do_not_depend_on_strides(emulated, deterministic, layout, dtype
     grad_y = torch.randn(2, 8, 5, 6).to(dtype)
     changed = [views(layout, t) if i in (0, 1, 4) else t for i, t in enumerate(tensors)]
     emulated("deform_conv2d", seed=4)
-    expected = run(problem, [t.clone(memory_format=torch.contiguous_format) for t in changed], grad_y)
-    got = run(problem, changed, grad_y)
+    expected = run_with_gradients(problem, [t.clone(memory_format=torch.contiguous_format) for t in changed], grad_y)
+    got = run_with_gradients(problem, changed, grad_y)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     x = tensors[0]
     assert problem.run(deform_conv2d, [x, *tensors[1:]]).is_contiguous(memory_format=torch.channels_last)
@@ -117,8 +115,10 @@ def test_elements_beyond_32_bits(emulated, far):
     problem, values, far_values = far_problem(far)
     grad_y = torch.randn(problem.B, problem.O, *problem.out)
     emulated("deform_conv2d")
-    expected = run(problem, values, grad_y)
-    assert all(torch.equal(a, b) for a, b in zip(run(problem, far_values, grad_y), expected, strict=True))
+    expected = run_with_gradients(problem, values, grad_y)
+    assert all(
+        torch.equal(a, b) for a, b in zip(run_with_gradients(problem, far_values, grad_y), expected, strict=True)
+    )
 
 
 SPECIAL = [float("nan"), float("inf"), float("-inf"), 1e10, -1e10, 65504.0, -1.0, -1.0 + 2**-10, -2.0]
@@ -135,7 +135,7 @@ def test_outside_and_non_finite_offsets(emulated, dtype):
     emulated("deform_conv2d")
     assert_gradients_agree(problem, tensors)
     grad_y = torch.ones(1, 4, *problem.out).to(dtype)
-    grad_offset = run(problem, tensors, grad_y)[2]
+    grad_offset = run_with_gradients(problem, tensors, grad_y)[2]
     assert torch.equal(grad_offset[:, 0] != 0, (torch.arange(len(SPECIAL)) == 7).expand(1, 3, -1))
 
 
@@ -149,9 +149,9 @@ def test_all_samples_on_one_pixel(emulated, deterministic):
     emulator = emulated("deform_conv2d", seed=6)
     assert_gradients_agree(problem, tensors)
     grad_y = torch.randn(1, 4, 9, 9)
-    first = run(problem, tensors, grad_y)
+    first = run_with_gradients(problem, tensors, grad_y)
     emulator.seed = 7
-    assert all(torch.equal(a, b) for a, b in zip(run(problem, tensors, grad_y), first, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(run_with_gradients(problem, tensors, grad_y), first, strict=True))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -160,10 +160,10 @@ def test_ordered_gradient_of_non_finite_values(emulated, deterministic, bad):
     tensors = problem.tensors(torch.float32)
     grad_y = torch.randn(1, 4, 6, 7)
     emulated("deform_conv2d")
-    clean = run(problem, tensors, grad_y)[1]
+    clean = run_with_gradients(problem, tensors, grad_y)[1]
     grad_y[0, 2, 3, 4] = bad
     exact = gradients(lambda t: problem.run(reference, t), tensors, grad_y)[1]
-    got = run(problem, tensors, grad_y)[1]
+    got = run_with_gradients(problem, tensors, grad_y)[1]
     touched = ~exact.isfinite()
     assert touched.any() and not touched.all() and torch.equal(~got.isfinite(), touched)
     torch.testing.assert_close(got[~touched], exact[~touched])
@@ -176,8 +176,8 @@ def test_ordered_gradient_of_any_magnitude(emulated, deterministic, scale):
     tensors = problem.tensors(torch.float32)
     grad_y = torch.randn(1, 4, 6, 7)
     emulated("deform_conv2d")
-    base = run(problem, tensors, grad_y)[1]
-    got = run(problem, tensors, grad_y * scale)[1]
+    base = run_with_gradients(problem, tensors, grad_y)[1]
+    got = run_with_gradients(problem, tensors, grad_y * scale)[1]
     torch.testing.assert_close(got.double(), base.double() * scale, rtol=1e-5, atol=1e-6 * scale)
 
 
@@ -186,11 +186,9 @@ def test_each_gradient_alone(emulated, index):
     problem = Problem("alone", 1, 8, 4, 5, 6, G=2)
     tensors = problem.tensors(torch.float32)
     emulator = emulated("deform_conv2d")
-    everything = run(problem, tensors, torch.ones(1, 4, 5, 6))[1 + index]
-    tensors = [t.detach() for t in tensors]
-    tensors[index].requires_grad_()
+    everything = run_with_gradients(problem, tensors, torch.ones(1, 4, 5, 6))[1 + index]
     emulator.clear()
-    (got,) = torch.autograd.grad(problem.run(deform_conv2d, tensors).sum(), tensors[index])
+    got = compute_one_gradient(problem, tensors, index)
     assert torch.equal(got, everything)
     names = [launch.name for launch in emulator.launches]
     samples, weight = "deform_conv2d_backward_samples_kernel", "deform_conv2d_backward_weight_kernel"
@@ -203,7 +201,7 @@ def test_empty_batch(emulated):
     problem = Problem("plain")
     tensors = [t if i in (2, 3) else t[:0] for i, t in enumerate(problem.tensors(torch.float32))]
     emulator = emulated("deform_conv2d")
-    y, *grads = run(problem, tensors, torch.zeros(0, problem.O, *problem.out))
+    y, *grads = run_with_gradients(problem, tensors, torch.zeros(0, problem.O, *problem.out))
     assert y.shape == (0, problem.O, *problem.out) and emulator.launches == []
     assert all(torch.equal(g, torch.zeros_like(t)) for g, t in zip(grads, tensors, strict=True))
 

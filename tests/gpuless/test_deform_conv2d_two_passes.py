@@ -2,11 +2,10 @@
 """Tests of deform_conv2d in two passes, samples and their product by torch, on the emulator against float64."""
 
 import itertools
-import random
 
 import pytest
 import torch
-from gpuless.two_passes_cases import DTYPES, drawn, limit_columns
+from gpuless.two_passes_cases import DTYPES, draw_cases, limit_columns
 
 from fastds.ops import deform_conv2d
 from fastds.ops.impl.deform_conv2d import guided, two_passes
@@ -20,14 +19,7 @@ KERNEL = "deform_conv2d_sample_kernel"
 @pytest.mark.parametrize("first", range(0, 70, 10))
 def test_random_shapes(emulated, columns, monkeypatch, first, dtype):
     emulator = emulated("deform_conv2d")
-    for seed in range(first, first + 10):
-        torch.manual_seed(seed)
-        draw = random.Random(seed)
-        limit_columns(monkeypatch, draw.choice([1 << 12, 1 << 15, 1 << 24]))
-        problem = drawn(seed, 16 // dtype.itemsize)
-        tensors = problem.tensors(dtype, offset_dtype=draw.choice([dtype, torch.float32]))
-        emulator.seed = seed
-        emulator.clear()
+    for problem, tensors in draw_cases(emulator, monkeypatch, range(first, first + 10), dtype):
         assert_agrees(problem, tensors)
         assert {launch.name for launch in emulator.launches} == {KERNEL}, problem
 

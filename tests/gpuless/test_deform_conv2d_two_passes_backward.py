@@ -1,37 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the gradients of deform_conv2d in two passes, on the emulator against float64."""
 
-import random
-
 import pytest
 import torch
-from gpuless.two_passes_cases import DTYPES, drawn, limit_columns
+from gpuless.two_passes_cases import DTYPES, draw_cases, limit_columns
 
 from fastds.ops import deform_conv2d
 from fastds.ops.impl.deform_conv2d import guided, kernel_times, selection
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 from fastds.ops.impl.deform_conv2d.selection import use_two_passes
-from tests.support.deform_cases import NAMES, Problem, assert_gradients_agree, far_problem, gradients, views
+from tests.support.deform_cases import (
+    NAMES,
+    Problem,
+    assert_gradients_agree,
+    compute_one_gradient,
+    far_problem,
+    gradients,
+    run_with_gradients,
+    views,
+)
 
 SAMPLE, SCATTER = "deform_conv2d_sample_kernel", "deform_conv2d_scatter_kernel"
-
-
-def run(problem, tensors, grad_y):
-    return gradients(lambda t: problem.run(deform_conv2d, t), tensors, grad_y)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("first", range(0, 70, 10))
 def test_random_shapes(emulated, columns, monkeypatch, first, dtype):
     emulator = emulated("deform_conv2d")
-    for seed in range(first, first + 10):
-        torch.manual_seed(seed)
-        draw = random.Random(seed)
-        limit_columns(monkeypatch, draw.choice([1 << 12, 1 << 15, 1 << 24]))
-        problem = drawn(seed, 16 // dtype.itemsize)
-        tensors = problem.tensors(dtype, offset_dtype=draw.choice([dtype, torch.float32]))
-        emulator.seed = seed
-        emulator.clear()
+    for problem, tensors in draw_cases(emulator, monkeypatch, range(first, first + 10), dtype):
         assert_gradients_agree(problem, tensors)
         assert {launch.name for launch in emulator.launches} == {SAMPLE, SCATTER}, problem
 
@@ -57,10 +53,10 @@ def test_chunks_of_columns(emulated, columns, monkeypatch):
     tensors = problem.tensors(torch.bfloat16)
     grad_y = torch.randn(3, 5, 11, 9)
     emulator = emulated("deform_conv2d")
-    expected = run(problem, tensors, grad_y)
+    expected = run_with_gradients(problem, tensors, grad_y)
     limit_columns(monkeypatch, 9 * 9 * 16 * 2 * 17)  # 17 lines
     emulator.clear()
-    got = run(problem, tensors, grad_y)
+    got = run_with_gradients(problem, tensors, grad_y)
     assert [launch.name for launch in emulator.launches] == [SAMPLE] * 3 + [SAMPLE, SCATTER] * 3
     for name, a, b in zip(("value", *NAMES), got, expected, strict=True):
         if name in ("input", "weight"):
@@ -83,9 +79,9 @@ def test_only_the_gradient_of_input_depends_on_thread_order(emulated, columns, o
     problem = Problem("order", 1, 64, 16, 9, 17, G=offset_groups)
     tensors, grad_y = problem.tensors(torch.float32), torch.randn(1, 16, 9, 17)
     emulator = emulated("deform_conv2d")
-    first, changed = run(problem, tensors, grad_y), False
+    first, changed = run_with_gradients(problem, tensors, grad_y), False
     for emulator.seed in (1, 2, 3):
-        for name, a, b in zip(("value", *NAMES), run(problem, tensors, grad_y), first, strict=True):
+        for name, a, b in zip(("value", *NAMES), run_with_gradients(problem, tensors, grad_y), first, strict=True):
             if name == "input":
                 torch.testing.assert_close(a, b)
                 changed |= not torch.equal(a, b)
@@ -100,9 +96,9 @@ def test_results_do_not_depend_on_strides(emulated, columns, layout):
     tensors = problem.tensors(torch.bfloat16, offset_dtype=torch.float32)
     grad_y = torch.randn(2, 8, 5, 6)
     emulated("deform_conv2d")
-    expected = run(problem, tensors, grad_y)
+    expected = run_with_gradients(problem, tensors, grad_y)
     changed = [views(layout, t) if i in (0, 1, 4) else t for i, t in enumerate(tensors)]
-    got = run(problem, changed, views(layout, grad_y))
+    got = run_with_gradients(problem, changed, views(layout, grad_y))
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
@@ -110,8 +106,10 @@ def test_batches_beyond_32_bits(emulated, columns):
     problem, values, far_values = far_problem("batch", 16, 16)
     grad_y = torch.randn(problem.B, problem.O, *problem.out)
     emulated("deform_conv2d")
-    expected = run(problem, values, grad_y)
-    assert all(torch.equal(a, b) for a, b in zip(run(problem, far_values, grad_y), expected, strict=True))
+    expected = run_with_gradients(problem, values, grad_y)
+    assert all(
+        torch.equal(a, b) for a, b in zip(run_with_gradients(problem, far_values, grad_y), expected, strict=True)
+    )
 
 
 @pytest.mark.parametrize("index", range(5), ids=NAMES)
@@ -119,11 +117,9 @@ def test_each_gradient_alone(emulated, columns, index):
     problem = Problem("alone", 1, 16, 4, 5, 6, G=2)
     tensors = problem.tensors(torch.float32)
     emulator = emulated("deform_conv2d")
-    everything = run(problem, tensors, torch.ones(1, 4, 5, 6))[1 + index]
-    tensors = [t.detach() for t in tensors]
-    tensors[index].requires_grad_()
+    everything = run_with_gradients(problem, tensors, torch.ones(1, 4, 5, 6))[1 + index]
     emulator.clear()
-    (got,) = torch.autograd.grad(problem.run(deform_conv2d, tensors).sum(), tensors[index])
+    got = compute_one_gradient(problem, tensors, index)
     torch.testing.assert_close(got, everything, **({} if index == 0 else {"rtol": 0, "atol": 0}))  # atomic additions
     extra = {2: [SAMPLE], 3: []}.get(index, [SCATTER])
     assert [launch.name for launch in emulator.launches] == [SAMPLE, *extra]
@@ -146,7 +142,7 @@ def test_outside_and_non_finite_offsets(emulated, columns, dtype):
     for changed in ("mask", "grad_y"):
         values, grad_y = [t.clone() for t in tensors], torch.ones(1, 4, *problem.out)
         (values[4] if changed == "mask" else grad_y)[..., outside] = float("nan")
-        _, grad_x, grad_offset, _, _, grad_mask = run(problem, values, grad_y)
+        _, grad_x, grad_offset, _, _, grad_mask = run_with_gradients(problem, values, grad_y)
         assert torch.equal(grad_offset[:, 0] != 0, ~outside.expand(1, 3, -1)), changed
         assert torch.equal(grad_mask[:, 0] != 0, ~outside.expand(1, 3, -1)), changed
         assert grad_x.isfinite().all(), changed
@@ -160,7 +156,7 @@ def test_values_that_are_not_finite_spread_as_in_the_reference(emulated, columns
     grad_y = torch.randn(1, 16, 4, 8)
     tensors = (x, offset, weight, bias, mask)
     emulated("deform_conv2d")
-    got = run(problem, tensors, grad_y)
+    got = run_with_gradients(problem, tensors, grad_y)
     exact = gradients(lambda t: problem.run(reference, t), tensors, grad_y)
     for name, a, b in zip(("value", *NAMES), got, exact, strict=True):
         assert torch.equal(a.isfinite(), b.isfinite()), name

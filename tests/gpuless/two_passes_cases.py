@@ -2,6 +2,7 @@
 """Problems and the memory of the columns for the tests of deform_conv2d in two passes."""
 
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -50,3 +51,16 @@ def drawn(seed: int, pack: int) -> Problem:
         kernel, (draw.randint(1, 3), draw.randint(1, 2)), padding, dilation, groups,
         draw.choice([n for n in range(1, 9) if channels % (pack * n) == 0]), draw.random() < 0.7, draw.random() < 0.7,
     )  # fmt: skip
+
+
+def draw_cases(emulator, monkeypatch, seeds, dtype) -> Iterator[tuple[Problem, list]]:
+    """Yield random problems and their tensors, with chunks of columns and an order of threads drawn by each seed."""
+    for seed in seeds:
+        torch.manual_seed(seed)
+        draw = random.Random(seed)
+        limit_columns(monkeypatch, draw.choice([1 << 12, 1 << 15, 1 << 24]))
+        problem = drawn(seed, 16 // dtype.itemsize)
+        tensors = problem.tensors(dtype, offset_dtype=draw.choice([dtype, torch.float32]))
+        emulator.seed = seed
+        emulator.clear()
+        yield problem, tensors

@@ -109,6 +109,18 @@ def gradients(function, tensors, grad_y):
     return [y.detach(), *torch.autograd.grad(y, [t for t in leaves if t is not None], grad_y.to(y.dtype))]
 
 
+def run_with_gradients(problem, tensors, grad_y):
+    """Return the value of deform_conv2d and its gradients, see gradients."""
+    return gradients(lambda t: problem.run(deform_conv2d, t), tensors, grad_y)
+
+
+def compute_one_gradient(problem, tensors, index):
+    """Return the gradient of the sum of deform_conv2d with respect to tensors[index], the only leaf."""
+    tensors = [t.detach() for t in tensors]
+    tensors[index].requires_grad_()
+    return torch.autograd.grad(problem.run(deform_conv2d, tensors).sum(), tensors[index])[0]
+
+
 def torch_in_dtype(problem, tensors):
     """Compute the op with torch operators: positions in float32, samples, mask and product in the dtype of x."""
     x, offset, weight, bias, mask = tensors
