@@ -10,6 +10,9 @@ measured in several rounds with minutes between them, because other work on the 
 The program prints the distribution of the ratios (time of the fastest peer) / (time of fastds) and all shapes below
 0.95, with the latency between two processors (bench/core_latency.py).
 
+--small draws small calls, whose time is mostly overhead: at most 2^15 numbers per tensor and 1.5e7 FLOPs. The program then
+also prints how many of the calls that take less than 0.2 ms are slower than the fastest peer.
+
 --save writes the rows to bench/results/sweeps.csv. --avx2 limits fastds and torch to AVX2. The option does not affect
 onnxruntime, a peer of deform_conv2d.
 """
@@ -36,9 +39,26 @@ from bench.torch_cells import compute_gru_cell, compute_lstm, compute_lstm_cell
 from fastds import ops
 from fastds.memory import set_malloc_retention
 
-MAX_NUMBERS = 1 << 23  # in one tensor
 MAX_FLOPS = 3e10
+SHORT_MS = 0.2  # time of a short call
 CHANNELS_LAST = torch.channels_last
+
+
+@dataclass
+class Limits:
+    """Limits of the drawn shapes.
+
+    Attributes:
+        numbers: numbers in one tensor.
+        flops: FLOPs of a call.
+    """
+
+    numbers: int = 1 << 23
+    flops: float = MAX_FLOPS
+
+
+LIMITS = Limits()
+SMALL = Limits(1 << 15, 1.5e7)
 
 
 @dataclass
@@ -83,7 +103,7 @@ class TooLargeError(Exception):
 
 def check_size(numbers: int, flops: float = 0.0) -> None:
     """Raise TooLargeError if a tensor has too many numbers or a call too many FLOPs."""
-    if numbers > MAX_NUMBERS or flops > MAX_FLOPS:
+    if numbers > LIMITS.numbers or flops > LIMITS.flops:
         raise TooLargeError
 
 
@@ -145,16 +165,17 @@ def draw_conv1x1(rng: random.Random) -> Case:
     return Case(text, (x, draw_normal(batch, more_inputs, height, width), weight, bias), ours, peers)
 
 
-def draw_conv2d_shape(rng: random.Random, max_flops: float = MAX_FLOPS) -> tuple[int, ...]:
+def draw_conv2d_shape(rng: random.Random, max_flops: float | None = None) -> tuple[int, ...]:
     """Draw a convolution of square kernels.
 
     Args:
         rng: source of random numbers.
-        max_flops: FLOPs that a shape may have; larger shapes are drawn again.
+        max_flops: FLOPs that a shape may have, None for LIMITS.flops; larger shapes are drawn again.
 
     Returns:
         Batch, inputs per group, outputs per group, height, width, kernel size, groups.
     """
+    max_flops = LIMITS.flops if max_flops is None else max_flops
     while True:
         (batch, height, width), groups = draw_size(rng), rng.choice((1, 1, 2, 4, 8))
         inputs, outputs, size = (
@@ -164,7 +185,7 @@ def draw_conv2d_shape(rng: random.Random, max_flops: float = MAX_FLOPS) -> tuple
         )
         points = groups * batch * height * width
         flops = 2.0 * points * inputs * outputs * size**2
-        if points * max(inputs, outputs) <= MAX_NUMBERS and flops <= max_flops:
+        if points * max(inputs, outputs) <= LIMITS.numbers and flops <= max_flops:
             return batch, inputs, outputs, height, width, size, groups
 
 
@@ -439,6 +460,13 @@ def format_summary(rows: list[dict]) -> str:
     return format_table(("mode, layout", *RATIO_COLUMNS), lines)
 
 
+def format_short_calls(rows: list[dict]) -> str:
+    """Return how many of the calls that take less than SHORT_MS are slower than the fastest peer."""
+    short = [row for row in rows if min(row["ms"], row["best_ms"]) < SHORT_MS]
+    slow = sum(row["ratio"] < SLOW for row in short)
+    return f"slower in {slow} of {len(short)} calls that take less than {SHORT_MS} ms"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("op", choices=sorted(OPS))
@@ -447,11 +475,16 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--seconds", type=float, default=0.05, help="for fastds and for each peer, per shape and round")
     parser.add_argument("--rounds", type=int, default=3, help="over all shapes; the round with the median ratio counts")
+    parser.add_argument("--small", action="store_true", help="draw small calls, whose time is mostly overhead")
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--avx2", action="store_true", help="limit fastds and torch to AVX2")
     options = parser.parse_args()
+    if options.small and options.save:
+        parser.error("--save: sweeps of small calls are not saved")
     if options.avx2:
         limit_to_avx2()
+    if options.small:
+        LIMITS.numbers, LIMITS.flops = SMALL.numbers, SMALL.flops
     interleaved_timing.SECONDS = options.seconds
     set_malloc_retention()
     load, dtype = os.getloadavg()[0], getattr(torch, options.dtype)
@@ -465,6 +498,8 @@ def main() -> None:
     )
     for row in sorted((r for r in rows if r["ratio"] < SLOW), key=lambda r: r["ratio"]):
         print(line.format(**row))
+    if options.small:
+        print(format_short_calls(rows))
     slow = sum(r["core_latency_ns"] > SLOW_NS for r in rows)
     print(f"the latency between two processors was above {SLOW_NS:.0f} ns in {slow} of {len(rows)} shapes")
     if options.save:

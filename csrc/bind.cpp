@@ -82,6 +82,21 @@ void backpropagate_activation(int64_t count, float slope, intptr_t grad_y, intpt
     for (int64_t i = 0; i < count; i++) out[i] = values[i] > 0 ? grads[i] : slope * grads[i];
 }
 
+template <class T>
+void add_all(int64_t count, const void* from, void* to) {
+    const T* addends = static_cast<const T*>(from);
+    T* sums = static_cast<T*>(to);
+    for (int64_t i = 0; i < count; i++) sums[i] = once::store<T>(once::load(sums[i]) + once::load(addends[i]));
+}
+
+// to[i] += from[i] for `count` elements of float32, bfloat16 or float16.
+void add_elements(int dtype, int64_t count, intptr_t from, intptr_t to) {
+    FASTDS_CHECK(dtype != f64, "add_elements: no kernel for float64");
+    if (to_dtype(dtype) == f32) return add_all<float>(count, to_pointer(from), to_pointer(to));
+    if (to_dtype(dtype) == bf16) return add_all<once::BFloat16>(count, to_pointer(from), to_pointer(to));
+    add_all<once::Half>(count, to_pointer(from), to_pointer(to));
+}
+
 }  // namespace
 }  // namespace fastds
 
@@ -103,6 +118,7 @@ PYBIND11_MODULE(_fastds, m) {
     m.def("transpose", &fastds::transpose);
     m.def("column_sums", &fastds::sum_columns);
     m.def("backpropagate_activation", &fastds::backpropagate_activation);
+    m.def("add_elements", &fastds::add_elements);
     fastds::plans::register_plans(m);
 #define FASTDS_REGISTER(op) fastds::register_##op(m);
     FASTDS_OPS(FASTDS_REGISTER)

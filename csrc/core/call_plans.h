@@ -3,8 +3,8 @@
 // the op.
 //
 // A plan lists the native functions that the earlier call ran, with their arguments. The addresses of inputs, outputs
-// and scratch memory are filled in for each call. The plan of a call with gradients lists the calls of autograd functions
-// (core/gradient_plans.h). fastds/ops/core/plans.py records the plans and decides which calls have one. Each Python thread has
+// and scratch memory are filled in for each call. The plan of a call with gradients, and of a call that torch computes,
+// lists calls of autograd functions and of functions of torch (core/function_plans.h). fastds/ops/core/plans.py records the plans and decides which calls have one. Each Python thread has
 // its own table of plans.
 #pragma once
 #include <Python.h>
@@ -18,7 +18,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "core/gradient_plans.h"
+#include "core/function_plans.h"
 #include "core/plan_key.h"
 #include "core/strided_copy.h"
 
@@ -48,9 +48,9 @@ struct PackedWeight {
     int64_t bytes = 0;  // of both
 };
 
-// A weight of which the kernels read the packed form: an input, or some channels of one, whose elements are `rows` runs of memory.
-// `weights` has one entry for each address, because layers of the same shape share a plan. `refresh(input)` returns (copy, packed)
-// for the current bytes of the weight.
+// A weight of which the kernels read the packed form: an input, or some outputs or channels of one, whose elements are `rows` runs
+// of memory. `weights` has one entry for each address, because layers of the same shape share a plan. `refresh(input)` returns
+// (copy, packed) for the current bytes of the weight.
 struct PackedInput {
     int input = 0;
     int64_t offset = 0;  // bytes from the beginning of the input
@@ -86,7 +86,7 @@ struct Entry {
     State state = State::seen;
     uint64_t used = 0;
     std::shared_ptr<Plan> plan;
-    std::shared_ptr<GradientPlan> gradients;  // of a key that is tracked
+    std::shared_ptr<FunctionPlan> functions;  // in place of `plan`
 };
 
 struct Table {
@@ -293,11 +293,11 @@ inline PyObject* run_plan(Table& table, const std::shared_ptr<Entry>& entry, con
     return nullptr;
 }
 
-// Runs a plan of a call with gradients. Returns None after a RuntimeError: the Python code of the op then raises it again, with its
-// own message, or computes the result in another way.
-inline PyObject* run_with_gradients(Table& table, const Entry& entry, const Key& key) {
-    const std::shared_ptr<GradientPlan> plan = entry.gradients;  // another call of this thread may drop the entry meanwhile
-    PyObject* result = run_gradient_plan(*plan, key);
+// Runs a plan that lists calls of functions. Returns None after a RuntimeError: the Python code of the op then raises it again, with
+// its own message, or computes the result in another way.
+inline PyObject* run_functions(Table& table, const Entry& entry, const Key& key) {
+    const std::shared_ptr<FunctionPlan> plan = entry.functions;  // another call of this thread may drop the entry meanwhile
+    PyObject* result = run_function_plan(*plan, key);
     if (result != nullptr) ++table.runs;
     if (result != nullptr || !PyErr_ExceptionMatches(PyExc_RuntimeError)) return result;
     PyErr_Clear();
@@ -317,7 +317,7 @@ inline PyObject* find_plan(PyObject*, PyObject* const* args, Py_ssize_t n) {
     if (entry != nullptr) {
         entry->used = ++table->tick;
         if (entry->state == State::ready)
-            return key.tracked ? run_with_gradients(*table, *entry, key) : run_plan(*table, entry, key);
+            return entry->functions ? run_functions(*table, *entry, key) : run_plan(*table, entry, key);
         if (entry->state == State::seen) Py_RETURN_TRUE;
         Py_RETURN_NONE;
     }
@@ -360,6 +360,13 @@ inline std::shared_ptr<Plan> read_plan(const py::dict& description) {
     plan->result = description["result"].cast<int>();
     for (py::handle index : description["results"]) plan->results.push_back(index.cast<int>());
     return plan;
+}
+
+inline void read_description(Entry& entry, const py::dict& description) {
+    if (description.contains("functions"))
+        entry.functions = read_function_plan(description);
+    else
+        entry.plan = read_plan(description);
 }
 
 // get_state(owner, *args) returns "ready" if find_plan would run a plan, else "refused" or "seen" if the key is stored, else None.
@@ -411,10 +418,9 @@ inline void set_plan(py::object description, py::args rest) {
     std::shared_ptr<Entry> entry = find_entry(*table, key, key.hash());
     if (entry == nullptr) return;
     entry->plan = nullptr;
-    entry->gradients = nullptr;
-    if (!description.is_none() && key.tracked) entry->gradients = read_gradient_plan(description.cast<py::dict>());
-    if (!description.is_none() && !key.tracked) entry->plan = read_plan(description.cast<py::dict>());
-    entry->state = entry->plan || entry->gradients ? State::ready : State::refused;
+    entry->functions = nullptr;
+    if (!description.is_none()) read_description(*entry, description.cast<py::dict>());
+    entry->state = entry->plan || entry->functions ? State::ready : State::refused;
 }
 
 // Runs a description on other arguments of the same key; outputs and scratch memory are filled with 0xff bytes before. Returns
@@ -425,9 +431,9 @@ inline py::object try_plan(py::dict description, py::args rest) {
     PyObject* const* args = &PyTuple_GET_ITEM(rest.ptr(), 0);
     if (table == nullptr || !make_key(key, args, rest.size())) return py::none();
     auto entry = std::make_shared<Entry>();
-    entry->plan = read_plan(description);
-    if (entry->plan == nullptr) return py::none();
-    PyObject* result = run_plan(*table, entry, key, true);
+    read_description(*entry, description);
+    if (!entry->plan && !entry->functions) return py::none();
+    PyObject* result = entry->functions ? run_function_plan(*entry->functions, key) : run_plan(*table, entry, key, true);
     if (result == nullptr) throw py::error_already_set();
     return py::reinterpret_steal<py::object>(result);
 }

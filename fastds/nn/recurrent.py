@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fastds.nn.convolutions import Conv3x3, convolve, get_parameters
 from fastds.ops import conv_gru_cell, conv_lstm_cell, gru_update, lstm_gates
 from fastds.ops.core.arguments import cast_floating, check_positive_ints, get_autocast_dtype
-from fastds.ops.core.gradient_plans import call_function, slice_channels
+from fastds.ops.core.function_plans import call_function, slice_channels
 from fastds.ops.core.plans import planned
 from fastds.ops.core.tracing import Proxy, record_layer
 from fastds.ops.impl.conv3x3.algorithm import current_algorithm, select_algorithm

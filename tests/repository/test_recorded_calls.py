@@ -32,8 +32,8 @@ def sweep(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
     from bench import sweep
 
-    monkeypatch.setattr(sweep, "MAX_FLOPS", 1e8)
-    monkeypatch.setattr(sweep, "MAX_NUMBERS", 1 << 20)
+    monkeypatch.setattr(sweep.LIMITS, "flops", 1e8)
+    monkeypatch.setattr(sweep.LIMITS, "numbers", 1 << 20)
     return sweep
 
 

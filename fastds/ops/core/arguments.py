@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastds._suggestions import add_article
-from fastds.ops.core.gradient_plans import call_function
+from fastds.ops.core.function_plans import call_function
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # default of all ops
 

@@ -6,8 +6,8 @@ shapes, strides, dtypes, options, threads) is therefore recorded: its native cal
 addresses of inputs, outputs, temporaries, packed weights or workspace. The recorded plan runs on other values, and is
 stored if it gives the same bits as the Python code. Later calls with the key run in csrc/core/call_plans.h. A call has
 no plan if its result depends on anything else than native calls, copies and casts, or if its tensors are large. Under
-autocast, the plan includes its casts; a call in which a NaN is cast runs in Python. The plans of calls with gradients
-are described in gradient_plans.py.
+autocast, the plan includes its casts; a call in which a NaN is cast runs in Python. Calls with gradients and calls that
+torch computes have plans of another kind, see function_plans.py.
 
 The environment variable FASTDS_PLANS=0 switches plans off.
 """
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from fastds.ops.core import gradient_plans, native
+from fastds.ops.core import function_plans, native
 
 # 4 MiB: the Python code takes a negligible part of the time of a call with larger tensors.
 MAX_BYTES = 4 << 20
@@ -181,6 +181,26 @@ def note_packed_weight(weight: Tensor, entry: tuple[Tensor, Tensor], refresh: Ca
         _observer.uses.append((weight, entry, refresh))
 
 
+class _NativeCalls(list):
+    """Recorded native calls, copies and casts.
+
+    Attributes:
+        has_effects: whether one of them, or a function of torch that a plan cannot repeat, was called outside of the
+            functions that function_plans notes. A plan that lists functions would omit it.
+    """
+
+    has_effects = False
+
+    def append(self, call: tuple) -> None:
+        """Append a call."""
+        self.note_effect()
+        super().append(call)
+
+    def note_effect(self) -> None:
+        """Note that something is called that may write to memory."""
+        self.has_effects |= not function_plans.is_inside_noted_function()
+
+
 class _Allocations(TorchFunctionMode):
     """Collect the tensors that torch allocates inside the `with` block, and record its copies and casts.
 
@@ -190,7 +210,7 @@ class _Allocations(TorchFunctionMode):
         sources: tensors of which `contiguous` made copies, by the addresses of the copies.
     """
 
-    def __init__(self, calls: list[tuple], results: list):
+    def __init__(self, calls: _NativeCalls, results: list):
         super().__init__()
         self.tensors: list[Tensor] = []
         self.others: set[str] = set()
@@ -226,15 +246,20 @@ class _Allocations(TorchFunctionMode):
         elif name == "__getitem__" and next(_tensors(args[1:]), None) is None:
             pass  # a view
         elif name not in _HARMLESS:
-            self.others.add(name)
+            self._note_other(name)
         return result
+
+    def _note_other(self, name: str) -> None:
+        """Note that a plan cannot repeat a function."""
+        self.others.add(name)
+        self.calls.note_effect()
 
     def _copy(self, source: Tensor, target: Tensor) -> None:
         """Record a copy, or a cast if the dtypes differ."""
         addresses, dtypes = (source.data_ptr(), target.data_ptr()), (source.dtype, target.dtype)
         known = dtypes[0] == dtypes[1] or _CAST_CODES.keys() >= set(dtypes)
         if not known or source.is_neg() or not (source.is_cpu and target.is_cpu):
-            self.others.add("copy_")
+            self._note_other("copy_")
             return
         layouts = tuple(source.shape), source.stride(), target.stride()
         if dtypes[0] == dtypes[1]:
@@ -259,9 +284,9 @@ def record(function: Callable[..., Any], owner: object, args: tuple, kwargs: dic
     if _overlap(tensors):  # an address could belong to two inputs; a later call of the key is recorded
         return function(*args, **kwargs)
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        with gradient_plans.observe_functions(_module) as calls:
+        with function_plans.observe_functions(_module) as calls:
             result = function(*args, **kwargs)
-        _module.plans_set(gradient_plans.describe_calls(calls, tensors, result), owner, *key)
+        _module.plans_set(function_plans.describe_calls(calls, tensors, result), owner, *key)
         return result
     before = _module.plans_recording(True)
     description = None
@@ -285,10 +310,9 @@ def _describe(function: Callable[..., Any], args: tuple) -> tuple[Any, dict[str,
     tensors = list(_tensors(args))
     if sum(t.nbytes for t in tensors) > MAX_BYTES or any(map(_is_expanded, tensors)):
         return function(*args), None
-    calls: list[tuple] = []
-    packed: list[tuple] = []
-    results: list = []
+    calls, packed, results = _NativeCalls(), [], []
     with (
+        function_plans.observe_functions(_module) as functions,
         native.record_calls(calls, results),
         native.private_workspaces() as spaces,
         _observe_packed_weights(packed),
@@ -296,7 +320,7 @@ def _describe(function: Callable[..., Any], args: tuple) -> tuple[Any, dict[str,
     ):
         result = function(*args)
     if allocations.others:
-        return result, None
+        return result, None if calls.has_effects else function_plans.describe_calls(functions, tensors, result)
     try:
         return result, _Describer(tensors, allocations, spaces, packed, result).describe(calls, results)
     except PlanRefusedError:
@@ -477,7 +501,7 @@ def _describe_packed(weight: Tensor, copy: Tensor, refresh: Callable, inputs: li
     """Describe where the bytes of a packed weight stand: (input, offset, rows, row bytes, row step, refresh).
 
     Args:
-        weight: the weight, which is an input or some channels of one.
+        weight: the weight, which is an input, or some outputs or channels of one.
         copy: copy of the weight.
         refresh: refresh(weight) returns the entry for the bytes that the weight has when it is called.
         inputs: the tensors among the arguments of the call.
@@ -489,6 +513,11 @@ def _describe_packed(weight: Tensor, copy: Tensor, refresh: Callable, inputs: li
     for k, t in enumerate(inputs):
         if whole and _is_same(t, weight):
             return k, 0, 1, copy.nbytes, 0, refresh
+        if whole and _has_outputs_of(weight, t):
+            offset = weight.data_ptr() - t.data_ptr()
+            begin = offset // (t.stride(0) * t.element_size())
+            outputs = slice(begin, begin + weight.shape[0])
+            return k, offset, 1, copy.nbytes, 0, partial(_refresh_outputs, refresh=refresh, outputs=outputs)
         if t.dim() == 4 and t.is_contiguous() and _has_channels_of(weight, t):
             begin = (weight.data_ptr() - t.data_ptr()) // (t.stride(1) * t.element_size())
             rows, step = weight.shape[0], t.stride(0) * t.element_size()
@@ -506,6 +535,17 @@ def _has_channels_of(part: Tensor, tensor: Tensor) -> bool:
     return same and fits and begin <= first and last <= end
 
 
+def _has_outputs_of(part: Tensor, tensor: Tensor) -> bool:
+    """Return whether a tensor is a view of some outputs (dimension 0) of a tensor."""
+    (begin, end), (first, last) = _extent(tensor), _extent(part)
+    same = part.dtype == tensor.dtype and part.stride() == tensor.stride() and part.shape[1:] == tensor.shape[1:]
+    return same and part.numel() > 0 and begin <= first and last <= end
+
+
+def _refresh_outputs(weight: Tensor, refresh: Callable, outputs: slice) -> tuple[Tensor, Tensor]:
+    return refresh(weight[outputs])
+
+
 def _refresh_channels(weight: Tensor, refresh: Callable, channels: slice) -> tuple[Tensor, Tensor]:
     return refresh(weight[:, channels])
 
@@ -516,7 +556,7 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
 
 def _agrees(function: Callable[..., Any], description: dict[str, Any], owner: object, args: tuple) -> bool:
     """Return whether a plan gives the bits of the Python code for other values at other addresses."""
-    keep = {p[0] for p in description["packed"]}
+    keep = {p[0] for p in description.get("packed", ())}
     for finite in (False, True):
         others = _change_values(args, keep, finite)
         found = _module.plans_try(description, owner, *others)

@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from fastds.ops.core import plans
 from fastds.ops.core.arguments import check_dense
 from fastds.ops.core.backends import Backend, forced_backend, select_backend
-from fastds.ops.core.gradient_plans import apply_function
+from fastds.ops.core.function_plans import apply_function
 
 LIBRARY = torch.library.Library("fastds", "DEF")
 OPS: dict[str, "Op"] = {}

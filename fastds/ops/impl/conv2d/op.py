@@ -6,15 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastds.ops.core import native
 from fastds.ops.core.arguments import DTYPES, check_dense, check_filters, check_shape, check_tensor, is_int
 from fastds.ops.core.backends import Backend
+from fastds.ops.core.function_plans import call_function
 from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import are_exact_tensors, can_bypass_dispatcher, define, needs_weight_grad
 from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.conv2d import kernels, reference
 from fastds.ops.impl.conv3x3 import library
-from fastds.ops.impl.conv3x3.algorithm import current_algorithm
-from fastds.ops.impl.conv3x3.op import cast_convolution_inputs, unsupported_reason
+from fastds.ops.impl.conv3x3.algorithm import current_algorithm, winograd_unsupported_reason
+from fastds.ops.impl.conv3x3.op import cast_convolution_inputs, conv3x3, unsupported_reason
 
 __all__ = ["conv2d"]
 
@@ -125,6 +127,15 @@ def _get_library(x, weight, bias, groups) -> library.LibraryConvolution | None:
     return found
 
 
+def _is_conv3x3(x, weight, groups) -> bool:
+    """Return True if conv3x3 computes the call, with its choice of an algorithm."""
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor) and type(groups) is int and groups == 1):
+        return False
+    if x.is_nested or weight.is_nested or weight.shape[2:] != (3, 3) or current_algorithm() != "auto":
+        return False
+    return winograd_unsupported_reason(x) is None and native.get_module().isa() != "baseline"
+
+
 @planned
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int = 1) -> Tensor:
     """Apply a grouped k x k convolution of stride 1 with zero padding k // 2, so that the image size is preserved.
@@ -163,10 +174,13 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int
     if type(x) is Proxy:
         return record_op(conv2d, locals())
     x, weight, bias, _, _ = cast_convolution_inputs(x, weight, bias, None, None, None)
+    if _is_conv3x3(x, weight, groups):
+        _check(x, weight, bias, groups)
+        return conv3x3(x, weight, bias)
     if can_bypass_dispatcher(x, weight) and are_exact_tensors(x, weight, bias) and type(groups) is int:
         torch_convolution = _get_library(x, weight, bias, groups)
         if torch_convolution is not None:
-            return torch_convolution(x, weight, bias)
+            return call_function(torch_convolution, x, weight, bias)
     else:
         _check(x, weight, bias, groups)
     return CONV2D.call_unchecked(x, weight, bias, groups)

@@ -197,7 +197,7 @@ def backward(
     if algorithm in OTHER_ALGORITHMS:
         grads = OTHER_ALGORITHMS[algorithm].backward(*args)
         for k, addend in ((0, add_x), (3, add_x2)):
-            grads[k] = grads[k] if addend is None else grads[k].add_(addend)
+            grads[k] = grads[k] if addend is None else library.add_(grads[k], addend)
     else:
         grads = _backward_engine(*args, add_x, add_x2, in_place)
     return [g for g, needed in zip(grads, needs_grad, strict=True) if needed]

@@ -26,6 +26,7 @@ from fastds.ops.impl.conv3x3.algorithm import current_algorithm
 from fastds.ops.impl.conv3x3.costs import MAX_SMALL_IMAGE_ELEMENTS, has_amx_kernels
 
 MAX_SMALL_GRADIENT_ELEMENTS = 16384  # for larger maps, a call of torch takes a small part of the time
+_ADDED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of the native kernel in add_
 MAX_FLIPPED_OUTPUTS = 16  # outputs of a group, see _is_flipped_convolution_faster
 
 
@@ -446,6 +447,25 @@ def _backpropagate_activation(grad_y: Tensor, y: Tensor, negative_slope: float) 
     addresses = grad_y.data_ptr(), y.data_ptr(), result.data_ptr()
     native.get_module().backpropagate_activation(grad_y.numel(), negative_slope, *addresses)
     return result
+
+
+def add_(y: Tensor, addend: Tensor) -> Tensor:
+    """Add a tensor to y in place and return y.
+
+    A native kernel adds small maps, because a plan can repeat its call.
+
+    Args:
+        y: (B, C, H, W), dense, written.
+        addend: tensor of the same shape and dtype.
+    """
+    is_small = y.is_cpu and 0 < y.numel() <= MAX_SMALL_GRADIENT_ELEMENTS and y.shape == addend.shape
+    is_dense = y.is_contiguous(memory_format=CHANNELS_LAST) and y.dtype == addend.dtype
+    can_read = is_small and is_dense and y.dtype in _ADDED_DTYPES and not y.is_neg()
+    if not can_read or native.get_missing_reason() is not None or is_intercepted(y, addend) or is_batched(addend):
+        return y.add_(addend)
+    addend = to_channels_last(addend)
+    native.get_module().add_elements(native.DTYPE_CODES[y.dtype], y.numel(), addend.data_ptr(), y.data_ptr())
+    return y
 
 
 @without_autocast

@@ -27,7 +27,7 @@ from fastds.ops.core.arguments import (
     to_float,
 )  # fmt: skip
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.gradient_plans import call_function
+from fastds.ops.core.function_plans import call_function
 from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import can_bypass_dispatcher, define, needs_weight_grad
 from fastds.ops.core.tracing import Proxy, record_op

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastds.ops.core.gradient_plans import call_function
+from fastds.ops.core.function_plans import call_function
 from fastds.ops.core.registry import is_intercepted
 from fastds.ops.impl.conv3x3.algorithm import current_algorithm
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastds.ops.core import buffer_pool, native, triton_loader
 from fastds.ops.core.arguments import DTYPES, check_choice, check_filters, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.gradient_plans import slice_channels
+from fastds.ops.core.function_plans import slice_channels
 from fastds.ops.core.layout import as_nhwc, empty_map, to_channels_last, to_contiguous
 from fastds.ops.core.registry import compute_vjp, define, needs_weight_grad
 from fastds.ops.core.settings import ProcessSetting

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core.arguments import cast_for_autocast, check_dense, to_float
-from fastds.ops.core.gradient_plans import call_function
+from fastds.ops.core.function_plans import call_function
 from fastds.ops.core.layout import as_nhwc
 from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import has_active_transforms

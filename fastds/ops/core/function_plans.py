@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans of calls with gradients: repeat the calls of autograd functions without the Python code around them.
+"""Plans that list functions: repeat calls of autograd functions and of torch without the Python code around them.
 
-The public function of an op checks its arguments, selects a backend and calls an autograd.Function. The second call
-with the same key is recorded: the autograd functions and functions of torch that it calls, and which of their arguments
-are arguments of the call, views of leaves, results of an earlier function, or constants. Later calls with the key call
-the same functions from csrc/core/gradient_plans.h. A call has no plan if its result or an argument of a function is any
-other tensor.
+Calls with gradients have such plans, and calls that torch computes. The public function of an op checks its arguments,
+selects a backend and calls an autograd.Function or a function of torch. The second call with the same key is recorded:
+the functions that it calls, and which of their arguments are arguments of the call, views of leaves, results of an
+earlier function, or constants. Later calls with the key call the same functions from csrc/core/function_plans.h. A call
+has no plan if its result or an argument of a function is any other tensor.
 """
 
 import threading
@@ -18,9 +18,15 @@ from torch import Tensor
 
 
 class _Recorder(threading.local):
-    """The calls of autograd functions since the recording of a call began, None outside of it."""
+    """The functions that this thread has called since the recording of a call began.
+
+    Attributes:
+        calls: the calls, None if no call is recorded.
+        depth: number of these functions that are running now. Functions that they call are not noted.
+    """
 
     calls: list[tuple] | None = None
+    depth = 0
 
 
 _recorder = _Recorder()
@@ -35,10 +41,9 @@ def apply_function(function: Any, run: Callable, args: tuple, wrapped: tuple) ->
         args: other arguments.
         wrapped: the same arguments with views in place of some leaves. The function gets these.
     """
-    result = function.apply(run, *wrapped)
-    if _recorder.calls is not None:
-        _recorder.calls.append((function, run, args, wrapped, result))
-    return result
+    if torch.compiler.is_compiling() or _recorder.calls is None:
+        return function.apply(run, *wrapped)
+    return _note_call(function.apply, (run, *wrapped), (function, run, args, wrapped))
 
 
 def call_function(function: Callable, *args: Any) -> Any:
@@ -48,10 +53,26 @@ def call_function(function: Callable, *args: Any) -> Any:
         function: function whose result depends only on its arguments. It may overwrite results of earlier functions.
         *args: its arguments.
     """
-    result = function(*args)
-    if not torch.compiler.is_compiling() and _recorder.calls is not None:
-        _recorder.calls.append((function, None, args, args, result))
+    if torch.compiler.is_compiling() or _recorder.calls is None:
+        return function(*args)
+    return _note_call(function, args, (function, None, args, args))
+
+
+def _note_call(function: Callable, args: tuple, description: tuple) -> Any:
+    """Return function(*args), and append the description and the result to the noted calls."""
+    _recorder.depth += 1
+    try:
+        result = function(*args)
+    finally:
+        _recorder.depth -= 1
+    if _recorder.depth == 0 and _recorder.calls is not None:
+        _recorder.calls.append((*description, result))
     return result
+
+
+def is_inside_noted_function() -> bool:
+    """Return whether this thread runs a function that is noted."""
+    return _recorder.depth > 0
 
 
 def slice_channels(tensor: Tensor, begin: int, end: int | None = None) -> Tensor:
@@ -65,17 +86,17 @@ def _slice_channels(tensor: Tensor, begin: int, end: int | None) -> Tensor:
 
 @contextmanager
 def observe_functions(module: Any) -> Iterator[list[tuple]]:
-    """Collect the calls of autograd functions that this thread makes inside the `with` block.
+    """Collect the calls of autograd functions and of `call_function` that this thread makes inside the `with` block.
 
     Args:
         module: the native module. It runs no plans with gradients inside the block.
     """
-    before, calls = module.plans_recording_gradients(True), _recorder.calls
-    _recorder.calls = []
+    before, calls, depth = module.plans_recording_gradients(True), _recorder.calls, _recorder.depth
+    _recorder.calls, _recorder.depth = [], 0
     try:
         yield _recorder.calls
     finally:
-        _recorder.calls = calls
+        _recorder.calls, _recorder.depth = calls, depth
         module.plans_recording_gradients(before)
 
 
@@ -108,7 +129,7 @@ def describe_calls(calls: list[tuple], inputs: list[Tensor], result: Any) -> dic
     if None in results:
         return None
     return {
-        "calls": described,
+        "functions": described,
         "results": results,
         "result": 0 if isinstance(result, Tensor) else 1 + isinstance(result, list),
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Plans of calls with gradients: the calls of autograd functions that the Python code of an op made, with their arguments.
+// Plans of calls with gradients, and of calls that torch computes: the calls of autograd functions and of functions of torch that
+// the Python code of an op made, with their arguments.
 #pragma once
 #include <Python.h>
 #include <pybind11/pybind11.h>
@@ -37,20 +38,20 @@ py::object make_sequence(const std::vector<Argument>& items, bool list, const Ru
     return made;
 }
 
-// A call apply(run, *arguments) of an autograd function, or apply(*arguments) of another function, where `run` is null. An argument of kind `output` is result number `offset` of call `index`. An
-// argument of kind `input` with offset 1 is a view of the tensor.
+// A call apply(run, *arguments) of an autograd function, or apply(*arguments) of another function, where `run` is null. An argument
+// of kind `output` is result number `offset` of call `index`. An argument of kind `input` with offset 1 is a view of the tensor.
 struct FunctionCall {
     py::object apply, run;
     std::vector<Argument> arguments;
 };
 
-struct GradientPlan {
+struct FunctionPlan {
     std::vector<FunctionCall> calls;
     std::vector<Argument> results;
     int result = 0;  // 0: one tensor; 1: a tuple; 2: a list
 };
 
-struct GradientRun {
+struct FunctionRun {
     const Key& key;
     std::vector<std::vector<py::object>> outputs;
 
@@ -93,9 +94,9 @@ struct GradientRun {
 };
 
 // Returns the result of the call, or null with a Python error set.
-inline PyObject* run_gradient_plan(const GradientPlan& plan, const Key& key) {
+inline PyObject* run_function_plan(const FunctionPlan& plan, const Key& key) {
     try {
-        GradientRun run{key, {}};
+        FunctionRun run{key, {}};
         for (const FunctionCall& call : plan.calls) run.call(call);
         py::object result = plan.result == 0 ? run.fill(plan.results[0]) : make_sequence(plan.results, plan.result == 2, run);
         return result.release().ptr();
@@ -136,9 +137,9 @@ inline Argument read_argument(py::handle node) {
     return a;
 }
 
-inline std::shared_ptr<GradientPlan> read_gradient_plan(const py::dict& description) {
-    auto plan = std::make_shared<GradientPlan>();
-    for (py::handle call : description["calls"]) {
+inline std::shared_ptr<FunctionPlan> read_function_plan(const py::dict& description) {
+    auto plan = std::make_shared<FunctionPlan>();
+    for (py::handle call : description["functions"]) {
         const auto parts = call.cast<py::tuple>();  // (apply, run, [arguments])
         FunctionCall function{parts[0], parts[1].is_none() ? py::object() : py::object(parts[1]), {}};
         for (py::handle node : parts[2]) function.arguments.push_back(read_argument(node));
