@@ -10,8 +10,8 @@ measured in several rounds with minutes between them, because other work on the 
 The program prints the distribution of the ratios (time of the fastest peer) / (time of fastds) and all shapes below
 0.95, with the latency between two processors (bench/core_latency.py).
 
---small draws small calls, whose time is mostly overhead: at most 2^15 numbers per tensor and 1.5e7 FLOPs. The program then
-also prints how many of the calls that take less than 0.2 ms are slower than the fastest peer.
+--small draws small calls, whose time is mostly overhead: at most 2^15 numbers per tensor and 1.5e7 FLOPs. The program
+then also prints how many of the calls that take less than 0.2 ms are slower than the fastest peer.
 
 --save writes the rows to bench/results/sweeps.csv. --avx2 limits fastds and torch to AVX2. The option does not affect
 onnxruntime, a peer of deform_conv2d.
@@ -22,6 +22,7 @@ import itertools
 import math
 import os
 import random
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -464,7 +465,8 @@ def format_short_calls(rows: list[dict]) -> str:
     """Return how many of the calls that take less than SHORT_MS are slower than the fastest peer."""
     short = [row for row in rows if min(row["ms"], row["best_ms"]) < SHORT_MS]
     slow = sum(row["ratio"] < SLOW for row in short)
-    return f"slower in {slow} of {len(short)} calls that take less than {SHORT_MS} ms"
+    ratio = statistics.median(row["ratio"] for row in short) if short else math.nan
+    return f"slower in {slow} of {len(short)} calls that take less than {SHORT_MS} ms, median ratio {ratio:.2f}"
 
 
 def main() -> None:

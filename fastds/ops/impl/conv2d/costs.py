@@ -3,6 +3,9 @@
 
 The estimated time in seconds is the scalar product of COSTS and the terms of compute_terms. `python -m
 bench.fit_conv2d` fits the costs on two cores. The costs for AVX2 were measured on an AMD processor restricted to AVX2.
+
+COSTS were fitted without call plans. A plan saves most of the time that a small call takes for its start. The shares
+that remain were fitted on a Zen 5 processor.
 """
 
 import functools
@@ -10,6 +13,7 @@ import math
 
 import torch
 
+from fastds.ops.core.plans import MAX_BYTES
 from fastds.ops.impl.conv3x3 import costs as conv3x3
 
 # "inference" is the forward pass where the library, too, uses cached filters.
@@ -21,6 +25,9 @@ MARGIN = 0.85  # the engine is chosen if its estimate is below this share of the
 PACKING_COST = 2.5e-10  # seconds for each transformed weight that is not cached; "forward" was fitted with cached ones
 MAX_CACHED_ELEMENTS = 8 << 20  # transformed weights of a layer; larger ones would evict those of other layers
 CALL_OVERHEAD = 8e-6  # seconds that a call of the op takes longer than one of torch
+PLANNED_CALL_SHARE, PLANNED_GROUP_SHARE = 0.55, 0.25  # of the first two costs of the engine, if a plan repeats the call
+UNPLANNED_OVERHEAD = 1.5e-5  # seconds that gradients take longer without a plan
+PLANNED_PASS_OVERHEAD = 5e-6  # seconds that each gradient of the op takes longer than one of torch, with plans
 Costs = tuple[tuple[float, ...], tuple[float, ...]]  # costs of the engine, costs of the library
 COSTS: dict[tuple[str, str], dict[str, Costs]] = {
     ("amd", "float32"): {
@@ -255,6 +262,13 @@ def _get_costs(isa: str, dtype: torch.dtype, direction: str) -> Costs:
     return engine, library
 
 
+def _can_have_plan(dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    """Return True if the tensors of a call are small enough for a plan. For `shape` see _estimate_seconds."""
+    batch, inputs, outputs, height, width, size, groups = shape
+    points, weights = groups * batch * height * width, groups * inputs * outputs * size**2
+    return dtype.itemsize * max(points * inputs + weights, points * outputs) <= MAX_BYTES
+
+
 def _estimate_seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> list[float]:
     """Estimate the seconds that the engine and the library need.
 
@@ -267,9 +281,12 @@ def _estimate_seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple
     backward = direction.startswith("grad")
     if conv3x3.is_prohibitively_slow(dtype, backward):
         return [0.0, math.inf]
-    counts = compute_terms(direction, isa, dtype, *shape)
-    engine, library = map(conv3x3.estimate_seconds, _get_costs(isa, dtype, direction), counts)
+    counts, costs = compute_terms(direction, isa, dtype, *shape), _get_costs(isa, dtype, direction)
+    engine, library = map(conv3x3.estimate_seconds, costs, counts)
     _, inputs, outputs, _, _, size, groups = shape
+    if _can_have_plan(dtype, shape):
+        call, group = costs[0][:2]
+        engine -= (1 - PLANNED_CALL_SHARE) * call + (1 - PLANNED_GROUP_SHARE) * groups * group
     if not backward and not can_cache_filters(groups * outputs, inputs, size):
         engine += PACKING_COST * counts[0][2]
     return [engine, library]
@@ -279,7 +296,8 @@ def _estimate_seconds(direction: str, isa: str, dtype: torch.dtype, shape: tuple
 def is_engine_faster(direction: str, isa: str, dtype: torch.dtype, *shape: int) -> bool:
     """Return True if the engine is expected to be faster than the library for one of PASSES.
 
-    For "inference" the rule of is_op_faster is applied, so that recorded ops and direct calls give the same bits.
+    For "inference" the rule of is_op_faster is applied, so that recorded ops and direct calls give the same bits. The
+    gradients of a call that can have a plan lose it if the library computes one of them.
 
     Args:
         direction: one of PASSES.
@@ -290,14 +308,16 @@ def is_engine_faster(direction: str, isa: str, dtype: torch.dtype, *shape: int) 
     if direction == "inference":
         return is_op_faster((direction,), isa, dtype, *shape)
     engine, library = _estimate_seconds(direction, isa, dtype, shape)
-    return engine < MARGIN * library
+    saved = UNPLANNED_OVERHEAD if direction.startswith("grad") and _can_have_plan(dtype, shape) else 0.0
+    return engine - saved < MARGIN * library
 
 
 @functools.lru_cache(maxsize=4096)
 def is_op_faster(directions: tuple[str, ...], isa: str, dtype: torch.dtype, *shape: int) -> bool:
     """Return True if the op is expected to be faster than torch's convolution for all given passes together.
 
-    It is assumed that each pass of the op runs on the faster of engine and library and has the overhead of a call.
+    It is assumed that each pass of the op runs on the faster of engine and library, or on the engine if there can be a
+    plan, and has the overhead of a call.
 
     Args:
         directions: some of PASSES.
@@ -306,4 +326,7 @@ def is_op_faster(directions: tuple[str, ...], isa: str, dtype: torch.dtype, *sha
         *shape: ints, see _estimate_seconds.
     """
     seconds = [_estimate_seconds(direction, isa, dtype, shape) for direction in directions]
-    return len(directions) * CALL_OVERHEAD + sum(map(min, seconds)) < MARGIN * sum(library for _, library in seconds)
+    planned = _can_have_plan(dtype, shape)
+    overhead = (len(directions) - 1) * PLANNED_PASS_OVERHEAD if planned else len(directions) * CALL_OVERHEAD
+    op = sum(engine if planned else min(engine, library) for engine, library in seconds)
+    return overhead + op < MARGIN * sum(library for _, library in seconds)

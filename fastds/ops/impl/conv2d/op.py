@@ -9,7 +9,6 @@ from torch import Tensor
 from fastds.ops.core import native
 from fastds.ops.core.arguments import DTYPES, check_dense, check_filters, check_shape, check_tensor, is_int
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.function_plans import call_function
 from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import are_exact_tensors, can_bypass_dispatcher, define, needs_weight_grad
 from fastds.ops.core.tracing import Proxy, record_op
@@ -180,7 +179,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int
     if can_bypass_dispatcher(x, weight) and are_exact_tensors(x, weight, bias) and type(groups) is int:
         torch_convolution = _get_library(x, weight, bias, groups)
         if torch_convolution is not None:
-            return call_function(torch_convolution, x, weight, bias)
+            return torch_convolution.call_noted(x, weight, bias)
     else:
         _check(x, weight, bias, groups)
     return CONV2D.call_unchecked(x, weight, bias, groups)

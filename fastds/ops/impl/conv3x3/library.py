@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastds.ops.core import native, onednn, triton_loader
 from fastds.ops.core.arguments import get_autocast_dtype, without_autocast
+from fastds.ops.core.function_plans import call_function
 from fastds.ops.core.layout import (
     CHANNELS_LAST,
     MIN_NATIVE_ELEMENTS,
@@ -80,6 +81,15 @@ class LibraryConvolution(NamedTuple):
         return F.conv2d(
             x, to_channels_last(weight) if self.permutes_weight else weight, bias, stride, padding, dilation, groups
         )
+
+    def call_noted(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve x as __call__ does, by a function that a plan can repeat (see function_plans.py)."""
+        copies = self.permutes_input or self.permutes_weight or self.caches_filters
+        is_uniform = x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype)
+        if copies or not is_uniform or get_autocast_dtype(x) is not None:
+            return call_function(self, x, weight, bias)
+        padding, stride, dilation, groups = self.geometry
+        return call_function(F.conv2d, x, weight, bias, stride, padding, dilation, groups)
 
 
 def plan_convolution(
