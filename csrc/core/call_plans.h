@@ -449,6 +449,7 @@ inline void initialize(py::dict names) {
     t.dispatch_modes = keep("dispatch_modes");
     t.function_modes = keep("function_modes");
     t.deterministic = keep("deterministic");
+    t.onednn_enabled = keep("onednn_enabled");
     t.functorch = keep("functorch");
     t.any_autocast_enabled = keep("any_autocast_enabled");
     t.autocast_cache_enabled = keep("autocast_cache_enabled");

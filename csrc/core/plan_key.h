@@ -2,8 +2,8 @@
 // Keys of calls: everything that the Python code of an op may depend on. A key contains the op, the shape, strides, dtype and
 // alignment of each tensor, the value or identity of each other argument, the number of threads and the instruction set, under
 // autocast its dtype and whether it caches casts, and, if gradients are recorded, which tensors require one. No call has a key
-// under dispatch and function modes, tracers, functorch, forward-mode AD, the profiler and deterministic algorithms, nor with
-// tensors on other devices than the CPU or with subclasses of Tensor other than Parameter.
+// under dispatch and function modes, tracers, functorch, forward-mode AD, the profiler and deterministic algorithms, nor while
+// oneDNN is switched off, nor with tensors on other devices than the CPU or with subclasses of Tensor other than Parameter.
 #pragma once
 #include <Python.h>
 #include <pybind11/pybind11.h>
@@ -28,6 +28,7 @@ struct Torch {
     PyTypeObject *tensor = nullptr, *parameter = nullptr;
     // functions without arguments
     PyObject *grad_enabled, *num_threads, *dispatch_modes, *function_modes, *functorch, *tracing, *deterministic;
+    PyObject* onednn_enabled;
     PyObject *any_autocast_enabled, *autocast_cache_enabled;
     PyObject *autocast_enabled, *autocast_dtype, *cpu;  // functions of the device's name, and this name
     PyObject *profiler_module, *profiler_name, *forward_ad_module, *forward_ad_name;  // attributes of modules
@@ -168,11 +169,12 @@ inline bool attribute_is_set(PyObject* object, PyObject* name, bool level) {
     return set;
 }
 
-// Returns whether a mode, transform or tracer may observe the operations of an op or change how it computes.
+// Returns whether a mode, transform, tracer or setting may observe the operations of an op or change how it computes.
 inline bool is_observed() {
     Torch& t = torch();
     return is_true(t.dispatch_modes) || is_true(t.function_modes) || is_true(t.functorch) || is_true(t.tracing) ||
-           is_true(t.deterministic) || attribute_is_set(t.profiler_module, t.profiler_name, false) ||
+           is_true(t.deterministic) || !is_true(t.onednn_enabled) ||
+           attribute_is_set(t.profiler_module, t.profiler_name, false) ||
            attribute_is_set(t.forward_ad_module, t.forward_ad_name, true);
 }
 

@@ -73,7 +73,7 @@ def _load() -> Any:
         "functorch": torch._C._are_functorch_transforms_active, "tracing": torch._C._is_tracing,
         "any_autocast_enabled": torch._C._is_any_autocast_enabled, "autocast_enabled": torch.is_autocast_enabled,
         "autocast_dtype": torch.get_autocast_dtype, "autocast_cache_enabled": torch.is_autocast_cache_enabled,
-        "deterministic": torch._C._get_deterministic_algorithms,
+        "deterministic": torch._C._get_deterministic_algorithms, "onednn_enabled": torch._C._get_mkldnn_enabled,
         "profiler": torch.autograd.profiler, "forward_ad": forward_ad,
         "empty_strided": torch.empty_strided, "is_neg": torch.Tensor.is_neg, "is_view": torch.Tensor._is_view,
     })  # fmt: skip
