@@ -27,7 +27,14 @@ OPTIONS = {
 }
 SELECTED = {"asan": (), "tsan": ("-k", "thread")}
 FINDINGS = ("ERROR: AddressSanitizer", "runtime error:", "WARNING: ThreadSanitizer")
-NAMES = ("op_arguments", "registered_ops", "fuzz", "packed_weight_cache", "memory_layout")  # and those of the ops
+NAMES = (
+    "op_arguments",
+    "registered_ops",
+    "fuzz",
+    "packed_weight_cache",
+    "memory_layout",
+    "plans",
+)  # and those of the ops
 
 
 def op_tests() -> list[str]:

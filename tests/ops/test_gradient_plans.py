@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of plans of calls with gradients: the same results, gradients and errors as without plans."""
 
+import ctypes
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 import fastds
 from fastds import nn, ops
-from fastds.ops.core import plans
+from fastds.ops.core import native, plans
+from fastds.ops.impl.conv3x3 import library
+from fastds.ops.impl.conv3x3.op import CONV3X3_BACKWARD
 from fastds.ops.impl.conv_rnn.fused import recompute_gates
 from tests.support.planned_calls import C, draw, list_calls
 
@@ -66,7 +70,7 @@ def test_gradients_are_those_without_plans(name, order):
     assert_equal(differentiate(call, tensors, order=order), expected)
 
 
-@pytest.mark.parametrize("name", ["conv_lstm_cell", "lstm_gates"])
+@pytest.mark.parametrize("name", ["conv_lstm_cell", "conv_gru_cell", "lstm_gates"])
 def test_every_native_op_of_a_step_has_a_plan(name):
     """The forward ops and the backward ops run plans from the third step on."""
     call, tensors = CALLS[name]
@@ -75,6 +79,57 @@ def test_every_native_op_of_a_step_has_a_plan(name):
     entries, ready, _ = plans._module.plans_statistics()
     assert entries == ready > 2
     assert_equal(differentiate(call, tensors), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_gradients_that_are_added_to_tensors(dtype, layout):
+    """An algorithm without fused sums adds by a native kernel, with the bits of torch, and its calls have plans."""
+    if not native.get_module().conv3x3_available():
+        pytest.skip("no engine for this instruction set in this build")
+    tensors = [draw(2, C, 6, 5, seed=k).to(dtype).contiguous(memory_format=layout) for k in range(5)]
+    (grad, x, x2, add_x, add_x2), weight = tensors, draw(C, 2 * C, 3, 3).to(dtype)
+
+    def compute(add_x):
+        options = (None, 0.0, "zeros", 1, "planes", [True, True, False, True, False], add_x, add_x2)
+        return CONV3X3_BACKWARD.call_unchecked(grad, x, weight, x2, *options)
+
+    with plans.suspended(), mock.patch.object(native.get_module(), "add_elements", side_effect=add_by_torch) as add:
+        expected = compute(add_x), compute(add_x2)
+    assert add.call_count == 4
+    for repeat in range(4):
+        before = plans.count_runs()
+        assert_equal(compute(add_x), expected[0])
+        assert (plans.count_runs() > before) == (repeat > 1)
+        assert_equal(compute(add_x2), expected[1]) if repeat > 1 else None
+
+
+def add_by_torch(code, count, addend, result):
+    """Compute what the native kernel computes by torch."""
+    dtype = next(d for d, c in native.DTYPE_CODES.items() if c == code)
+    a, b = (
+        torch.frombuffer((ctypes.c_char * (count * dtype.itemsize)).from_address(t), dtype=dtype)
+        for t in (addend, result)
+    )
+    b.add_(a)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_sums_in_place(dtype):
+    """Sums have the bits of torch in every layout, and subnormal numbers, infinities and large sums are added, too."""
+    values = draw(2, C, 5, 7).to(dtype)
+    values[0, :5, 0, 0] = torch.tensor([torch.inf, -torch.inf, 1e-40, 6e-8, 65504.0]).to(dtype)
+    addends = [
+        values.flip(0), values.contiguous(), values.expand(2, C, 5, 7)[:1].expand(2, C, 5, 7),
+        torch.complex(values.double(), values.double()).conj().imag.to(dtype), values.float(), values.double(),
+        draw(2, C, 5, 14)[..., ::2].to(dtype),
+    ]  # fmt: skip
+    for addend in addends:
+        for start in (values, values.contiguous(), draw(2, C, 5, 14).to(dtype)[..., ::2]):
+            y, expected = start.clone(memory_format=torch.preserve_format), start.clone()
+            y = y if start.is_contiguous() or start.is_contiguous(memory_format=torch.channels_last) else start
+            assert library.add_(y, addend) is y
+            assert torch.equal(y.nan_to_num(7.0), expected.add_(addend).nan_to_num(7.0))
 
 
 @pytest.mark.parametrize("name", CALLS)

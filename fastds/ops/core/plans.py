@@ -310,7 +310,9 @@ def _describe(function: Callable[..., Any], args: tuple) -> tuple[Any, dict[str,
     tensors = list(_tensors(args))
     if sum(t.nbytes for t in tensors) > MAX_BYTES or any(map(_is_expanded, tensors)):
         return function(*args), None
-    calls, packed, results = _NativeCalls(), [], []
+    calls = _NativeCalls()
+    packed: list[tuple] = []
+    results: list = []
     with (
         function_plans.observe_functions(_module) as functions,
         native.record_calls(calls, results),

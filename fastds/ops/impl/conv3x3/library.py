@@ -87,7 +87,7 @@ class LibraryConvolution(NamedTuple):
         copies = self.permutes_input or self.permutes_weight or self.caches_filters
         is_uniform = x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype)
         if copies or not is_uniform or get_autocast_dtype(x) is not None:
-            return call_function(self, x, weight, bias)
+            return call_function(self.__call__, x, weight, bias)
         padding, stride, dilation, groups = self.geometry
         return call_function(F.conv2d, x, weight, bias, stride, padding, dilation, groups)
 
