@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of plans of calls that torch computes: results have the same bits as without plans."""
 
+import threading
+
 import pytest
 import torch
 from torch.autograd import forward_ad
@@ -9,6 +11,7 @@ from fastds import ops
 from fastds.ops.core import plans
 from fastds.ops.core.function_plans import call_function
 from fastds.ops.impl.conv2d import costs, kernels
+from tests.support.planned_calls import list_calls
 
 pytestmark = pytest.mark.skipif(plans._module is None, reason="plans are switched off, or torch has no DLPack table")
 LAST = torch.channels_last
@@ -181,6 +184,43 @@ def test_effects_outside_of_noted_functions_refuse_the_plan():
             assert by_plan == (planned and repeat > 1)
         found = function(x, weight)
         assert_same(found, torch.relu(torch.conv2d(x, weight)))
+
+
+def test_threads_run_plans_of_all_kinds():
+    """Two threads run plans of the same weights, native ones and those of functions, with and without gradients."""
+    calls = [
+        *((call, tensors) for name, (call, tensors) in list_calls().items() if name != "deform_conv2d"),
+        (lambda *t: ops.conv2d(*t, groups=2), draw_arguments(SHAPES[0])),
+    ]
+
+    def compute(call, tensors, tracked):
+        leaves = (
+            [t.clone(memory_format=torch.preserve_format).requires_grad_() for t in tensors] if tracked else tensors
+        )
+        results = call(*leaves)
+        results = [results] if isinstance(results, torch.Tensor) else list(results)
+        return results + (list(torch.autograd.grad(sum(y.sum() for y in results), leaves)) if tracked else [])
+
+    jobs = [(*call, tracked) for call in calls for tracked in (False, True)]
+    with plans.suspended():
+        expected = [compute(*job) for job in jobs]
+    wrong, runs = [], []
+
+    def work(number):
+        for repeat in range(12):
+            for k in range(len(jobs))[:: 1 if number else -1]:
+                if repeat == 6 and k == number:
+                    plans.drop_packed_weights()
+                found = compute(*jobs[k])
+                wrong.extend(k for a, b in zip(found, expected[k], strict=True) if not torch.equal(a, b))
+        runs.append(plans.count_runs())
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and len(runs) == 2 and min(runs) > 9 * len(jobs)
 
 
 @pytest.mark.parametrize("layout", [LAST, torch.contiguous_format], ids=str)

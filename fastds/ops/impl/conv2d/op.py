@@ -142,8 +142,9 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, groups: int
     y[b, o, p] = bias[o] + sum over c, i, j of weight[o, c, i, j] x[b, g C/G + c, p + (i, j) - k // 2],
     g = o G // O the group of output o
 
-    Up to rounding errors, the result equals that of torch.nn.functional.conv2d with padding k // 2. On a CPU, filters
-    of 3 x 3 taps and more run on the Winograd engine of conv3x3 if a cost model expects the engine to be faster than
+    Up to rounding errors, the result equals that of torch.nn.functional.conv2d with padding k // 2. On a CPU,
+    fastds.ops.conv3x3 computes filters of 3 x 3 taps if there is one group, except for float64. Other filters of 3 x 3
+    taps and more run on the Winograd engine of conv3x3 if a cost model expects the engine to be faster than
     torch, as it often is for many pixels and many channels in a group. Filters larger than 3 x 3 are split into filters
     of 3 x 3 taps on shifted inputs. Inside fastds.use_conv_algorithm("winograd") the engine computes all convolutions
     of 3 x 3 taps and more. Inside fastds.use_conv_algorithm with a name other than "winograd" and "auto", torch
