@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Keys of calls: everything that the Python code of an op may depend on. A key contains the op, the shape, strides, dtype and
 // alignment of each tensor, the value or identity of each other argument, the number of threads and the instruction set, under
-// autocast its dtype and whether it caches casts, and, if gradients are recorded, which tensors require one. No call has a key
+// autocast its dtype and whether it caches casts, whether gradients are recorded, and which tensors require one. No call has a key
 // under dispatch and function modes, tracers, functorch, forward-mode AD, the profiler and deterministic algorithms, nor while
 // oneDNN is switched off, nor with tensors on other devices than the CPU or with subclasses of Tensor other than Parameter.
 #pragma once
@@ -75,7 +75,7 @@ struct Key {
     }
 };
 
-enum Tag : int64_t { kNone = 1, kBool, kInt, kFloat, kObject, kTuple, kList, kTensor, kGradients, kAutocast };
+enum Tag : int64_t { kNone = 1, kBool, kInt, kFloat, kObject, kTuple, kList, kTensor, kGradients, kRequired, kAutocast };
 
 // Returns 1 if the values of a tensor are stored negated (torch.Tensor.is_neg), 0 if they are not, or -1 with a Python error
 // set. In torch only views of complex memory are stored negated, and their strides are even. Other tensors need no call of torch.
@@ -193,20 +193,21 @@ inline bool add_autocast(Key& key) {
     return added;
 }
 
-// Appends to the key which tensors require a gradient and which of these are leaves and no views, if gradients are recorded. The
-// attribute is_leaf of a view is not read: torch locks a mutex for it, and another thread may hold this mutex while it waits for
-// the GIL, in the first operation of torch that records the leaf.
+// Appends to the key which tensors require a gradient, and, if gradients are recorded, which of these are leaves and no views. Inside
+// an autograd function no gradients are recorded, but ops may choose another kernel for tensors that require one. The attribute
+// is_leaf of a view is not read: torch locks a mutex for it, and another thread may hold this mutex while it waits for the GIL, in
+// the first operation of torch that records the leaf.
 inline bool add_gradients(Key& key) {
-    if (!is_true(torch().grad_enabled)) return true;
+    const bool recorded = is_true(torch().grad_enabled);
     int64_t required = 0, leaves = 0;
     for (int k = 0; k < key.count; ++k) {
         if (!attribute_is_set(key.objects[k], torch().requires_grad, false)) continue;
         required |= int64_t{1} << k;
-        if (is_true(torch().is_view, key.objects[k])) continue;
+        if (!recorded || is_true(torch().is_view, key.objects[k])) continue;
         if (attribute_is_set(key.objects[k], torch().is_leaf, false)) leaves |= int64_t{1} << k;
     }
-    key.tracked = required != 0;
-    return !key.tracked || (key.add(kGradients) && key.add(required) && key.add(leaves));
+    key.tracked = recorded && required != 0;
+    return required == 0 || (key.add(recorded ? kGradients : kRequired) && key.add(required) && key.add(leaves));
 }
 
 // Builds the key of a call. args[0] is the owner of the plan (an Op, a backend or a function), and the other elements of args are

@@ -315,8 +315,8 @@ def test_bfloat16_with_few_outputs_on_avx2_falls_back(passes, outputs, pays):
 def test_float16_falls_back_on_cpus_with_fast_gemm(monkeypatch, has_products):
     on_a(monkeypatch, "amd")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": has_products}, raising=False)
-    assert costs.is_engine_faster("forward", "avx512", torch.float16, 8, 4, 46, 24, 90, 5, 1) is not has_products
-    assert costs.is_engine_faster("grad_x", "avx512", torch.float16, 8, 4, 46, 24, 90, 5, 1)
+    assert costs.is_engine_faster("forward", "avx512", torch.float16, 16, 4, 46, 48, 180, 5, 1) is not has_products
+    assert costs.is_engine_faster("grad_x", "avx512", torch.float16, 16, 4, 46, 48, 180, 5, 1)
 
 
 @pytest.mark.parametrize(("outputs", "as_forward"), [(30, True), (32, False)])

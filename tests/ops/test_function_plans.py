@@ -11,6 +11,7 @@ from fastds import ops
 from fastds.ops.core import plans
 from fastds.ops.core.function_plans import call_function
 from fastds.ops.impl.conv2d import costs, kernels
+from fastds.ops.impl.conv2d.op import CONV2D
 from tests.support.planned_calls import list_calls
 
 pytestmark = pytest.mark.skipif(plans._module is None, reason="plans are switched off, or torch has no DLPack table")
@@ -239,3 +240,27 @@ def test_grouped_filters_of_the_engine_have_a_plan(monkeypatch, groups, layout):
         found, by_plan = run_planned(lambda *t: ops.conv2d(*t, groups=groups), x, weight, bias)
         assert by_plan == (repeat > 1)
         assert_same(found, expected)
+
+
+def test_tensors_that_require_gradients_are_another_key_without_a_graph(monkeypatch):
+    """Inside an autograd function no graph is recorded, and conv2d chooses an algorithm for trained tensors."""
+    if not plans._module.conv3x3_available():
+        pytest.skip("no engine for this instruction set in this build")
+    chosen = {"forward": True, "grad_x": True, "grad_weight": True, "inference": False}
+    monkeypatch.setattr(kernels, "_should_use_engine", lambda direction, *_: chosen[direction])
+    x, weight, bias = draw_arguments((2, 3, 9, 7, 4, 5, 1))
+    trained = x.clone().requires_grad_(), weight.clone().requires_grad_(), bias
+    with torch.no_grad(), plans.suspended():
+        expected = CONV2D.call_unchecked(x, weight, bias, 1), CONV2D.call_unchecked(*trained, 1)
+    assert not torch.equal(*expected)
+    for _ in range(4):
+        with torch.no_grad():
+            assert torch.equal(CONV2D.call_unchecked(x, weight, bias, 1), expected[0])
+            assert torch.equal(CONV2D.call_unchecked(*trained, 1), expected[1])
+    monkeypatch.setattr(kernels, "is_op_faster", lambda *_: True)
+    for _ in range(4):
+        before = plans.count_runs()
+        y = ops.conv2d(*trained)
+        torch.autograd.grad(y.sum(), trained[:2])
+        assert torch.equal(y, expected[1])
+    assert plans.count_runs() - before == 3  # the call, its forward pass and its backward pass

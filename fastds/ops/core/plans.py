@@ -582,7 +582,8 @@ def _change_values(args: tuple, keep: set[int], finite: bool) -> tuple:
             if next(count) in keep:
                 return value
             copy = _reversed_copy(value)
-            return copy.nan_to_num_() if finite and copy.is_floating_point() else copy
+            copy = copy.nan_to_num_() if finite and copy.is_floating_point() else copy
+            return copy.requires_grad_(value.requires_grad)
         if isinstance(value, tuple | list):
             return type(value)(change(item) for item in value)
         return value

@@ -26,7 +26,7 @@ PACKING_COST = 2.5e-10  # seconds for each transformed weight that is not cached
 MAX_CACHED_ELEMENTS = 8 << 20  # transformed weights of a layer; larger ones would evict those of other layers
 CALL_OVERHEAD = 8e-6  # seconds that a call of the op takes longer than one of torch
 PLANNED_CALL_SHARE, PLANNED_GROUP_SHARE = 0.55, 0.25  # of the first two costs of the engine, if a plan repeats the call
-UNPLANNED_OVERHEAD = 1.5e-5  # seconds that gradients take longer without a plan
+UNPLANNED_OVERHEAD = 2.5e-5  # seconds that a pass of the op takes longer without a plan
 PLANNED_PASS_OVERHEAD = 5e-6  # seconds that each gradient of the op takes longer than one of torch, with plans
 Costs = tuple[tuple[float, ...], tuple[float, ...]]  # costs of the engine, costs of the library
 COSTS: dict[tuple[str, str], dict[str, Costs]] = {
@@ -297,7 +297,7 @@ def is_engine_faster(direction: str, isa: str, dtype: torch.dtype, *shape: int) 
     """Return True if the engine is expected to be faster than the library for one of PASSES.
 
     For "inference" the rule of is_op_faster is applied, so that recorded ops and direct calls give the same bits. The
-    gradients of a call that can have a plan lose it if the library computes one of them.
+    passes of a call that can have plans lose them if the library computes one of them.
 
     Args:
         direction: one of PASSES.
@@ -308,8 +308,7 @@ def is_engine_faster(direction: str, isa: str, dtype: torch.dtype, *shape: int) 
     if direction == "inference":
         return is_op_faster((direction,), isa, dtype, *shape)
     engine, library = _estimate_seconds(direction, isa, dtype, shape)
-    saved = UNPLANNED_OVERHEAD if direction.startswith("grad") and _can_have_plan(dtype, shape) else 0.0
-    return engine - saved < MARGIN * library
+    return engine - UNPLANNED_OVERHEAD < library if _can_have_plan(dtype, shape) else engine < MARGIN * library
 
 
 @functools.lru_cache(maxsize=4096)
