@@ -286,6 +286,7 @@ module.plans_initialize({
     "Tensor": FakeTensor, "Parameter": FakeTensor, "dtype": torch.dtype, "grad_enabled": bool, "num_threads": int,
     "dispatch_modes": int, "function_modes": int, "functorch": bool, "tracing": bool, "any_autocast_enabled": bool,
     "autocast_enabled": None, "autocast_dtype": None, "autocast_cache_enabled": None, "deterministic": bool,
+    "onednn_enabled": lambda: True,
     "profiler": observed, "forward_ad": observed, "empty_strided": None, "is_neg": None, "is_view": None,
 })
 x = FakeTensor()
