@@ -164,9 +164,10 @@ def make_time_blocks(config, least: int = 3, side: int = 1) -> tuple[list, list]
                 "--data.path=FOLDER` and `fastds train nowcast` take every *.nc of a folder"
             )
         check_overlap(file.name, part)
-        for kind, key in ((train, "train"), (validation, "validation")):
+        for found, key in ((train, "train"), (validation, "validation")):
             if key in part:
-                kind.append(fd.TimeBlock(str(file), *part[key], var=config.var))
+                start, stop = part[key]
+                found.append(fd.TimeBlock(str(file), start, stop, var=config.var))
     if not validation:
         raise OptionError("data.blocks", "at least one file must have a validation block")
     return train, validation
