@@ -155,7 +155,8 @@ def make_time_blocks(config, least: int = 3, side: int = 1) -> tuple[list, list]
         parts = {root: _hold_out_last_fifth(root, least, config.var)}
     if not parts:
         raise FileNotFoundError(f"{spell_name('data.path')}: no file to train on in {root}")
-    train, validation = [], []
+    train: list = []
+    validation: list = []
     for file, part in parts.items():
         if not file.exists():
             path, blocks = spell_name("data.path"), spell_name("data.blocks")
