@@ -47,9 +47,9 @@ RADARS = {
     "radar_mch_20160711_5min.nc": Radar(4, 12),
     "radar_bom_melbourne_20180616_6min.nc": Radar(3, 10),
     "radar_opera_20180824_15min.nc": Radar(2, 8),
-    "radar_dwd_yw_crop_20180516_5min.nc": Radar(20, 12),
+    "radar_dpc_north_20250416_5min.nc": Radar(18, 12),
+    "radar_dpc_sardinia_20250416_5min.nc": Radar(18, 12),
     "radar_dwd_yw_20170816_5min.nc": Radar(3, 6),
-    "radar_meteonet_nw_20180312_5min.nc": Radar(3, 12),
 }
 OURS, MEAN, STEPS = "members", "their mean forecast", "STEPS"
 SINGLES = (SPROG, EXTRAPOLATION, ANVIL, LINDA) = ("S-PROG", "extrapolation", "ANVIL", "LINDA")

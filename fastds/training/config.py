@@ -221,3 +221,26 @@ def check_radar_samples(data) -> None:
     for name in ("scales", "intervals"):
         if min(values := getattr(data, name), default=0) < 1:
             raise OptionError(f"data.{name}", f"must be one whole number or more, each at least 1, got {values}")
+
+
+def remove_files_without(data) -> None:
+    """Remove the files of data.without from data.blocks, together with their weights, and empty data.without.
+
+    Raises:
+        ValueError: a file is not in data.blocks, or no file is left.
+    """
+    for file in data.without:
+        if file not in data.blocks:
+            known = ", ".join(data.blocks) or "none"
+            raise OptionError(
+                "data.without", f"must name files of {spell_name('data.blocks')}, which are {known}, got {file}"
+            )
+        if len(data.blocks) == 1:
+            raise OptionError(
+                "data.without",
+                f"leaves no file of {spell_name('data.blocks')} to train on, got all: {file} is the last",
+            )
+        place = list(data.blocks).index(file)
+        data.blocks = {name: part for name, part in data.blocks.items() if name != file}
+        data.weights = [*data.weights[:place], *data.weights[place + 1 :]]
+    data.without = []

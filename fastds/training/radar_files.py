@@ -155,7 +155,8 @@ def make_time_blocks(config, least: int = 3, side: int = 1) -> tuple[list, list]
         parts = {root: _hold_out_last_fifth(root, least, config.var)}
     if not parts:
         raise FileNotFoundError(f"{spell_name('data.path')}: no file to train on in {root}")
-    train, validation = [], []
+    train: list = []
+    validation: list = []
     for file, part in parts.items():
         if not file.exists():
             path, blocks = spell_name("data.path"), spell_name("data.blocks")
@@ -164,9 +165,12 @@ def make_time_blocks(config, least: int = 3, side: int = 1) -> tuple[list, list]
                 "--data.path=FOLDER` and `fastds train nowcast` take every *.nc of a folder"
             )
         check_overlap(file.name, part)
-        (a, b), (c, d) = part["train"], part["validation"]
-        train.append(fd.TimeBlock(str(file), a, b, var=config.var))
-        validation.append(fd.TimeBlock(str(file), c, d, var=config.var))
+        for found, key in ((train, "train"), (validation, "validation")):
+            if key in part:
+                start, stop = part[key]
+                found.append(fd.TimeBlock(str(file), start, stop, var=config.var))
+    if not validation:
+        raise OptionError("data.blocks", "at least one file must have a validation block")
     return train, validation
 
 
@@ -199,16 +203,20 @@ def select_validation_values(values: Sequence[int]) -> tuple[int, ...]:
 
 
 def check_overlap(name: str, part: dict) -> None:
-    """Raise ValueError unless the blocks are a training and a validation range without common frames.
+    """Raise ValueError unless the blocks are a training range and at most one validation range without common frames.
 
     Args:
         name: file name for the message.
-        part: {"train": [start, stop], "validation": [start, stop]}.
+        part: {"train": [start, stop], "validation": [start, stop]}, the second key is optional.
     """
-    if set(part) != {"train", "validation"} or any(len(part[key]) != 2 for key in part):
+    if set(part) not in ({"train", "validation"}, {"train"}) or any(len(part[key]) != 2 for key in part):
         raise OptionError(
-            "data.blocks", f"[{name!r}] must be {{train: [start, stop], validation: [start, stop]}}, got {part}"
+            "data.blocks",
+            f"[{name!r}] must be {{train: [start, stop], validation: [start, stop]}} or {{train: [start, stop]}}, got "
+            f"{part}",
         )
+    if "validation" not in part:
+        return
     (a, b), (c, d) = part["train"], part["validation"]
     if max(a, c) < min(b, d):
         raise OptionError(

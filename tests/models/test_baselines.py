@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from fastds.models.baselines import advection, bicubic, optical_flow, trilinear, warp
-from fastds.models.baselines.advection import compute_halfway_flow
+from fastds.models.baselines.advection import backward_flow, compute_halfway_flow
 from fastds.models.baselines.super_resolution import SRResNet
 
 
@@ -40,6 +40,15 @@ def test_bicubic_stays_in_range_and_keeps_constants():
     y = bicubic(x, 3)
     assert y.shape == (1, 3, 1, 27, 27) and y.min() == 0.0 and y.max() == 1.0
     torch.testing.assert_close(bicubic(torch.full((1, 2, 1, 4, 4), 0.3), 2), torch.full((1, 3, 1, 8, 8), 0.3))
+
+
+def test_backward_flow_is_that_of_optical_flow():
+    x = torch.nn.functional.interpolate(torch.rand(6, 1, 9, 8), (40, 29), mode="bicubic").view(2, 3, 1, 40, 29)
+    flow = backward_flow(x, [(0, 1), (1, 2), (0, 2)])
+    assert flow.shape == (2, 3, 2, 40, 29) and torch.equal(flow[:, :2], optical_flow(x)[:, :, 1])
+    assert torch.equal(flow[:, 2], optical_flow(x[:, ::2])[:, 0, 1])
+    with pytest.raises(ValueError, match="x must have shape"):
+        backward_flow(torch.rand(4, 4), [(0, 1)])
 
 
 @pytest.mark.parametrize("step", [(3.0, -2.0), (0.0, 5.0)], ids=str)

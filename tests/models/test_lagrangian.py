@@ -7,7 +7,7 @@ import torch
 import fastds
 from fastds import models
 from fastds.models.baselines.extrapolation import extrapolation
-from fastds.models.db_rnn import LagrangianRNN
+from fastds.models.db_rnn import LagrangianRNN, lagrangian
 from fastds.models.db_rnn.lagrangian import estimate_backward_flow, match_intensities
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -34,6 +34,49 @@ def test_flow_points_to_where_the_echo_was():
     inner = flow[0, :, 12:-12, 12:-12]
     assert flow.shape == (1, 2, 64, 64)
     assert (inner[0][echo] + 1.5).abs().mean() < 0.15 and (inner[1][echo] - 2.0).abs().mean() < 0.15
+
+
+def test_flow_is_a_weighted_mean_over_spans(monkeypatch):
+    """Neighbouring pairs: 1/6 and 5/6. Spans: 0.3, 0.4 / (1 + (d2 / 2)^2) and 0.3 / (1 + (d3 / 2)^2)."""
+    seen = []
+
+    def fake_flow(frames, pairs):
+        seen.append((frames.shape[1], list(pairs)))
+        values = {1: 6.0, 2: 14.0, 3: 3.0}  # of a displacement over 1, 2 and 3 intervals
+        flows = [torch.full((1, 2, 64, 64), values[later - earlier]) for earlier, later in pairs]
+        flows[0] = flows[0] - 6.0 if len(pairs) > 1 else flows[0]  # the first pair of neighbours: 0
+        return torch.stack(flows, 1)
+
+    monkeypatch.setattr(lagrangian, "backward_flow", fake_flow)
+    x = torch.rand(1, 5, 1, 64, 64)
+    recent = 5.0  # (0 + 5 * 6) / 6
+    distance2, distance3 = 2**0.5 * abs(7.0 - recent), 2**0.5 * abs(1.0 - recent)
+    weights = (0.3, 0.4 / (1 + (distance2 / 2) ** 2), 0.3 / (1 + (distance3 / 2) ** 2))
+    expected = (weights[0] * recent + weights[1] * 7.0 + weights[2] * 1.0) / sum(weights)
+    torch.testing.assert_close(estimate_backward_flow(x), torch.full((1, 2, 64, 64), expected), rtol=1e-5, atol=0)
+    three = (weights[0] * recent + weights[1] * 7.0) / sum(weights[:2])
+    torch.testing.assert_close(estimate_backward_flow(x[:, 2:]), torch.full((1, 2, 64, 64), three), rtol=1e-5, atol=0)
+    torch.testing.assert_close(estimate_backward_flow(x[:, 3:]), torch.full((1, 2, 64, 64), 6.0), rtol=1e-5, atol=0)
+    assert seen == [(4, [(1, 2), (2, 3), (1, 3), (0, 3)]), (3, [(0, 1), (1, 2), (0, 2)]), (2, [(0, 1)])]
+
+
+def compute_flow_error(x: torch.Tensor, step: tuple[float, float]) -> float:
+    """Return the mean absolute error in pixels of the flow of blobs that move by `step`, where there is echo."""
+    flow, echo = estimate_backward_flow(x)[0, :, 12:-12, 12:-12], (x[0, -1, 0] > 0.2)[12:-12, 12:-12]
+    return max((flow[k][echo] + step[k]).abs().mean().item() for k in (0, 1))
+
+
+def test_more_frames_give_a_better_flow_of_noisy_echo():
+    step, noise = (1.5, -2.0), torch.Generator().manual_seed(3)
+    x = (blobs(5, step) + 0.08 * torch.randn(1, 5, 1, 64, 64, generator=noise)).clamp(0, 1)
+    assert compute_flow_error(x, step) < 0.9 * compute_flow_error(x[:, 2:], step)
+
+
+def test_earlier_frames_without_the_echo_hardly_change_the_flow():
+    step = (1.5, -2.0)
+    x = blobs(5, step)
+    x[:, 1] = blobs(5, step).flip(-1, -2)[:, 1]  # other echo: the flow over three intervals finds no match
+    assert compute_flow_error(x, step) < 0.2
 
 
 @pytest.mark.parametrize("network", ["MSRNN", "DBRNN"])

@@ -21,6 +21,7 @@ from fastds.tasks.nowcast.rain_loss import RainLoss
 from fastds.tasks.nowcast.samples import NowcastCrops, NowcastData, follow_motion
 from fastds.tasks.nowcast.training import NowcastModule, train
 from fastds.training.command import find_configurations, main
+from fastds.training.model_card import update_model_card
 from tests.support.nowcast_training import batch_of, samples, tiny
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -384,7 +385,19 @@ def test_named_configurations_parse():
         config = parse_arguments(["--config", name, "--data.path=elsewhere", "--max-steps=7"])
         assert config.data.path == "elsewhere" and config.max_steps == 7 and config.model.name in models.available()
         for block in config.data.blocks.values():
-            assert block["train"][1] <= block["validation"][0]
+            assert "validation" not in block or block["train"][1] <= block["validation"][0]
+
+
+def test_without_leaves_out_a_radar():
+    fmi, words = "radar_fmi_20160928_5min.nc", ["--config", "nowcast-small", "--data.path=elsewhere"]
+    whole, config = parse_arguments(words), parse_arguments([*words, f"--data.without=[{fmi}]"])
+    assert fmi in whole.data.blocks and fmi not in config.data.blocks
+    assert config.data.weights == whole.data.weights[1:] and config.data.without == []
+    card = models.ModelCard()
+    update_model_card(card, config)
+    assert not card.training_data
+    with pytest.raises(ValueError, match=r"data.without must name files of data.blocks.*got x.nc"):
+        parse_arguments([*words, "--data.without=[x.nc]"])
 
 
 @pytest.mark.parametrize(

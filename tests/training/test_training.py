@@ -145,14 +145,23 @@ def test_validation_uses_the_last_fifth(event):
     [
         ({"path": "nowhere"}, FileNotFoundError, "no such file or folder"),
         ({"blocks": {"event.nc": {"train": [0, 9], "validation": [8, 12]}}}, ValueError, "overlap"),
-        ({"blocks": {"event.nc": {"train": [0, 9]}}}, ValueError, "must be {train"),
+        ({"blocks": {"event.nc": {"validation": [0, 9]}}}, ValueError, "must be {train"),
+        ({"blocks": {"event.nc": {"train": [0, 9]}}}, ValueError, "at least one file must have a validation block"),
         ({"blocks": {"other.nc": {"train": [0, 9], "validation": [9, 12]}}}, FileNotFoundError, "no file to train on"),
     ],
-    ids=["path", "overlap", "incomplete", "other-file"],
+    ids=["path", "overlap", "incomplete", "no-validation", "other-file"],
 )
 def test_block_messages(event, change, error, message):
     with pytest.raises(error, match=message):
         make_time_blocks(dataclasses.replace(DataConfig(str(event)), **change))
+
+
+def test_file_without_validation_block_is_trained_on(event, tmp_path):
+    for name in ("a.nc", "b.nc"):
+        (tmp_path / name).symlink_to(event)
+    blocks = {"a.nc": {"train": [0, 9]}, "b.nc": {"train": [0, 9], "validation": [11, 16]}}
+    train_blocks, (validation,) = make_time_blocks(DataConfig(str(tmp_path), blocks))
+    assert [block.stop for block in train_blocks] == [9, 9] and validation.path == str(tmp_path / "b.nc")
 
 
 def test_samples_carry_flow_and_depend_on_the_seed_alone(event):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Advection: frames between two input frames are interpolated along dense optical flow."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -33,34 +34,70 @@ def optical_flow(x: Tensor, fine: bool = False) -> Tensor:
 
     Source: Kroeger et al. 2016, Fast Optical Flow using Dense Inverse Search (OpenCV DIS, preset medium).
     """
+    images, shape = _make_images(x), x.shape[-2:]
+    search, (b, n) = _create_search(fine), images.shape[:2]
+    out = np.empty((b, n - 1, 2, 2, *shape), np.float32)
+    for k in range(b):
+        for i in range(n - 1):
+            for direction, (start, end) in enumerate(((i, i + 1), (i + 1, i))):
+                out[k, i, direction] = _search_flow(search, images[k, start], images[k, end], shape)
+    return torch.from_numpy(out).to(x.device)
+
+
+def backward_flow(x: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Estimate the displacements from frames back to earlier frames, as optical_flow does for neighbouring frames.
+
+    Args:
+        x: see optical_flow.
+        pairs: numbers (earlier, later) of the frames of each displacement.
+
+    Returns:
+        Displacements (B, P, 2, h, w) from the later to the earlier frame of each pair, float32, (dy, dx) in pixels on
+        the grid of the later frame. The result is computed on the CPU and has no gradient.
+
+    Raises:
+        ValueError: see optical_flow.
+    """
+    images, shape = _make_images(x), x.shape[-2:]
+    search = _create_search(fine=False)
+    flows = [[_search_flow(search, frames[end], frames[start], shape) for start, end in pairs] for frames in images]
+    return torch.from_numpy(np.array(flows, np.float32)).to(x.device)
+
+
+def _make_images(x: Tensor) -> np.ndarray:
+    """Return the images (B, N, H, W) uint8 of frames, padded to the smallest size that OpenCV's search takes.
+
+    Raises:
+        ValueError: see optical_flow.
+    """
     if x.ndim == 5:
         x = x[:, :, 0]
     if x.ndim != 4 or x.shape[1] < 2:
         raise ValueError(f"x must have shape (B, N, h, w) with N >= 2 frames, got {tuple(x.shape)}")
-    with torch.no_grad():
-        frames = x.detach().to(device="cpu", dtype=torch.float32).clamp(0.0, 1.0).numpy()
-        if not np.isfinite(frames).all():
-            raise ValueError("x must be finite: set missing values to the floor before estimating motion")
-        frames *= 255.0  # in place: clamp made a copy
-        images = np.rint(frames, out=frames).astype(np.uint8)
-        b, n, h, w = images.shape
-        pad = ((0, 0), (0, 0), (0, max(0, _MIN_SIDE - h)), (0, max(0, _MIN_SIDE - w)))
-        images = np.ascontiguousarray(np.pad(images, pad, mode="edge"))
-        out = np.empty((b, n - 1, 2, 2, h, w), np.float32)
-        import cv2
+    frames = x.detach().to(device="cpu", dtype=torch.float32).clamp(0.0, 1.0).numpy()
+    if not np.isfinite(frames).all():
+        raise ValueError("x must be finite: set missing values to the floor before estimating motion")
+    frames *= 255.0  # in place: clamp made a copy
+    images = np.rint(frames, out=frames).astype(np.uint8)
+    pad = ((0, 0), (0, 0), *((0, max(0, _MIN_SIDE - size)) for size in x.shape[-2:]))
+    return np.ascontiguousarray(np.pad(images, pad, mode="edge"))
 
-        create = cast(Any, cv2).DISOpticalFlow_create  # the stubs of OpenCV lack it
-        search = create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        if fine:
-            search.setFinestScale(0)
-            search.setVariationalRefinementIterations(2 * search.getVariationalRefinementIterations())
-        for k in range(b):
-            for i in range(n - 1):
-                for direction, (start, end) in enumerate(((i, i + 1), (i + 1, i))):
-                    flow = search.calc(images[k, start], images[k, end], None)  # (h, w, 2), (dx, dy)
-                    out[k, i, direction, 0] = flow[:h, :w, 1]
-                    out[k, i, direction, 1] = flow[:h, :w, 0]
-        return torch.from_numpy(out).to(x.device)
+
+def _create_search(fine: bool) -> Any:
+    import cv2
+
+    create = cast(Any, cv2).DISOpticalFlow_create  # the stubs of OpenCV lack it
+    search = create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    if fine:
+        search.setFinestScale(0)
+        search.setVariationalRefinementIterations(2 * search.getVariationalRefinementIterations())
+    return search
+
+
+def _search_flow(search: Any, start: np.ndarray, end: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Return the displacement (2, h, w) from image `start` to image `end`, (dy, dx), without the padding."""
+    flow = search.calc(start, end, None)  # (H, W, 2), (dx, dy)
+    return flow[: shape[0], : shape[1], ::-1].transpose(2, 0, 1)
 
 
 def warp(x: Tensor, displacement: Tensor) -> Tensor:

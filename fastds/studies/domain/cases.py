@@ -33,9 +33,8 @@ from fastds.tasks.radar import pipeline as radar
 
 RADARS = dict(TEST_BLOCKS) | {"radar_smhi_openmrg_20150827_5min.nc": (0, None, 1)}
 # Files of RADARS in the training of nowcast-small, which are no cases of nowcasting networks.
-_TRAINED = ("radar_fmi_20160928_5min.nc", "radar_knmi_20100826_5min.nc")
+_TRAINED = ("radar_fmi_20160928_5min.nc", "radar_knmi_20100826_5min.nc", "radar_meteonet_nw_20180312_5min.nc")
 FORECAST = [f for f in RADARS if f not in _TRAINED]
-FORECAST += ["radar_dwd_yw_crop_20180516_5min.nc", "radar_dwd_dx_sw_20080602_5min.nc"]
 # (multiple of a file's cadence, multiple of its grid spacing).
 COARSER = ((1, 1), (2, 1), (3, 1), (6, 1), (1, 2), (1, 4), (2, 2), (3, 4))
 _SIDE, _SAMPLES, _LEADS = 96, 3, 6

@@ -27,6 +27,7 @@ class DataConfig:
     Args:
         path: NetCDF file or folder of NetCDF files.
         blocks: time blocks of each file, see fastds.tasks.radar.config.DataConfig; empty: each *.nc under path.
+        without: files of blocks to exclude together with their weights, for example a radar that is for tests only.
         var: name of the reflectivity variable; default: found by its attributes.
         synthetic_events: number of synthetic events that are added to the training files.
         weights: sampling weight of each training file in the order of blocks, then of all synthetic events; empty:
@@ -58,6 +59,7 @@ class DataConfig:
 
     path: str
     blocks: dict[str, dict[str, list[int]]] = dataclasses.field(default_factory=dict)
+    without: list[str] = dataclasses.field(default_factory=list)
     var: str | None = None
     synthetic_events: int = 0
     weights: list[float] = dataclasses.field(default_factory=list)
@@ -82,6 +84,7 @@ class DataConfig:
 
     def __post_init__(self):
         config.check_radar_samples(self)
+        config.remove_files_without(self)
         if self.known < 1 or not 1 <= self.fewest <= self.future:
             raise OptionError(
                 "data.known",

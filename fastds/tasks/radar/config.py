@@ -35,7 +35,8 @@ class DataConfig:
     Args:
         path: NetCDF file or folder of NetCDF files.
         blocks: for each file name the frames {"train": [start, stop], "validation": [start, stop]}; other files are not
-            used. Empty: each *.nc under path, with the last fifth for validation and a gap of two frames.
+            used. Without "validation", a file is used for training only. Empty: each *.nc under path, with the last
+            fifth for validation and a gap of two frames.
         without: files of blocks to exclude together with their weights, for example a radar that is for tests only.
         synthetic_events: number of synthetic events (motion of 5 to 25 m/s) that are added to the training files.
         weights: sampling weight of each training file in the order of blocks, then of all synthetic events; empty:
@@ -99,9 +100,7 @@ class DataConfig:
         if not 0 <= self.minimum_valid <= 1:
             raise OptionError("data.minimum_valid", f"must lie in [0, 1], got {self.minimum_valid}")
         self._check_split()
-        for file in self.without:
-            self._leave_out(file)
-        self.without = []
+        config.remove_files_without(self)
 
     def _check_split(self) -> None:
         """Raise ValueError for an unknown split, or for options that do not fit the split."""
@@ -124,22 +123,6 @@ class DataConfig:
                 f"{spell_name('data.split')}=random draws from whole files: leave out "
                 f"{spell_name('data.blocks')} and {spell_name('data.synthetic_events')}"
             )
-
-    def _leave_out(self, file: str) -> None:
-        """Remove a file from blocks, together with its weight."""
-        if file not in self.blocks:
-            known = ", ".join(self.blocks) or "none"
-            raise OptionError(
-                "data.without", f"must name files of {spell_name('data.blocks')}, which are {known}, got {file}"
-            )
-        if len(self.blocks) == 1:
-            raise OptionError(
-                "data.without",
-                f"leaves no file of {spell_name('data.blocks')} to train on, got all: {file} is the last",
-            )
-        place = list(self.blocks).index(file)
-        self.blocks = {name: part for name, part in self.blocks.items() if name != file}
-        self.weights = [*self.weights[:place], *self.weights[place + 1 :]]
 
 
 @dataclasses.dataclass
