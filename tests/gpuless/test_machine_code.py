@@ -36,6 +36,12 @@ SCATTERS = tuple(
 )
 SCATTER_LIMITS = {"BFloat16, float": 470, "Half, Half": 470, "float, float": 380}  # instructions of the loop for a tap
 
+UNSHUFFLE_ARGUMENTS = "(const {0}*, const {0}*, {0}*, float*, UnshuffleTiles, Activation<float>)"
+UNSHUFFLES = tuple(
+    f"pixel_unshuffle_kernel<{dtype}, {vector}>" + UNSHUFFLE_ARGUMENTS.format(dtype)
+    for dtype, vector in (("BFloat16", 8), ("Half", 8), ("float", 4), ("BFloat16", 2), ("float", 1))
+)
+
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_gates_load_all_operands_before_the_first_conversion(arch):
@@ -80,3 +86,22 @@ def test_gradients_of_a_tap_are_loaded_and_added_as_vectors(arch):
         assert len(added) == 4 * channels // width and all((".F32x4" in name) == (width == 4) for name in added), added
         assert kernel.stack == 0 and kernel.registers <= 128, (key, kernel.registers)
         assert len(tap) <= SCATTER_LIMITS[key] + (16 if arch < 90 else 0), (key, len(tap))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_gradients_of_pixel_shuffle_are_loaded_and_stored_as_vectors(arch):
+    kernels = compile_kernels("pixel_shuffle/cuda_backward.cuh", UNSHUFFLES, arch)
+    for instance, kernel in zip(UNSHUFFLES, kernels, strict=True):
+        dtype, vector = instance.partition("<")[2].partition(">")[0].split(", ")
+        width = int(vector) * (4 if dtype == "float" else 2)
+        loads, count = kernel.find("LDG"), min(16 // width * 2, 4)  # of a part of a tile
+        assert {i.width for i in loads} == {width}, (instance, loads)
+        # The first tile and the next one, with and without results, of which a part may be shared.
+        assert 4 * count <= len(loads) <= 6 * count, (instance, len(loads))
+        # Gradients that have come do not wait for the next loads: all loads of a part stand together.
+        positions = [kernel.code.index(i) for i in loads]
+        between = [i.name for i in kernel.code[positions[0] : positions[count - 1]] if i.name.startswith(("STS", "BAR"))]
+        assert not between, (instance, between)
+        stores = [i for i in kernel.find("STG") if i.width == width]
+        assert stores and {i.width for i in kernel.find("STG")} <= {width, 4}, instance  # sums are floats
+        assert kernel.stack == 0 and kernel.registers <= 80, (instance, kernel.registers)
