@@ -62,6 +62,7 @@ struct Fiber {
     unsigned mask;
     int source;
     uint64_t given, taken;
+    unsigned waits;  // barriers and collectives at which the thread has waited
 };
 
 struct Launch {
@@ -117,16 +118,31 @@ class Emulator {
         return given_[current_ / 32];
     }
 
+    // Called after each block; null: nothing. See emu/banks.h.
+    void (*finish_block)(const std::string& kernel) = nullptr;
+
+    unsigned thread() const { return current_; }
+    unsigned waits() const { return fibers_[current_].waits; }
+    bool is_shared(const void* address) const {
+        for (unsigned i = 0; i < shared_count_; i++)
+            if (address >= shared_[i].first && address < shared_[i].second) return true;
+        return false;
+    }
+
     int lane() const { return current_ % 32; }
     void* dynamic_shared() { return dynamic_.data; }
     void* shared(const void* site, size_t bytes) {
         auto& block = static_[site];
-        if (block.data == nullptr) block.allocate(bytes);
+        if (block.data == nullptr) {
+            block.allocate(bytes);
+            add_shared(block.data, bytes);
+        }
         return block.data;
     }
 
   private:
     static constexpr size_t kStack = 256 << 10, kGuard = 64 << 10;
+    static constexpr unsigned kMostShared = 32;
     static constexpr int kVotes = -1, kAll = -2;  // special values of the source lane
 
     struct SharedBlock {
@@ -140,6 +156,12 @@ class Emulator {
             memset(data, 0xff, bytes);
         }
     };
+
+    void add_shared(const char* data, size_t bytes) {
+        if (shared_count_ == kMostShared) fail("a kernel declares more variables in shared memory than the emulator lists");
+        shared_[shared_count_] = {data, data + bytes};
+        shared_count_++;
+    }
 
     template <class T>
     void shuffle(std::vector<T>& order) {
@@ -185,6 +207,8 @@ class Emulator {
         const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
         dynamic_.allocate(shared_bytes);
         static_.clear();
+        shared_count_ = 0;
+        add_shared(dynamic_.data, shared_bytes);
         fibers_.resize(threads);
         order_.resize(threads);
         for (unsigned i = 0; i < threads; i++) {
@@ -197,6 +221,7 @@ class Emulator {
             makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Emulator::enter), 2, static_cast<unsigned>(self >> 32),
                         static_cast<unsigned>(self));
             fiber.state = State::ready;
+            fiber.waits = 0;
             fiber.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
             order_[i] = i;
         }
@@ -207,6 +232,7 @@ class Emulator {
                 if (fibers_[i].state == State::ready) resume(i);
             if (!error_.empty()) throw std::runtime_error(error_);
         } while (release_warps() || release_barrier());
+        if (finish_block != nullptr) finish_block(kernel_);
     }
 
     static void enter(unsigned high, unsigned low) {
@@ -224,6 +250,7 @@ class Emulator {
     void wait(State state, Site site) {
         Fiber& fiber = fibers_[current_];
         fiber.state = state, fiber.site = site;
+        fiber.waits++;
         leave(false);
         arrived();
     }
@@ -336,6 +363,8 @@ class Emulator {
     char* stacks_ = nullptr;
     SharedBlock dynamic_;
     std::map<const void*, SharedBlock> static_;
+    std::pair<const char*, const char*> shared_[kMostShared];  // begin and end of dynamic_ and of each of static_
+    unsigned shared_count_ = 0;
     const void* scheduler_stack_ = nullptr;
     size_t scheduler_stack_size_ = 0;
 };

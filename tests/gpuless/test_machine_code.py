@@ -100,7 +100,9 @@ def test_gradients_of_pixel_shuffle_are_loaded_and_stored_as_vectors(arch):
         assert 4 * count <= len(loads) <= 6 * count, (instance, len(loads))
         # Gradients that have come do not wait for the next loads: all loads of a part stand together.
         positions = [kernel.code.index(i) for i in loads]
-        between = [i.name for i in kernel.code[positions[0] : positions[count - 1]] if i.name.startswith(("STS", "BAR"))]
+        between = [
+            i.name for i in kernel.code[positions[0] : positions[count - 1]] if i.name.startswith(("STS", "BAR"))
+        ]
         assert not between, (instance, between)
         stores = [i for i in kernel.find("STG") if i.width == width]
         assert stores and {i.width for i in kernel.find("STG")} <= {width, 4}, instance  # sums are floats

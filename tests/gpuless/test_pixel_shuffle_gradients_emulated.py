@@ -138,6 +138,7 @@ def test_blocks_sum_several_tiles(emulated, dtype, pixels):
     assert launch.grid[:2] == (256, 1)
 
 
+@pytest.mark.sanitized
 def test_parts_depend_on_the_shape_alone(emulated):
     """A misaligned gradient is read in other vectors, but its sums have the same bits."""
     emulator = emulated("pixel_shuffle")

@@ -36,6 +36,9 @@ inline void register_rig(py::module_& m) {
     m.def("product", [](intptr_t a, intptr_t b, intptr_t y, bool half, bool leaves) {
         product_cuda(to_pointer(a), to_pointer(b), at<float>(y), half, leaves);
     });
+    m.def("banks", [](intptr_t x, intptr_t y, int stride, int bytes) {
+        banks_cuda(at<float>(x), at<float>(y), stride, bytes);
+    });
     m.def("atomics", [](intptr_t x, intptr_t integers, intptr_t maximum, intptr_t sum, int blocks, int threads) {
         atomics_cuda(at<float>(x), at<int>(integers), at<float>(maximum), at<double>(sum), blocks, threads);
     });

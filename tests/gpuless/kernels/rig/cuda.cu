@@ -50,6 +50,12 @@ void atomics_cuda(const float* x, int* integers, float* maximum, double* sum, in
     FASTDS_LAUNCH(atomics_kernel, blocks, threads, 0, nullptr, x, integers, maximum, sum);
 }
 
+void banks_cuda(const float* x, float* y, int stride, int bytes) {
+    if (bytes == 4) FASTDS_LAUNCH((banks_kernel<float>), 1, 32, 0, nullptr, x, y, stride);
+    if (bytes == 8) FASTDS_LAUNCH((banks_kernel<float2>), 1, 32, 0, nullptr, x, y, stride);
+    if (bytes == 16) FASTDS_LAUNCH((banks_kernel<float4>), 1, 32, 0, nullptr, x, y, stride);
+}
+
 void order_cuda(int* counter, int* y, int blocks, int threads) {
     FASTDS_LAUNCH(order_kernel, blocks, threads, 0, nullptr, counter, y);
 }
