@@ -8,10 +8,10 @@ of the op, from the checks of the arguments to the kernels:
         emulated("pixel_shuffle")
         torch.testing.assert_close(pixel_shuffle(x, 2), reference(x, 2))
 
-emulated(op, ..., seed=0, banks=False) returns the Emulator. Its attribute `launches` lists the kernels that were started. `seed`
-sets the order of threads and blocks: 0 is ascending, and the results of a correct kernel do not depend on it. A kernel
-with a divergent barrier raises RuntimeError with the source line. With `banks` the attribute `bank_uses` lists the
-accesses to shared memory and the conflicts of banks that a GPU would have (csrc/emu/banks.h).
+emulated(op, ..., seed=0, banks=False) returns the Emulator. Its attribute `launches` lists the kernels that were
+started. `seed` sets the order of threads and blocks: 0 is ascending, and the results of a correct kernel do not depend
+on it. A kernel with a divergent barrier raises RuntimeError with the source line. With `banks` the attribute
+`bank_uses` lists the accesses to shared memory and the conflicts of banks that a GPU would have (csrc/emu/banks.h).
 
 Requirements for the sources of an op: bind.h has its CUDA functions under #if FASTDS_BUILD_CUDA. Kernels are started by
 FASTDS_LAUNCH and declare shared memory by FASTDS_SHARED and FASTDS_DYNAMIC_SHARED (core/launch.h). All code is in an
@@ -67,7 +67,8 @@ PYBIND11_MODULE(%(name)s, m) {
     m.def("bank_uses", [] {
         py::list all;
         for (const auto& [at, use] : bank_counter.uses)
-            all.append(py::make_tuple(at.first, at.second, use.writes, use.bytes, use.accesses, use.wavefronts, use.least));
+            all.append(py::make_tuple(at.first, at.second, use.writes, use.bytes, use.accesses, use.wavefronts,
+                                      use.least));
         return all;
     });
 #endif

@@ -40,8 +40,10 @@ def run_inr_query(dtype):
 SMALL = Problem("small", 1, 16, 32, 8, 8, G=2)
 WIDE = Problem("wide", 1, 64, 64, 8, 16, G=8)
 SAMPLES, WEIGHT = "deform_conv2d_backward_samples_kernel", "deform_conv2d_backward_weight_kernel"
-# Calls, and for each kernel with shared memory the number of times that the banks are accessed, over the least number.
-# The samples of the window are at random distances. A tile of pixel_shuffle is written in one order and read in another.
+# Calls, and for each kernel with shared memory the number of times that the banks are accessed, over the least
+# number.
+# The samples of the window are at random distances. A tile of pixel_shuffle is written in one order and read in
+# another.
 CASES = {
     "shuffle by 2": (
         "pixel_shuffle",
