@@ -55,7 +55,8 @@ def _describe_backends(op: Op, args: tuple, planned: bool) -> dict[str, str]:
         "reference": None
     }
     usable = [name for name, reason in reasons.items() if reason is None]
-    chosen = forced_backend() if forced_backend() in usable else usable[0]
+    forced = forced_backend()
+    chosen = forced if forced is not None and forced in usable else usable[0]
     described = {
         name: "chosen" if name == chosen else "usable" if reason is None else f"refused: {reason}"
         for name, reason in reasons.items()

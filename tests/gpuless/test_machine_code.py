@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the machine code of CUDA kernels: registers, spills, widths of loads and stores, instructions of a loop."""
 
+import subprocess
+
 import pytest
-from gpuless.machine_code import ARCHS, compile_kernels
+from gpuless import kernel_table
+from gpuless.machine_code import ARCHS, Instruction, MachineKernel, compile_kernels, find_nvcc
 
 GATES = tuple(
     f"gates_run_kernel<{formula}, FastFloat>(const GatesParams, uint32_t, uint32_t)"
@@ -107,3 +110,23 @@ def test_gradients_of_pixel_shuffle_are_loaded_and_stored_as_vectors(arch):
         stores = [i for i in kernel.find("STG") if i.width == width]
         assert stores and {i.width for i in kernel.find("STG")} <= {width, 4}, instance  # sums are floats
         assert kernel.stack == 0 and kernel.registers <= 80, (instance, kernel.registers)
+
+
+def test_table_of_kernels_is_that_of_the_machine_code():
+    version = subprocess.run([find_nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+    if "release 13.0" not in version:
+        pytest.skip("the table is for nvcc 13.0")
+    assert kernel_table.read_table() == kernel_table.make_table()  # else run python -m gpuless.kernel_table --write
+
+
+def test_kernels_of_the_table_do_not_spill():
+    for row in kernel_table.ROWS:
+        (kernel,) = compile_kernels(row.header, (row.instance,), kernel_table.ARCH)
+        assert kernel.stack == 0, row.label
+
+
+def test_bounds_of_a_row():
+    """At 75 % of its rate the memory is the bound, and a launch takes 2 us."""
+    row = kernel_table.Row("name", "", "", "", 1e6, 1e6, 55e6, 428e6)
+    kernel = MachineKernel(40, 0, tuple(Instruction(16 * i, "", "FADD", "") for i in range(100)))
+    assert row.format(kernel) == "| name | 40 | 100 | 96 | 4 | 10 | 100 | 135 |  |\n"
