@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import on_device
+from .device import ceil_div, on_device
 
 BLOCK = 1024  # elements of a program: 8 for each thread
 
@@ -70,7 +70,7 @@ def apply_epilogue(
     if out.numel() == 0:
         return
     with on_device(y):
-        _epilogue_kernel[(triton.cdiv(out.numel(), BLOCK),)](
+        _epilogue_kernel[(ceil_div(out.numel(), BLOCK),)](
             y, second, residual, bias, out, out.numel(), y.shape[3], CHANNELS=out.shape[1], R=shuffle,
             HAS_SECOND=second is not None, HAS_RESIDUAL=residual is not None, HAS_BIAS=bias is not None,
             ACTIVE=slope is not None, SLOPE=0.0 if slope is None else slope, BLOCK=BLOCK, num_warps=4,

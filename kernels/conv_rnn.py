@@ -15,7 +15,16 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import Tiles, get_dot_precision, get_stride_unit, get_strides, needs_int64, next_power_of_two, on_device
+from .device import (
+    Tiles,
+    ceil_div,
+    get_dot_precision,
+    get_stride_unit,
+    get_strides,
+    needs_int64,
+    next_power_of_two,
+    on_device,
+)
 from .implicit_gemm import add_source, index_program_pixels, load_map
 
 
@@ -172,7 +181,7 @@ def launch(formula, option, slope, convolution, others, results, pre, *, use_int
     maps = (x, x2, residual, first, second)
     units = [1 if t is None else get_stride_unit(t) for t in maps]
     steps = [s for t, unit in zip(maps, units, strict=True) for s in get_strides(t, unit)]
-    grid = (triton.cdiv(points, tiles.pixels), triton.cdiv(channels, tiles.outputs))
+    grid = (ceil_div(points, tiles.pixels), ceil_div(channels, tiles.outputs))
     with on_device(x):
         _cell_kernel[grid](
             x, x2, weight, bias, residual, first, second, result, result2, pre, points, height, width, slope, *steps,

@@ -20,7 +20,16 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import Tiles, get_dot_precision, get_stride_unit, get_strides, needs_int64, next_power_of_two, on_device
+from .device import (
+    Tiles,
+    ceil_div,
+    get_dot_precision,
+    get_stride_unit,
+    get_strides,
+    needs_int64,
+    next_power_of_two,
+    on_device,
+)
 
 
 @triton.jit
@@ -281,7 +290,7 @@ def launch_forward(
     points = y.shape[0] * y.shape[2] * y.shape[3]
     tiles = tiles or select_forward_tiles(points, outputs // problem.groups, x.dtype)
     segments, part = select_slab_shape(segment, c_group // segment, tiles.slab)
-    grid = (triton.cdiv(points, tiles.pixels), problem.groups * triton.cdiv(outputs // problem.groups, tiles.outputs))
+    grid = (ceil_div(points, tiles.pixels), problem.groups * ceil_div(outputs // problem.groups, tiles.outputs))
     use_int64 = needs_int64(x, offset, mask, y) if use_int64 is None else use_int64
     with on_device(x):
         _forward_kernel[grid](

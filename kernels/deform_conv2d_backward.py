@@ -28,7 +28,7 @@ from .deform_conv2d import (
     sample_channels,
     select_slab_shape,
 )
-from .device import get_dot_precision, get_stride_unit, get_strides, needs_int64, next_power_of_two, on_device
+from .device import ceil_div, get_dot_precision, get_stride_unit, get_strides, needs_int64, next_power_of_two, on_device
 
 
 @triton.jit
@@ -321,8 +321,8 @@ def launch_maps(
     tiles = tiles or default
     taps_each = 1 if few else constants["TAPS"]
     segments, part = select_slab_shape(constants["SEGMENT"], problem.offset_groups, tiles.slab)
-    blocks = triton.cdiv(problem.offset_groups, segments)
-    grid = (triton.cdiv(points, tiles.pixels), triton.cdiv(constants["TAPS"], taps_each), blocks)
+    blocks = ceil_div(problem.offset_groups, segments)
+    grid = (ceil_div(points, tiles.pixels), ceil_div(constants["TAPS"], taps_each), blocks)
     use_int64 = needs_int64(x, offset, mask, grad_y, grad_x) if use_int64 is None else use_int64
     with on_device(x):
         _maps_kernel[grid](
@@ -358,10 +358,10 @@ def compute_weight_gradient(
     tiles = tiles or select_weight_tiles(constants["O_GROUP"], x.dtype)
     segment, c_group, taps = constants["SEGMENT"], constants["C_GROUP"], constants["TAPS"]
     segments, part = select_slab_shape(segment, c_group // segment, tiles.slab)
-    slabs = triton.cdiv(c_group // segment, segments) * triton.cdiv(segment, part)
+    slabs = ceil_div(c_group // segment, segments) * ceil_div(segment, part)
     shares, each = split_pixels(points, tiles.pixels)
     sums = torch.empty(shares, weight.shape[0], taps, c_group, dtype=torch.float32, device=x.device)
-    grid = (taps * slabs, problem.groups * triton.cdiv(constants["O_GROUP"], tiles.outputs), shares)
+    grid = (taps * slabs, problem.groups * ceil_div(constants["O_GROUP"], tiles.outputs), shares)
     use_int64 = needs_int64(x, offset, mask, grad_y, sums) if use_int64 is None else use_int64
     with on_device(x):
         _weight_kernel[grid](

@@ -33,6 +33,11 @@ def on_device(tensor):
     return torch.cuda.device(tensor.device)
 
 
+def ceil_div(n: int, by: int) -> int:
+    """Return n / by, rounded up. triton.cdiv does the same, but takes microseconds outside of a kernel."""
+    return -(-n // by)
+
+
 def next_power_of_two(n: int) -> int:
     """Return the smallest power of two >= n >= 1."""
     return 1 << (n - 1).bit_length()

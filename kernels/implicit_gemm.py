@@ -15,7 +15,16 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import Tiles, get_dot_precision, get_stride_unit, get_strides, needs_int64, next_power_of_two, on_device
+from .device import (
+    Tiles,
+    ceil_div,
+    get_dot_precision,
+    get_stride_unit,
+    get_strides,
+    needs_int64,
+    next_power_of_two,
+    on_device,
+)
 
 
 @triton.jit
@@ -166,7 +175,7 @@ def select_tiles(points: int, inputs: int, outputs: int, dtype: torch.dtype) -> 
     single, widest = dtype == torch.float32, max(next_power_of_two(outputs), 16)
     slab = min(max(next_power_of_two(inputs), 16), 32 if single else 64)
     blocks = [(m, min(n, widest)) for m, n in BLOCKS if not single or m == 64]
-    full = (b for b in blocks if triton.cdiv(points, b[0]) * triton.cdiv(outputs, b[1]) >= MULTIPROCESSORS)
+    full = (b for b in blocks if ceil_div(points, b[0]) * ceil_div(outputs, b[1]) >= MULTIPROCESSORS)
     pixels, channels = next(full, blocks[-1])
     return Tiles(pixels, channels, slab, 8 if pixels * channels > 128 * 64 else 4, 3)
 
@@ -200,7 +209,7 @@ def launch(x, x2, weight, bias, residual, out, *, stride=1, padding_mode="zeros"
     maps = (x, x2, residual)
     units = [1 if t is None else get_stride_unit(t) for t in maps]
     steps = [s for t, unit in zip(maps, units, strict=True) for s in get_strides(t, unit)]
-    grid = (triton.cdiv(points, tiles.pixels), triton.cdiv(outputs, tiles.outputs))
+    grid = (ceil_div(points, tiles.pixels), ceil_div(outputs, tiles.outputs))
     with on_device(x):
         _convolution_kernel[grid](
             x, x2, weight, bias, residual, out, points, *x.shape[2:], h_out, w_out, *steps, X_UNIT=units[0],

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from triton.runtime import driver
 
-from .device import on_device
+from .device import ceil_div, on_device
 
 SUPPORTED_WIDTHS = (64, 128)  # D: a weight matrix of 256 x 256 and its tile do not fit on the chip together
 SUPPORTED_LATE_WIDTHS = (64, 128, 256)  # D of the late ensemble, which reads matrices in parts
@@ -414,7 +414,7 @@ def launch(call: Query, y: torch.Tensor) -> None:
     filler = y  # placeholder for absent tensors, which are not read
     attention = call.ensemble == "early_attn"
     with on_device(maps):
-        kernel[(triton.cdiv(batch * queries, block),)](
+        kernel[(ceil_div(batch * queries, block),)](
             maps, *(filler if t is None else t for t in (
                 call.base, call.frac, call.rho_w, call.cell_w, call.bias, call.rho_bias, call.cell, call.skip,
             )),

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import on_device
+from .device import ceil_div, on_device
 
 BLOCK = 1024
 
@@ -28,4 +28,4 @@ def launch(x: torch.Tensor, other: torch.Tensor | None, y: torch.Tensor, scale: 
     if n == 0:
         return
     with on_device(x):
-        null_op[(triton.cdiv(n, BLOCK),)](x, other, y, n, scale, HAS_OTHER=other is not None, BLOCK=BLOCK)
+        null_op[(ceil_div(n, BLOCK),)](x, other, y, n, scale, HAS_OTHER=other is not None, BLOCK=BLOCK)

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import needs_int64, next_power_of_two, on_device
+from .device import ceil_div, needs_int64, next_power_of_two, on_device
 
 ELEMENTS = 1024  # elements of a program: 8 for each thread
 
@@ -61,7 +61,7 @@ def upsample2(x: torch.Tensor, out: torch.Tensor) -> None:
         return
     points, channels = out.shape[0] * out.shape[2] * out.shape[3], out.shape[1]
     block = min(next_power_of_two(channels), ELEMENTS)
-    grid = (triton.cdiv(points, ELEMENTS // block), triton.cdiv(channels, block))
+    grid = (ceil_div(points, ELEMENTS // block), ceil_div(channels, block))
     with on_device(x):
         _upsample2_kernel[grid](
             x, out, points, *x.shape[2:], CHANNELS=channels, USE_INT64=needs_int64(out), PIXELS=ELEMENTS // block,

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import get_dot_precision, get_stride_unit, get_strides, needs_int64, next_power_of_two, on_device
+from .device import ceil_div, get_dot_precision, get_stride_unit, get_strides, needs_int64, next_power_of_two, on_device
 
 
 @triton.jit
@@ -248,7 +248,7 @@ def _make_constants(maps, window, use_int64, tiles):
         "USE_INT64": needs_int64(*maps) if use_int64 is None else use_int64,
         "TILE": tiles.side, "BLOCK": tiles.block, "num_warps": tiles.warps, "num_stages": tiles.stages,
     }  # fmt: skip
-    return (triton.cdiv(height, tiles.side) * triton.cdiv(width, tiles.side), batch), constants
+    return (ceil_div(height, tiles.side) * ceil_div(width, tiles.side), batch), constants
 
 
 def launch_forward(q, k, v, y, lse, window, *, use_int64=None, tiles=None):
@@ -303,7 +303,7 @@ def launch_backward(grad_y, q, k, v, y, lse, grad_q, grad_k, grad_v, window, *, 
     with on_device(q):
         if grad_q is not None or grad_k is not None:
             names = ("C", "PADDED", "USE_INT64")
-            _inner_kernel[(triton.cdiv(lse.numel(), 64),)](
+            _inner_kernel[(ceil_div(lse.numel(), 64),)](
                 grad_y, y, inner, lse.numel(), **{name: constants[name] for name in names}, BLOCK=64, num_warps=4
             )
         if grad_q is not None:

@@ -25,6 +25,42 @@ constexpr int kBlocks = sizeof(T) == 8 ? 2 : 4;  // blocks per multiprocessor, w
 template <class T>
 constexpr int kVector = sizeof(T) == 8 ? 1 : 16 / static_cast<int>(sizeof(T));
 
+template <class T, int V>
+struct alignas(sizeof(T) * V) Pack {
+    T value[V];
+};
+
+template <int V, class T, class A>
+__device__ __forceinline__ void load_pack(const T* from, A (&to)[V]) {
+    const Pack<T, V> pack = *reinterpret_cast<const Pack<T, V>*>(from);
+#pragma unroll
+    for (int v = 0; v < V; v++) to[v] = load(pack.value[v]);
+}
+
+// Copy a row of N elements from or to shared memory in packs of 16 bytes, to which its address is aligned.
+template <int N, class A>
+__device__ __forceinline__ void load_row(const A* from, A (&to)[N]) {
+    constexpr int V = 16 / static_cast<int>(sizeof(A));
+    static_assert(N % V == 0, "a row consists of packs");
+#pragma unroll
+    for (int n = 0; n < N; n += V) {
+        const auto pack = *reinterpret_cast<const Pack<A, V>*>(from + n);
+#pragma unroll
+        for (int v = 0; v < V; v++) to[n + v] = pack.value[v];
+    }
+}
+template <int N, class A>
+__device__ __forceinline__ void store_row(A* to, const A (&from)[N]) {
+    constexpr int V = N < 16 / static_cast<int>(sizeof(A)) ? N : 16 / static_cast<int>(sizeof(A));
+#pragma unroll
+    for (int n = 0; n < N; n += V) {
+        Pack<A, V> pack;
+#pragma unroll
+        for (int v = 0; v < V; v++) pack.value[v] = from[n + v];
+        *reinterpret_cast<Pack<A, V>*>(to + n) = pack;
+    }
+}
+
 // A tile of kM x kN results, kTM x kTN of them in each thread. Rows of the operands in shared memory are padded by 16 bytes.
 // The rows remain aligned, and the columns of a slab fall into different banks.
 template <class A, int kM, int kN, int kTM, int kTN>
@@ -49,10 +85,8 @@ struct Tile {
 #pragma unroll 4
         for (int term = 0; term < kStep; term++) {
             A left[kTM], right[kTN];
-#pragma unroll
-            for (int m = 0; m < kTM; m++) left[m] = a[term][row + m];
-#pragma unroll
-            for (int n = 0; n < kTN; n++) right[n] = b[term][column + n];
+            load_row(&a[term][row], left);
+            load_row(&b[term][column], right);
 #pragma unroll
             for (int m = 0; m < kTM; m++)
 #pragma unroll
@@ -61,17 +95,6 @@ struct Tile {
     }
 };
 
-template <class T, int V>
-struct alignas(sizeof(T) * V) Pack {
-    T value[V];
-};
-
-template <int V, class T, class A>
-__device__ __forceinline__ void load_pack(const T* from, A (&to)[V]) {
-    const Pack<T, V> pack = *reinterpret_cast<const Pack<T, V>*>(from);
-#pragma unroll
-    for (int v = 0; v < V; v++) to[v] = load(pack.value[v]);
-}
 
 // An output pixel: the positions of its first channel in each tensor, and the coordinates of tap (0, 0) before displacement.
 template <class A>

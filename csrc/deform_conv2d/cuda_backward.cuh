@@ -124,6 +124,10 @@ __global__ void from_fixed_point_kernel(Ordered<compute_t<T>> grad, T* __restric
     grad_x[i] = store<T>(static_cast<compute_t<T>>(value));
 }
 
+// Returns the place of a pixel in the row of a column of gradients in shared memory. Groups of four pixels are exchanged, so that
+// lanes that write different columns use different banks.
+__device__ __forceinline__ int get_place(int column, int pixel) { return pixel ^ column / 4 % 8 * 4; }
+
 // These tensors are contiguous: grad_y (pixels, O), weight (K, O, C/groups), grad_offset (pixels, 2 pairs), grad_mask (pixels,
 // pairs). GradX is Unordered or Ordered; if needs_x is false, nothing is added to grad_x.
 template <class T, int V, class GradX>
@@ -136,7 +140,7 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
     using Product = Tile<A, kM, kN, kM / 8, 4>;
     constexpr int kOperands = kStep * (Product::kRowA + Product::kRowB), kColumnGrads = kN * Product::kRowA;
     FASTDS_SHARED(A, memory, [kOperands > kColumnGrads ? kOperands : kColumnGrads]);
-    FASTDS_SHARED(A, sums, [3][PairTiles::kPairs][kM]);  // gradients of mask, row and column of each sample
+    FASTDS_SHARED(A, sums, [3][PairTiles::kPairs][kM + 4]);  // gradients of mask, row and column of each sample
     FASTDS_SHARED(Pixel<A>, pixels, [kM]);
     auto* const slab_y = reinterpret_cast<A(*)[Product::kRowA]>(memory);                              // [kStep]
     auto* const slab_w = reinterpret_cast<A(*)[Product::kRowB]>(memory + kStep * Product::kRowA);     // [kStep]
@@ -156,7 +160,7 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
     grad_x.prepare();
 
     for (int p = thread; p < kM; p += kThreads) pixels[p] = get_pixel<A>(d, first + p);
-    for (int i = thread; i < 3 * PairTiles::kPairs * kM; i += kThreads) (&sums[0][0][0])[i] = 0;
+    for (int i = thread; i < 3 * PairTiles::kPairs * (kM + 4); i += kThreads) (&sums[0][0][0])[i] = 0;
 
     const int last_group = tiles.nested ? first_channel / group_channels : (first_channel + per_offset_group - 1) / group_channels;
     for (int group = first_channel / group_channels; group <= last_group; group++) {
@@ -186,9 +190,16 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
             }
             __syncthreads();
 #pragma unroll
-            for (int n = 0; n < 4; n++)
+            for (int n = 0; n < 4; n++) {
+                A grads[kM / 8];
 #pragma unroll
-                for (int m = 0; m < kM / 8; m++) column_grads[product.column + n][product.row + m] = product.acc[m][n];
+                for (int m = 0; m < kM / 8; m++) grads[m] = product.acc[m][n];
+#pragma unroll
+                for (int m = 0; m < kM / 8; m += 4) {
+                    const A pack[4] = {grads[m], grads[m + 1], grads[m + 2], grads[m + 3]};
+                    store_row(&column_grads[product.column + n][get_place(product.column, product.row + m)], pack);
+                }
+            }
             __syncthreads();
 
             int lanes = 1;  // lanes that share a sample
@@ -205,7 +216,7 @@ deform_conv2d_backward_samples_kernel(const DeformConv2dDims d, const PairTiles 
                     for (int c = lane * V; c < width; c += lanes * V) {
                         A grad[V];
 #pragma unroll
-                        for (int v = 0; v < V; v++) grad[v] = column_grads[mine * width + c + v][p];
+                        for (int v = 0; v < V; v++) grad[v] = column_grads[mine * width + c + v][get_place(mine * width + c + v, p)];
 #pragma unroll
                         for (int n = 0; n < 4; n++) {
                             if (!sample.cell.corner[n]) continue;
@@ -317,8 +328,7 @@ deform_conv2d_backward_weight_kernel(const DeformConv2dDims d, const WeightParti
             Sample<A> sample;
             const Pixel<A>& pixel = pixels[slab][p];
             if (k < K && sample.locate(d, in, pixel, tap, q)) sample.template value<V>(d, in.x + pixel.x + channel, values);
-#pragma unroll
-            for (int v = 0; v < V; v++) columns[p][lane + v] = values[v];
+            store_row(&columns[p][lane], values);
         }
         for (int i = thread; i < kStep * kM; i += kThreads) {
             const int p = i / kM, o = i % kM;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Definitions of the part of the CUDA language that the kernels of this project use, in terms of the emulator.
-// tests/gpuless/emu.py includes this file before each .cu file. core/mma.h emulates tensor cores. The instruction cp.async is
-// not emulated: a kernel that uses cp.async needs an alternative without it.
+// tests/gpuless/emu.py includes this file before each .cu file. core/mma.h emulates tensor cores, and
+// core/pipeline.h copies that do not block.
 #pragma once
 #include <limits.h>
 #include <math.h>

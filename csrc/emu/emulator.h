@@ -6,8 +6,9 @@
 // until it returns or waits at a barrier or a warp collective; then the next fiber runs. If a kernel lacks a barrier, a fiber
 // may therefore read values that are not yet written or already overwritten, so that the result is wrong. A seed determines the
 // order of fibers and blocks; with seed 0 it is ascending. Shared memory is allocated for each block and filled with 0xff bytes
-// (NaN). The emulator does not model the memory order inside a warp or between atomics, nor threads that spin on a value of
-// another thread.
+// (NaN). Copies that do not block fill their destination with 0xff bytes when they start, and complete when their thread waits for
+// them, or, if they arrive at a barrier, at some later time. The emulator does not model the memory order inside a warp or between
+// atomics, nor threads that spin on a value of another thread.
 #pragma once
 #include <stdint.h>
 #include <stdlib.h>
@@ -50,7 +51,7 @@ struct Site {  // source position at which a thread waits
     std::string text() const { return std::string(file) + ":" + std::to_string(line); }
 };
 
-enum class State { ready, at_barrier, at_collective, returned };
+enum class State { ready, at_barrier, at_collective, at_named, at_phase, returned };
 
 struct Fiber {
     ucontext_t context;
@@ -62,6 +63,10 @@ struct Fiber {
     unsigned mask;
     int source;
     uint64_t given, taken;
+    int name, threads;                // of the named barrier at which the thread waits
+    const uint64_t* phase_barrier;    // at which the thread waits, for a phase of this parity
+    unsigned parity;
+    unsigned waits;  // barriers and collectives at which the thread has waited
 };
 
 struct Launch {
@@ -95,6 +100,59 @@ class Emulator {
 
     void barrier(Site site) { wait(State::at_barrier, site); }
 
+    // A barrier of some of the threads, with a number from 1 to 15.
+    void sync_named(Site site, int name, int threads) {
+        Fiber& fiber = fibers_[current_];
+        fiber.name = name, fiber.threads = threads;
+        check_name(name, threads);
+        wait(State::at_named, site);
+    }
+    void arrive_named(int name, int threads) {
+        check_name(name, threads);
+        arrived_[name] += 1;
+    }
+
+    // Barriers in shared memory, core/pipeline.h: bits 0 to 30 count missing arrivals, bits 31 to 61 hold the number of arrivals of
+    // a phase, bit 63 is the parity of the current phase.
+    void init_barrier(uint64_t* barrier, unsigned count) {
+        if (count < 1) fail("a barrier needs at least one arrival");
+        *barrier = count | uint64_t{count} << 31;
+    }
+    void arrive(uint64_t* barrier) {
+        const uint64_t missing = *barrier & kCount, count = *barrier >> 31 & kCount;
+        if (missing < 1 || missing > count || *barrier >> 62 & 1) fail("arrival at a barrier that is not initialised");
+        *barrier = missing > 1 ? *barrier - 1 : (*barrier & ~kCount ^ kParity) | count;
+    }
+    void wait_for_phase(Site site, const uint64_t* barrier, unsigned parity) {
+        Fiber& fiber = fibers_[current_];
+        fiber.phase_barrier = barrier, fiber.parity = parity;
+        wait(State::at_phase, site);
+    }
+
+    // Copies of 16 bytes to shared memory, of zeros if `from` is null. The destination is poisoned until the copy is complete.
+    void copy_async(void* to, const void* from) {
+        if (!is_shared(to) || !is_shared(static_cast<char*>(to) + 15)) fail("a copy goes to " + name(current_) + " outside shared memory");
+        if (reinterpret_cast<uint64_t>(to) % 16 != 0 || reinterpret_cast<uint64_t>(from) % 16 != 0) fail("misaligned copy");
+        Copy copy{static_cast<char*>(to), {}};
+        if (from != nullptr) memcpy(copy.bytes, from, 16);
+        memset(to, 0xff, 16);
+        copies_[current_].back().push_back(copy);
+    }
+    void commit_copies() { copies_[current_].emplace_back(); }
+    void wait_for_copies(unsigned pending) {
+        auto& groups = copies_[current_];  // the last one is open
+        while (groups.size() > pending + 1) {
+            for (const Copy& copy : groups.front()) copy.complete();
+            groups.erase(groups.begin());
+        }
+    }
+    void arrive_after_copies(uint64_t* barrier) {
+        arrivals_.push_back({barrier, {}});
+        for (const auto& group : copies_[current_])
+            arrivals_.back().copies.insert(arrivals_.back().copies.end(), group.begin(), group.end());
+        copies_[current_].assign(1, {});
+    }
+
     // Returns the value given by lane `source` of the warp, or all ones (NaN) if that lane does not take part.
     uint64_t collective(Site site, unsigned mask, uint64_t given, int source) {
         Fiber& fiber = fibers_[current_];
@@ -117,16 +175,32 @@ class Emulator {
         return given_[current_ / 32];
     }
 
+    // Called after each block; null: nothing. See emu/banks.h.
+    void (*finish_block)(const std::string& kernel) = nullptr;
+
+    unsigned thread() const { return current_; }
+    unsigned waits() const { return fibers_[current_].waits; }
+    bool is_shared(const void* address) const {
+        for (unsigned i = 0; i < shared_count_; i++)
+            if (address >= shared_[i].first && address < shared_[i].second) return true;
+        return false;
+    }
+
     int lane() const { return current_ % 32; }
     void* dynamic_shared() { return dynamic_.data; }
     void* shared(const void* site, size_t bytes) {
         auto& block = static_[site];
-        if (block.data == nullptr) block.allocate(bytes);
+        if (block.data == nullptr) {
+            block.allocate(bytes);
+            add_shared(block.data, bytes);
+        }
         return block.data;
     }
 
   private:
     static constexpr size_t kStack = 256 << 10, kGuard = 64 << 10;
+    static constexpr unsigned kMostShared = 32;
+    static constexpr uint64_t kCount = 0x7fffffff, kParity = uint64_t{1} << 63;
     static constexpr int kVotes = -1, kAll = -2;  // special values of the source lane
 
     struct SharedBlock {
@@ -140,6 +214,26 @@ class Emulator {
             memset(data, 0xff, bytes);
         }
     };
+
+    void add_shared(const char* data, size_t bytes) {
+        if (shared_count_ == kMostShared) fail("a kernel declares more variables in shared memory than the emulator lists");
+        shared_[shared_count_] = {data, data + bytes};
+        shared_count_++;
+    }
+
+    struct Copy {
+        char* to;
+        char bytes[16];
+        void complete() const { memcpy(to, bytes, 16); }
+    };
+    struct Arrival {  // at a barrier, after copies
+        uint64_t* barrier;
+        std::vector<Copy> copies;
+    };
+
+    void check_name(int name, int threads) const {
+        if (name < 1 || name > 15 || threads % 32 != 0 || threads < 32) fail("named barriers have numbers 1 to 15 and whole warps");
+    }
 
     template <class T>
     void shuffle(std::vector<T>& order) {
@@ -185,6 +279,8 @@ class Emulator {
         const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
         dynamic_.allocate(shared_bytes);
         static_.clear();
+        shared_count_ = 0;
+        add_shared(dynamic_.data, shared_bytes);
         fibers_.resize(threads);
         order_.resize(threads);
         for (unsigned i = 0; i < threads; i++) {
@@ -197,16 +293,24 @@ class Emulator {
             makecontext(&fiber.context, reinterpret_cast<void (*)()>(&Emulator::enter), 2, static_cast<unsigned>(self >> 32),
                         static_cast<unsigned>(self));
             fiber.state = State::ready;
+            fiber.waits = 0;
             fiber.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
             order_[i] = i;
         }
         error_.clear();
+        copies_.assign(threads, std::vector<std::vector<Copy>>(1));
+        arrivals_.clear();
+        for (int& arrived : arrived_) arrived = 0;
         do {
             shuffle(order_);
             for (const unsigned i : order_)
                 if (fibers_[i].state == State::ready) resume(i);
             if (!error_.empty()) throw std::runtime_error(error_);
-        } while (release_warps() || release_barrier());
+        } while (release_some() || release_barrier());
+        for (const auto& groups : copies_)
+            for (const auto& group : groups)
+                if (!group.empty()) fail("a thread returned before its copies were complete");
+        if (finish_block != nullptr) finish_block(kernel_);
     }
 
     static void enter(unsigned high, unsigned low) {
@@ -224,6 +328,7 @@ class Emulator {
     void wait(State state, Site site) {
         Fiber& fiber = fibers_[current_];
         fiber.state = state, fiber.site = site;
+        fiber.waits++;
         leave(false);
         arrived();
     }
@@ -253,6 +358,54 @@ class Emulator {
 #if defined(__SANITIZE_ADDRESS__)
         __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack_, &scheduler_stack_size_);
 #endif
+    }
+
+    // Completes what can go on without all threads of the block. Copies that arrive at barriers complete at random times, at the
+    // latest when nothing else goes on.
+    bool release_some() {
+        const bool any = release_warps() | release_named() | complete_arrivals(false) | release_phases();
+        return any || (complete_arrivals(true) && (release_phases(), true));
+    }
+
+    bool complete_arrivals(bool all) {
+        std::vector<Arrival> later;
+        const size_t before = arrivals_.size();
+        shuffle(arrivals_);
+        for (const Arrival& arrival : arrivals_) {
+            if (!all && random_() % 2 == 0) {
+                later.push_back(arrival);
+                continue;
+            }
+            for (const Copy& copy : arrival.copies) copy.complete();
+            arrive(arrival.barrier);
+        }
+        arrivals_ = later;
+        return arrivals_.size() < before;
+    }
+
+    bool release_phases() {
+        bool any = false;
+        for (Fiber& fiber : fibers_)
+            if (fiber.state == State::at_phase && (*fiber.phase_barrier >> 63) != fiber.parity) fiber.state = State::ready, any = true;
+        return any;
+    }
+
+    bool release_named() {
+        bool any = false;
+        for (int name = 1; name < 16; name++) {
+            int present = arrived_[name], threads = 0;
+            for (const Fiber& fiber : fibers_) {
+                if (fiber.state != State::at_named || fiber.name != name) continue;
+                if (threads != 0 && threads != fiber.threads) fail("threads wait at a named barrier with different numbers of threads");
+                present++, threads = fiber.threads;
+            }
+            if (threads == 0 || present < threads) continue;
+            if (present > threads) fail("more threads than expected arrive at the named barrier " + std::to_string(name));
+            arrived_[name] = 0, any = true;
+            for (Fiber& fiber : fibers_)
+                if (fiber.state == State::at_named && fiber.name == name) fiber.state = State::ready;
+        }
+        return any;
     }
 
     // Completes each collective at which all lanes of its mask wait, with the same mask; lanes that have returned are ignored.
@@ -320,6 +473,8 @@ class Emulator {
         switch (fiber.state) {
             case State::returned: return " has returned";
             case State::at_barrier: return " waits at the barrier " + fiber.site.text();
+            case State::at_named: return " waits at the named barrier " + fiber.site.text();
+            case State::at_phase: return " waits for the phase of a barrier " + fiber.site.text();
             default: return " waits at the warp collective " + fiber.site.text();
         }
     }
@@ -330,12 +485,17 @@ class Emulator {
     const std::function<void()>* thread_ = nullptr;
     std::vector<Fiber> fibers_;
     std::vector<unsigned> order_;
+    std::vector<std::vector<std::vector<Copy>>> copies_;  // by thread and group; the last group of a thread is open
+    std::vector<Arrival> arrivals_;                       // whose copies are not complete
+    int arrived_[16];                                     // threads that arrived at named barriers without waiting
     uint64_t given_[32][32];  // values of the last collective of each warp
     unsigned current_ = 0, usable_stacks_ = 0;
     ucontext_t scheduler_;
     char* stacks_ = nullptr;
     SharedBlock dynamic_;
     std::map<const void*, SharedBlock> static_;
+    std::pair<const char*, const char*> shared_[kMostShared];  // begin and end of dynamic_ and of each of static_
+    unsigned shared_count_ = 0;
     const void* scheduler_stack_ = nullptr;
     size_t scheduler_stack_size_ = 0;
 };

@@ -71,37 +71,6 @@ void forward(const PixelShuffleParams& params, const PixelShuffleForward& t, voi
                   make_activation<compute_t<T>>(params));
 }
 
-template <class T>
-void unshuffle(const PixelShuffleParams& params, const TileGrid& c, const T* grad_y, const T* y, T* grad_x,
-               const Activation<compute_t<T>>& act, void* stream) {
-    if constexpr (sizeof(T) <= 4) {
-        const ShuffleRuns runs = make_runs<T>(params, {grad_y, y, grad_x});
-        if (runs.total != 0)
-            return dispatch_factor(params.r, [&](auto r) {
-                FASTDS_LAUNCH((pixel_unshuffle_run_kernel<T, r.value>), count_blocks(runs), kShuffleThreads, 0, stream,
-                              grad_y, y, grad_x, runs, act);
-            });
-    }
-    FASTDS_LAUNCH((pixel_unshuffle_kernel<T>), c.grid, kShuffleThreads, 0, stream, grad_y, y, grad_x, c.tiles, act);
-}
-
-template <class T>
-void backward(const PixelShuffleParams& params, const PixelShuffleBackward& t, void* stream) {
-    using A = compute_t<T>;
-    const TileGrid c = make_tile_grid(params);
-    const auto act = make_activation<A>(params);
-    const T *grad_y = static_cast<const T*>(t.grad_y), *y = static_cast<const T*>(t.y);
-    if (t.grad_x != nullptr) unshuffle(params, c, grad_y, y, static_cast<T*>(t.grad_x), act, stream);
-    if (t.grad_bias == nullptr) return;
-    const int64_t outputs = params.C * params.r * params.r, parts = pixel_shuffle_partials(params);
-    const auto blocks = static_cast<unsigned>((outputs + kShuffleThreads - 1) / kShuffleThreads);
-    A* partials = static_cast<A*>(t.partials);
-    FASTDS_LAUNCH((pixel_shuffle_bias_kernel<T>), dim3(blocks, static_cast<unsigned>(parts), 1), kShuffleThreads, 0, stream,
-                  grad_y, y, partials, c.tiles, act);
-    FASTDS_LAUNCH((pixel_shuffle_sum_kernel<A>), blocks, kShuffleThreads, 0, stream, partials, static_cast<A*>(t.grad_bias),
-                  outputs, parts);
-}
-
 }  // namespace
 
 void pixel_shuffle_forward_cuda(const PixelShuffleParams& params, const PixelShuffleForward& tensors, int device,
@@ -109,13 +78,6 @@ void pixel_shuffle_forward_cuda(const PixelShuffleParams& params, const PixelShu
     if (params.B * params.H * params.W == 0) return;
     const DeviceGuard guard(device);
     FASTDS_DTYPE_SWITCH(params.dtype, forward<scalar>(params, tensors, stream))
-}
-
-void pixel_shuffle_backward_cuda(const PixelShuffleParams& params, const PixelShuffleBackward& tensors, int device,
-                                 void* stream) {
-    if (params.B * params.H * params.W == 0) return;
-    const DeviceGuard guard(device);
-    FASTDS_DTYPE_SWITCH(params.dtype, backward<scalar>(params, tensors, stream))
 }
 
 }  // namespace fastds

@@ -4,12 +4,14 @@
 import inspect
 from collections.abc import Callable
 
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastds import ops
 from fastds.ops.core import plans
 from fastds.ops.core.backends import forced_backend, rank_backends
+from fastds.ops.core.gpu_measurements import describe_kernels
 from fastds.ops.core.registry import OPS, Op, has_active_transforms
 
 
@@ -25,9 +27,9 @@ def explain(op_name: str, *args: object, **kwargs: object) -> dict[str, str]:
 
     Returns:
         dict from the name of each backend to "chosen", "usable" or "refused: <reason>". It has the entry
-        {"plan": "used"} if this call would repeat the recorded native calls of an earlier call of this thread. For
-        deform_conv2d on a GPU the entry "kernels" has the times by which the kernel is selected, the selected one
-        first, each "measured on" a GPU or "estimated".
+        {"plan": "used"} if this call would repeat the recorded native calls of an earlier call of this thread. On a GPU
+        the entry "kernels" states whether the speed of the kernels was "measured on" a GPU or is "estimated"; for
+        deform_conv2d it has the times by which the kernel is selected, the selected one first.
 
     Raises:
         ValueError: the op is unknown.
@@ -53,12 +55,15 @@ def _describe_backends(op: Op, args: tuple, planned: bool) -> dict[str, str]:
         "reference": None
     }
     usable = [name for name, reason in reasons.items() if reason is None]
-    chosen = forced_backend() if forced_backend() in usable else usable[0]
+    forced = forced_backend()
+    chosen = forced if forced is not None and forced in usable else usable[0]
     described = {
         name: "chosen" if name == chosen else "usable" if reason is None else f"refused: {reason}"
         for name, reason in reasons.items()
     }
     further = {} if op.describe is None else op.describe(*args)
+    if op.describe is None and chosen != "reference" and any(isinstance(a, Tensor) and a.is_cuda for a in args):
+        further = {"kernels": describe_kernels(op.name, chosen)}
     return described | further | ({"plan": "used"} if planned else {})
 
 

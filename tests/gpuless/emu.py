@@ -8,9 +8,10 @@ of the op, from the checks of the arguments to the kernels:
         emulated("pixel_shuffle")
         torch.testing.assert_close(pixel_shuffle(x, 2), reference(x, 2))
 
-emulated(op, ..., seed=0) returns the Emulator. Its attribute `launches` lists the kernels that were started. `seed`
-sets the order of threads and blocks: 0 is ascending, and the results of a correct kernel do not depend on it. A kernel
-with a divergent barrier raises RuntimeError with the source line.
+emulated(op, ..., seed=0, banks=False) returns the Emulator. Its attribute `launches` lists the kernels that were
+started. `seed` sets the order of threads and blocks: 0 is ascending, and the results of a correct kernel do not depend
+on it. A kernel with a divergent barrier raises RuntimeError with the source line. With `banks` the attribute
+`bank_uses` lists the accesses to shared memory and the conflicts of banks that a GPU would have (csrc/emu/banks.h).
 
 Requirements for the sources of an op: bind.h has its CUDA functions under #if FASTDS_BUILD_CUDA. Kernels are started by
 FASTDS_LAUNCH and declare shared memory by FASTDS_SHARED and FASTDS_DYNAMIC_SHARED (core/launch.h). All code is in an
@@ -46,14 +47,31 @@ FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-W
 # More of "undefined" doubles the build; a left shift out of an int's range is what C++20 defines and exp() needs.
 CHECKS = "address,alignment,bounds,signed-integer-overflow,integer-divide-by-zero"
 SANITIZERS = [f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all"]
+# Calls before each access to memory, see csrc/emu/banks.h, without splitting copies of vectors.
+BANK_FLAGS = ["-fsanitize=thread", "-fno-tree-sra"]
 MODULE = """#include "%(op)s/bind.h"
 #include "emu/emulator.h"
+#if FASTDS_EMU_BANKS
+#include "emu/banks.h"
+#endif
 namespace py = pybind11;
 PYBIND11_MODULE(%(name)s, m) {
     using fastds::emu::emulator;
     fastds::register_%(op)s(m);
     m.def("set_seed", [](uint64_t seed) { emulator.seed = seed; });
     m.def("clear_launches", [] { emulator.launches.clear(); });
+#if FASTDS_EMU_BANKS
+    using fastds::emu::bank_counter;
+    emulator.finish_block = [](const std::string& kernel) { bank_counter.finish_block(kernel); };
+    m.def("clear_bank_uses", [] { bank_counter.uses.clear(); });
+    m.def("bank_uses", [] {
+        py::list all;
+        for (const auto& [at, use] : bank_counter.uses)
+            all.append(py::make_tuple(at.first, at.second, use.writes, use.bytes, use.accesses, use.wavefronts,
+                                      use.least));
+        return all;
+    });
+#endif
     m.def("launches", [] {
         py::list all;
         for (const auto& l : emulator.launches)
@@ -94,7 +112,7 @@ def _pybind11(flags):
     return header
 
 
-def _units(folder, name):
+def _units(folder, name, banks):
     """Return (object file, command) for the bindings and for each .cu file of a folder.
 
     The file names contain a hash of the sources and flags.
@@ -103,7 +121,8 @@ def _units(folder, name):
     headers = [p for f in (CSRC / "core", CSRC / "emu", folder) for p in sorted(f.iterdir()) if p.suffix != ".cu"]
     text = MODULE % {"op": op, "name": name}
     # The namespace differs from that of _fastds, so that pybind11 does not confuse the classes of both modules.
-    common = ["-DFASTDS_EMU=1", "-DFASTDS_BUILD_CUDA=1", f"-Dfastds=emulated_{op}", f"-I{CSRC}", f"-I{folder.parent}"]
+    common = ["-DFASTDS_EMU=1", "-DFASTDS_BUILD_CUDA=1", f"-Dfastds={name[1:]}", f"-I{CSRC}", f"-I{folder.parent}"]
+    common += ["-DFASTDS_EMU_BANKS=1"] if banks else []
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in headers))
 
     def unit(source, flags, content):
@@ -119,20 +138,21 @@ def _units(folder, name):
     python = ["-O0", f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
     yield unit("module.cpp", [*python, "-include", _pybind11(python)], text.encode())
     for path in sorted(folder.glob("*.cu")):
-        flags = ["-g1", *(["-O0", *SANITIZERS] if sanitizing() else ["-O1"])]
+        flags = ["-g1", *(["-O0", *SANITIZERS] if sanitizing() else ["-O1"]), *(BANK_FLAGS if banks else [])]
         yield unit(path, [*flags, "-include", CSRC / "emu" / "cuda.h"], path.read_bytes())
 
 
-def build(op):
+def build(op, banks=False):
     """Build the extension module with the CUDA kernels of an op.
 
     Args:
         op: name of a folder in csrc, or the path of another folder.
+        banks: whether the module counts conflicts of banks.
     """
     folder = op if isinstance(op, Path) else CSRC / op
     BUILD.mkdir(parents=True, exist_ok=True)
-    name = f"_emulated_{folder.name}"
-    units = list(_units(folder, name))
+    name = f"_emulated_{folder.name}" + "_banks" * banks
+    units = list(_units(folder, name, banks))
 
     def compiled(unit):
         target, command = unit
@@ -169,6 +189,34 @@ class Launch:
         return self.kernel.strip("()").partition("<")[0]
 
 
+@dataclass(frozen=True)
+class BankUse:
+    """Accesses of all warps to shared memory by one instruction.
+
+    Attributes:
+        kernel: name of the kernel as in Launch.
+        instruction: address of the instruction in this process.
+        writes: whether it writes.
+        bytes: bytes of a lane.
+        accesses: number of accesses of a warp.
+        wavefronts: number of times at which the banks are read or written.
+        least: the same without conflicts.
+    """
+
+    kernel: str
+    instruction: int
+    writes: bool
+    bytes: int
+    accesses: int
+    wavefronts: int
+    least: int
+
+    @property
+    def name(self):
+        """Name of the kernel without template arguments."""
+        return self.kernel.strip("()").partition("<")[0]
+
+
 class Emulator:
     """Replaces _fastds: functions are those of the emulated ops, then those of the real module."""
 
@@ -185,9 +233,15 @@ class Emulator:
     def launches(self):
         return [Launch(*row) for module in self._modules for row in module.launches()]
 
+    @property
+    def bank_uses(self):
+        return [BankUse(*row) for module in self._modules for row in module.bank_uses()]
+
     def clear(self):
         for module in self._modules:
             module.clear_launches()
+            if hasattr(module, "clear_bank_uses"):
+                module.clear_bank_uses()
 
     @property
     def seed(self):
@@ -204,8 +258,8 @@ def emulated(monkeypatch):
     """Return emulated("op", ...), which makes CPU tensors use the CUDA kernels of these ops during the test."""
     used = []
 
-    def use(*ops, seed=0):
-        emulator = Emulator([build(op) for op in ops])
+    def use(*ops, seed=0, banks=False):
+        emulator = Emulator([build(op, banks) for op in ops])
         used.append(emulator)
         emulator.clear()
         emulator.seed = seed

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the backend that an op selects on a GPU, with fake CUDA tensors."""
 
+import csv
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from triton.runtime.jit import JITFunction
 
 import fastds
 from fastds.ops import GridSpec
+from fastds.ops.core import gpu_measurements
 from fastds.ops.core import native as _native
 from fastds.ops.core import triton_loader as _triton
 from fastds.ops.core.backends import select_backend
@@ -233,6 +236,36 @@ def test_backend_of_window_attention2d(native_cuda):
     assert found["triton"] == "chosen", found
     assert found["native"] == "refused: there is no native kernel for cuda tensors"
     assert fastds.explain("window_attention2d", *3 * [q.double()], 5)["reference"] == "chosen"
+
+
+@pytest.mark.parametrize(
+    "name, arguments, kernels",
+    [
+        ("pixel_shuffle", [(1, 16, 8, 8), 2], "native: measured on NVIDIA H200"),
+        ("pixel_unshuffle", [(1, 4, 8, 8), 2], "native: estimated"),
+        ("window_attention2d", [*3 * [(1, 24, 9, 9)], 5], "triton: measured on NVIDIA H200"),
+        ("null_op", [(1, 4, 8, 8)], "native: estimated"),
+    ],
+)
+def test_explain_states_whether_kernels_were_measured(name, arguments, kernels, monkeypatch):
+    monkeypatch.setattr(_native, "_module", BuiltWithCuda())
+    with FakeTensorMode():
+        tensors = [torch.empty(a, device="cuda") if isinstance(a, tuple) else a for a in arguments]
+    assert fastds.explain(name, *tensors)["kernels"] == kernels
+    on_cpu = [torch.empty(a) if isinstance(a, tuple) else a for a in arguments]
+    assert "kernels" not in fastds.explain(name, *on_cpu)
+
+
+def test_measured_kernels_have_rows_in_the_results():
+    with open(Path(__file__).resolve().parents[2] / "bench" / "results" / "gpu.csv") as file:
+        rows = list(csv.DictReader(file))
+    backends = {"fastds cuda": "native", "fastds triton": "triton", "fastds implicit_gemm": "native"}
+    measured = {(row["op"], row["mode"], backends[row["peer"]]) for row in rows if row["peer"] in backends}
+    assert all(row["device"].startswith(gpu_measurements.MEASURED_ON) for row in rows if row["peer"] in backends)
+    row_of = {"conv_gru_reset": "conv_gru_cell", "conv_gru_update": "conv_gru_cell", "inr_query": "inr_query attention"}
+    for op, backend in gpu_measurements.MEASURED:
+        forward, backward, _ = op.partition("_backward")
+        assert op in OPS and (row_of.get(op, forward), "backward" if backward else "forward", backend) in measured
 
 
 def explained_query(dtype=torch.bfloat16, width=64, ensemble="early_area"):

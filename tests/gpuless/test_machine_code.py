@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests of the machine code of CUDA kernels: registers, spills, widths of loads and stores, instructions of a loop."""
 
+import subprocess
+
 import pytest
-from gpuless.machine_code import ARCHS, compile_kernels
+from gpuless import kernel_table
+from gpuless.machine_code import ARCHS, Instruction, MachineKernel, compile_kernels, find_nvcc
 
 GATES = tuple(
     f"gates_run_kernel<{formula}, FastFloat>(const GatesParams, uint32_t, uint32_t)"
@@ -35,6 +38,12 @@ SCATTERS = tuple(
     for dtype, offset in (("BFloat16", "float"), ("Half", "Half"), ("float", "float"))
 )
 SCATTER_LIMITS = {"BFloat16, float": 470, "Half, Half": 470, "float, float": 380}  # instructions of the loop for a tap
+
+UNSHUFFLE_ARGUMENTS = "(const {0}*, const {0}*, {0}*, float*, UnshuffleTiles, Activation<float>)"
+UNSHUFFLES = tuple(
+    f"pixel_unshuffle_kernel<{dtype}, {vector}>" + UNSHUFFLE_ARGUMENTS.format(dtype)
+    for dtype, vector in (("BFloat16", 8), ("Half", 8), ("float", 4), ("BFloat16", 2), ("float", 1))
+)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -80,3 +89,44 @@ def test_gradients_of_a_tap_are_loaded_and_added_as_vectors(arch):
         assert len(added) == 4 * channels // width and all((".F32x4" in name) == (width == 4) for name in added), added
         assert kernel.stack == 0 and kernel.registers <= 128, (key, kernel.registers)
         assert len(tap) <= SCATTER_LIMITS[key] + (16 if arch < 90 else 0), (key, len(tap))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_gradients_of_pixel_shuffle_are_loaded_and_stored_as_vectors(arch):
+    kernels = compile_kernels("pixel_shuffle/cuda_backward.cuh", UNSHUFFLES, arch)
+    for instance, kernel in zip(UNSHUFFLES, kernels, strict=True):
+        dtype, vector = instance.partition("<")[2].partition(">")[0].split(", ")
+        width = int(vector) * (4 if dtype == "float" else 2)
+        loads, count = kernel.find("LDG"), min(16 // width * 2, 4)  # of a part of a tile
+        assert {i.width for i in loads} == {width}, (instance, loads)
+        # The first tile and the next one, with and without results, of which a part may be shared.
+        assert 4 * count <= len(loads) <= 6 * count, (instance, len(loads))
+        # Gradients that have come do not wait for the next loads: all loads of a part stand together.
+        positions = [kernel.code.index(i) for i in loads]
+        between = [
+            i.name for i in kernel.code[positions[0] : positions[count - 1]] if i.name.startswith(("STS", "BAR"))
+        ]
+        assert not between, (instance, between)
+        stores = [i for i in kernel.find("STG") if i.width == width]
+        assert stores and {i.width for i in kernel.find("STG")} <= {width, 4}, instance  # sums are floats
+        assert kernel.stack == 0 and kernel.registers <= 80, (instance, kernel.registers)
+
+
+def test_table_of_kernels_is_that_of_the_machine_code():
+    version = subprocess.run([find_nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
+    if "release 13.0" not in version:
+        pytest.skip("the table is for nvcc 13.0")
+    assert kernel_table.read_table() == kernel_table.make_table()  # else run python -m gpuless.kernel_table --write
+
+
+def test_kernels_of_the_table_do_not_spill():
+    for row in kernel_table.ROWS:
+        (kernel,) = compile_kernels(row.header, (row.instance,), kernel_table.ARCH)
+        assert kernel.stack == 0, row.label
+
+
+def test_bounds_of_a_row():
+    """At 75 % of its rate the memory is the bound, and a launch takes 2 us."""
+    row = kernel_table.Row("name", "", "", "", 1e6, 1e6, 55e6, 428e6)
+    kernel = MachineKernel(40, 0, tuple(Instruction(16 * i, "", "FADD", "") for i in range(100)))
+    assert row.format(kernel) == "| name | 40 | 100 | 96 | 4 | 10 | 100 | 135 |  |\n"

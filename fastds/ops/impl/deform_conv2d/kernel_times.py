@@ -9,10 +9,11 @@ import functools
 import math
 from typing import NamedTuple
 
+from fastds.ops.core.gpu_measurements import describe_source
+
 REFERENCE_PIXELS, REFERENCE_TAPS, REFERENCE_CHANNELS = 40_000, 9, 64  # 64 -> 64 channels, 200 x 200, 3 x 3 taps
 TILE_OUTPUTS = 64  # outputs for which kernels in one pass compute each sample once
 LAUNCH_MICROSECONDS = 2.0
-MEASURED_ON = "NVIDIA H200"
 # Kernels that no GPU has run. They are correct in the emulator, and run only if they are requested (use_two_passes).
 UNTRIED = frozenset({"two passes"})
 
@@ -23,7 +24,7 @@ class ReferenceTime(NamedTuple):
     Attributes:
         samples: of the samples, or of the whole kernel if it is fused.
         product: of what grows with the outputs, as a separate matrix product, 0 for a fused kernel.
-        measured: whether the time was measured, by bench/gpu_suite.sh on MEASURED_ON.
+        measured: whether the time was measured, by bench/gpu_suite.sh.
     """
 
     samples: float
@@ -69,8 +70,7 @@ class KernelTime(NamedTuple):
     measured: bool
 
     def __str__(self) -> str:
-        source = f"measured on {MEASURED_ON}" if self.measured else "estimated"
-        return f"{self.kernel}: {self.microseconds:.0f} us, {source}"
+        return f"{self.kernel}: {self.microseconds:.0f} us, {describe_source(self.measured)}"
 
 
 @functools.lru_cache(maxsize=1024)

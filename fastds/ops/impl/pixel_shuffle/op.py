@@ -173,7 +173,6 @@ def _backward(grad_y, y, r, negative_slope, bias_dtype, needs_grad):
     grads = [] if grad_x is None else [grad_x]
     if sums is None:
         return grads
-    sums = transpose_matrix(sums.view(r * r, -1)).view(-1) if on_cuda else sums
     return [*grads, sums.to(bias_dtype)]
 
 

@@ -36,6 +36,17 @@ inline void register_rig(py::module_& m) {
     m.def("product", [](intptr_t a, intptr_t b, intptr_t y, bool half, bool leaves) {
         product_cuda(to_pointer(a), to_pointer(b), at<float>(y), half, leaves);
     });
+    m.def("copy_ahead", [](intptr_t x, intptr_t y, int tiles, int missing, int mistake) {
+        copy_ahead_cuda(to_pointer(x), to_pointer(y), tiles, missing, mistake);
+    });
+    m.def("specialized", [](intptr_t x, intptr_t y, int tiles, int mistake) {
+        specialized_cuda(to_pointer(x), to_pointer(y), tiles, mistake);
+    });
+    m.def("named", [](intptr_t x, intptr_t y, int mistake) { named_cuda(at<int>(x), at<int>(y), mistake); });
+    m.def("matrices", [](intptr_t a, intptr_t b, intptr_t y) { matrices_cuda(to_pointer(a), to_pointer(b), at<float>(y)); });
+    m.def("banks", [](intptr_t x, intptr_t y, int stride, int bytes) {
+        banks_cuda(at<float>(x), at<float>(y), stride, bytes);
+    });
     m.def("atomics", [](intptr_t x, intptr_t integers, intptr_t maximum, intptr_t sum, int blocks, int threads) {
         atomics_cuda(at<float>(x), at<int>(integers), at<float>(maximum), at<double>(sum), blocks, threads);
     });

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "rig/cuda.cuh"
 #include "rig/params.h"
+#include "rig/pipeline.cuh"
 
 namespace fastds {
 
@@ -48,6 +49,28 @@ void product_cuda(const void* a, const void* b, float* y, bool half, bool leaves
 
 void atomics_cuda(const float* x, int* integers, float* maximum, double* sum, int blocks, int threads) {
     FASTDS_LAUNCH(atomics_kernel, blocks, threads, 0, nullptr, x, integers, maximum, sum);
+}
+
+void copy_ahead_cuda(const void* x, void* y, int tiles, int missing, int mistake) {
+    FASTDS_LAUNCH((copy_ahead_kernel<float4>), 1, kPipelineThreads, 0, nullptr, static_cast<const float4*>(x), static_cast<float4*>(y), tiles,
+                  missing, mistake);
+}
+
+void specialized_cuda(const void* x, void* y, int tiles, int mistake) {
+    FASTDS_LAUNCH((specialized_kernel<float4>), 1, 32 + kPipelineThreads, 0, nullptr, static_cast<const float4*>(x),
+                  static_cast<float4*>(y), tiles, mistake);
+}
+
+void named_cuda(const int* x, int* y, int mistake) { FASTDS_LAUNCH((named_kernel<int>), 1, 128, 0, nullptr, x, y, mistake); }
+
+void matrices_cuda(const void* a, const void* b, float* y) {
+    FASTDS_LAUNCH((matrices_kernel<Half>), 1, 32, 0, nullptr, static_cast<const Half*>(a), static_cast<const Half*>(b), y);
+}
+
+void banks_cuda(const float* x, float* y, int stride, int bytes) {
+    if (bytes == 4) FASTDS_LAUNCH((banks_kernel<float>), 1, 32, 0, nullptr, x, y, stride);
+    if (bytes == 8) FASTDS_LAUNCH((banks_kernel<float2>), 1, 32, 0, nullptr, x, y, stride);
+    if (bytes == 16) FASTDS_LAUNCH((banks_kernel<float4>), 1, 32, 0, nullptr, x, y, stride);
 }
 
 void order_cuda(int* counter, int* y, int blocks, int threads) {

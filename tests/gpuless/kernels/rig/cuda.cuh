@@ -53,6 +53,16 @@ __global__ void shared_overrun_kernel(float* y, int n) {
     y[threadIdx.x] = values[threadIdx.x % 24];
 }
 
+// Each even lane copies its vector of x to y, through shared memory at lane * stride vectors.
+template <class Vector>
+__global__ void banks_kernel(const float* x, float* y, int stride) {
+    FASTDS_SHARED(Vector, values, [32 * 32]);
+    const int lane = threadIdx.x;
+    if (lane % 2 == 0) values[lane * stride] = reinterpret_cast<const Vector*>(x)[lane];
+    __syncthreads();
+    if (lane % 2 == 0) reinterpret_cast<Vector*>(y)[lane] = values[lane * stride];
+}
+
 // Reads shared memory that this block did not write.
 __global__ void stale_shared_kernel(float* y) {
     FASTDS_SHARED(float, value);

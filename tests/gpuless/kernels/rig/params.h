@@ -12,6 +12,11 @@ void barrier_cuda(int* y, int threads, int kind);
 void collectives_cuda(const int* x, int* y);
 void product_cuda(const void* a, const void* b, float* y, bool half, bool leaves);
 void atomics_cuda(const float* x, int* integers, float* maximum, double* sum, int blocks, int threads);
+void copy_ahead_cuda(const void* x, void* y, int tiles, int missing, int mistake);
+void specialized_cuda(const void* x, void* y, int tiles, int mistake);
+void named_cuda(const int* x, int* y, int mistake);
+void matrices_cuda(const void* a, const void* b, float* y);
+void banks_cuda(const float* x, float* y, int stride, int bytes);
 void order_cuda(int* counter, int* y, int blocks, int threads);
 
 }  // namespace fastds

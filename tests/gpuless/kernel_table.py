@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Table of the machine code of CUDA C++ kernels with bounds of their time on a GPU, without a GPU.
+
+    PYTHONPATH=tests python -m gpuless.kernel_table --write
+
+prints the table, and writes it to csrc/README.md.
+"""
+
+import argparse
+import re
+from dataclasses import dataclass
+
+from gpuless.emu import CSRC
+from gpuless.machine_code import MachineKernel, compile_kernels
+
+PAGE = CSRC / "README.md"
+ARCH = 90
+# An H200: warp instructions, lines of the L1 caches of 128 bytes, and bytes of the L2 cache and of the memory in a
+# second. An L1 cache reads one line a cycle.
+CLOCK, MULTIPROCESSORS = 1.98e9, 132
+INSTRUCTIONS, LINES, L2_BYTES, BYTES = 4 * MULTIPROCESSORS * CLOCK, MULTIPROCESSORS * CLOCK, 5.5e12, 4.28e12
+SHARE, LAUNCH = 0.75, 2e-6  # of a bound that kernels reach; seconds of a launch
+HEADER = (
+    "| kernel, call | registers | instructions | issue | L1 | L2 | memory | expected | measured |\n"
+    "|---|---|---|---|---|---|---|---|---|\n"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kernel and its work for one call.
+
+    Attributes:
+        label: kernel and call.
+        header: file in csrc that defines the kernel.
+        instance: kernel with template arguments and parameter types.
+        anchor: start of the name of an instruction of the loop that is counted, or "" for the whole kernel.
+        warps: number of times that warps run these instructions.
+        lines: lines of the L1 caches that are read and written.
+        l2_bytes: bytes read from and written to the L2 cache; atomic additions count as 32 bytes a sector.
+        memory_bytes: bytes read from and written to memory.
+        measured: microseconds measured on an H200, or "" if no GPU has run the kernel in this form.
+    """
+
+    label: str
+    header: str
+    instance: str
+    anchor: str
+    warps: float
+    lines: float
+    l2_bytes: float
+    memory_bytes: float
+    measured: str = ""
+
+    def count_instructions(self, kernel: MachineKernel) -> int:
+        """Return the number of counted instructions; of branches all sides count."""
+        return len(kernel.find_loop(self.anchor) if self.anchor else kernel.code)
+
+    def format(self, kernel: MachineKernel) -> str:
+        """Return the line of the table."""
+        count = self.count_instructions(kernel)
+        bounds = [
+            self.warps * count / INSTRUCTIONS, self.lines / LINES, self.l2_bytes / L2_BYTES, self.memory_bytes / BYTES,
+        ]  # fmt: skip
+        cells = [self.label, str(kernel.registers), str(count), *(f"{1e6 * bound:.0f}" for bound in bounds)]
+        cells += [f"{1e6 * (max(bounds) / SHARE + LAUNCH):.0f}", self.measured]
+        return "| " + " | ".join(cells) + " |\n"
+
+
+def _make_rows() -> list[Row]:
+    cells = 8 * 64 * 160 * 160  # elements of a map of lstm_gates
+    shuffled = 8 * 1024 * 64 * 64  # elements of the maps of pixel_shuffle
+    samples = 40_000 * 9 * 8  # packs of 8 channels at all taps of (1, 64, 200, 200)
+    gathered = 4 * 24.6  # lines of the corners of a warp, from a simulation with offsets of 2 pixels
+    maps, offsets = 2 * 40_000 * 64, 40_000 * 9 * 8 * (4 + 4 + 2)  # bytes of x, and of offset and mask
+    inputs = "(const DeformConv2dDims, const Inputs<BFloat16>, const DeformConv2dOffsetEpilogue, const SampleLines, "
+    runs = "BFloat16*, ShuffleRuns, Activation<float>)"
+    return [
+        Row(
+            "lstm_gates, 8 x 64 x 160 x 160", "gates/cuda.cuh",
+            "gates_run_kernel<LstmGates, FastFloat>(const GatesParams, uint32_t, uint32_t)", "", cells / 8 / 32,
+            cells * 18 / 128, cells * 18, cells * 18,
+        ),
+        Row(
+            "pixel_shuffle, (8, 1024, 64, 64) x 2", "pixel_shuffle/cuda.cuh",
+            f"pixel_shuffle_run_kernel<BFloat16, 2>(const BFloat16*, const float*, {runs}", "", shuffled / 32 / 32,
+            shuffled * 4 / 128, shuffled * 4, shuffled * 4, "45",
+        ),
+        Row(
+            "its gradients", "pixel_shuffle/cuda_backward.cuh",
+            "pixel_unshuffle_kernel<BFloat16, 8>(const BFloat16*, const BFloat16*, BFloat16*, float*, UnshuffleTiles, "
+            "Activation<float>)", "BAR", shuffled / 16 / 32, shuffled * 6 / 128, shuffled * 6, shuffled * 6,
+        ),
+        Row(
+            "deform_conv2d (1, 64, 200, 200), samples of two passes", "deform_conv2d/cuda_sample.cuh",
+            f"deform_conv2d_sample_kernel<BFloat16, float, 1>{inputs}BFloat16*)", "LDG.E.128", samples / 32,
+            samples / 32 * (gathered + 4), 13e6 + offsets + samples * 16, maps + offsets,
+        ),
+        Row(
+            "its gradients of maps", "deform_conv2d/cuda_scatter.cuh",
+            f"deform_conv2d_scatter_kernel<BFloat16, float>{inputs}const int, const BFloat16*, "
+            "const DeformConv2dMapGradients)", "FRND", samples / 32, samples / 32 * (gathered + 4),
+            samples * (4 * 32 + 16) + 13e6 + 2 * offsets, 3 * maps + 2 * offsets,
+        ),
+    ]  # fmt: skip
+
+
+ROWS = _make_rows()
+
+
+def make_table() -> str:
+    """Compile the kernels and return the table."""
+    lines = [row.format(compile_kernels(row.header, (row.instance,), ARCH)[0]) for row in ROWS]
+    return HEADER + "".join(lines)
+
+
+def read_table() -> str:
+    """Return the table in PAGE."""
+    found = re.search(re.escape(HEADER) + r"(?:\|.*\n)+", PAGE.read_text())
+    assert found is not None, f"{PAGE} has no table of kernels"
+    return found[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write the table to csrc/README.md")
+    arguments = parser.parse_args()
+    table = make_table()
+    print(table, end="")
+    if arguments.write:
+        PAGE.write_text(PAGE.read_text().replace(read_table(), table))
+
+
+if __name__ == "__main__":
+    main()
