@@ -51,8 +51,9 @@ class Block(NamedTuple):
     steps: int = 24
 
 
-# Frames of files with open licences that are not in the test of `fastds study nowcast`. Only some FMI frames
-# were also in the training of nowcast-small.
+# Frames of files with open licences that are not in the test of `fastds study nowcast`. nowcast-small was trained on
+# radar_dwd_dx_sw_20080602_5min.nc and on parts of radar_dwd_yw_crop_20180513_5min.nc and of radar_fmi_20160928_5min.nc.
+# Its squared error relative to extrapolation is lower there by no more than on files that it was not trained on.
 BLOCKS = (
     Block("radar_dwd_dx_sw_20080602_5min.nc", every=3),
     Block("radar_dwd_yw_crop_20180513_5min.nc"),
