@@ -3,7 +3,7 @@
 
     PYTHONPATH=tests python -m gpuless.kernel_table --write
 
-prints the table, and writes it to csrc/README.md.
+prints the table, and writes it to docs/benchmarks/machine-code.md.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gpuless.emu import CSRC
 from gpuless.machine_code import MachineKernel, compile_kernels
 
-PAGE = CSRC / "README.md"
+PAGE = CSRC.parent / "docs" / "benchmarks" / "machine-code.md"
 ARCH = 90
 # An H200: warp instructions, lines of the L1 caches of 128 bytes, and bytes of the L2 cache and of the memory in a
 # second. An L1 cache reads one line a cycle.
@@ -123,7 +123,7 @@ def read_table() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write the table to csrc/README.md")
+    parser.add_argument("--write", action="store_true", help="write the table to the page")
     arguments = parser.parse_args()
     table = make_table()
     print(table, end="")
