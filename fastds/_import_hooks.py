@@ -5,6 +5,7 @@ import gc
 import importlib.abc
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -45,24 +46,33 @@ def import_for_command(name: str) -> ModuleType:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Meta path finder for one module, which calls `work` after the module was executed."""
+    """Meta path finder for one module, which calls `work` after the module was executed.
+
+    It stays on the meta path until then, because `importlib.util.find_spec`, by which packages test whether another one
+    is installed, asks it, too.
+    """
 
     def __init__(self, name: str, work: Callable[[ModuleType], None]):
         self._name, self._work = name, work
+        self._search = threading.local()
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != self._name:
+        if name != self._name or getattr(self._search, "is_running", False):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self._search.is_running = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._search.is_running = False
         if spec is None or spec.loader is None:
-            sys.meta_path.insert(0, self)  # the package may be installed later
             return None
         execute = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            self._work(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self._work(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
