@@ -29,8 +29,8 @@ def test_accessor_is_registered(imports):
 
 def test_accessor_exists_after_a_search_for_xarray():
     """Packages test whether others are installed by find_spec, between the import of fastds and that of xarray."""
-    search = "import fastds\nfrom importlib.util import find_spec\nfind_spec('xarray'), find_spec('torch')\nimport xarray"
-    code = search + USED + "\nimport torch\nprint(hasattr(torch.ops.fastds, 'conv3x3'))"
+    search = "import fastds\nfrom importlib.util import find_spec\nfind_spec('xarray'), find_spec('torch')\n"
+    code = f"{search}import xarray{USED}\nimport torch\nprint(hasattr(torch.ops.fastds, 'conv3x3'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout == "Accessor Accessor\nTrue\n", done.stderr
 
