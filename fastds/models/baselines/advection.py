@@ -34,14 +34,9 @@ def optical_flow(x: Tensor, fine: bool = False) -> Tensor:
 
     Source: Kroeger et al. 2016, Fast Optical Flow using Dense Inverse Search (OpenCV DIS, preset medium).
     """
-    images, shape = _make_images(x), x.shape[-2:]
-    search, (b, n) = _create_search(fine), images.shape[:2]
-    out = np.empty((b, n - 1, 2, 2, *shape), np.float32)
-    for k in range(b):
-        for i in range(n - 1):
-            for direction, (start, end) in enumerate(((i, i + 1), (i + 1, i))):
-                out[k, i, direction] = _search_flow(search, images[k, start], images[k, end], shape)
-    return torch.from_numpy(out).to(x.device)
+    images = _make_images(x)
+    pairs = [pair for i in range(images.shape[1] - 1) for pair in ((i, i + 1), (i + 1, i))]
+    return _search_flows(images, pairs, x, fine).unflatten(1, (-1, 2))
 
 
 def backward_flow(x: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
@@ -58,10 +53,7 @@ def backward_flow(x: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
     Raises:
         ValueError: see optical_flow.
     """
-    images, shape = _make_images(x), x.shape[-2:]
-    search = _create_search(fine=False)
-    flows = [[_search_flow(search, frames[end], frames[start], shape) for start, end in pairs] for frames in images]
-    return torch.from_numpy(np.array(flows, np.float32)).to(x.device)
+    return _search_flows(_make_images(x), [(later, earlier) for earlier, later in pairs], x)
 
 
 def _make_images(x: Tensor) -> np.ndarray:
@@ -83,7 +75,18 @@ def _make_images(x: Tensor) -> np.ndarray:
     return np.ascontiguousarray(np.pad(images, pad, mode="edge"))
 
 
-def _create_search(fine: bool) -> Any:
+def _search_flows(images: np.ndarray, pairs: Sequence[tuple[int, int]], x: Tensor, fine: bool = False) -> Tensor:
+    """Search the displacements from image `start` to image `end` for all pairs (start, end).
+
+    Args:
+        images: see _make_images.
+        pairs: numbers of the images.
+        x: the frames of which the images were made.
+        fine: see optical_flow.
+
+    Returns:
+        (B, P, 2, h, w) float32 on the device of x, without the padding of the images.
+    """
     import cv2
 
     create = cast(Any, cv2).DISOpticalFlow_create  # the stubs of OpenCV lack it
@@ -91,13 +94,13 @@ def _create_search(fine: bool) -> Any:
     if fine:
         search.setFinestScale(0)
         search.setVariationalRefinementIterations(2 * search.getVariationalRefinementIterations())
-    return search
-
-
-def _search_flow(search: Any, start: np.ndarray, end: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Return the displacement (2, h, w) from image `start` to image `end`, (dy, dx), without the padding."""
-    flow = search.calc(start, end, None)  # (H, W, 2), (dx, dy)
-    return flow[: shape[0], : shape[1], ::-1].transpose(2, 0, 1)
+    h, w = x.shape[-2:]
+    out = np.empty((len(images), len(pairs), 2, h, w), np.float32)
+    for k, frames in enumerate(images):
+        for number, (start, end) in enumerate(pairs):
+            flow = search.calc(frames[start], frames[end], None)  # (H, W, 2), (dx, dy)
+            out[k, number] = flow[:h, :w, ::-1].transpose(2, 0, 1)
+    return torch.from_numpy(out).to(x.device)
 
 
 def warp(x: Tensor, displacement: Tensor) -> Tensor:
