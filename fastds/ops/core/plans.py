@@ -515,41 +515,33 @@ def _describe_packed(weight: Tensor, copy: Tensor, refresh: Callable, inputs: li
     for k, t in enumerate(inputs):
         if whole and _is_same(t, weight):
             return k, 0, 1, copy.nbytes, 0, refresh
-        if whole and _has_outputs_of(weight, t):
-            offset = weight.data_ptr() - t.data_ptr()
-            begin = offset // (t.stride(0) * t.element_size())
-            outputs = slice(begin, begin + weight.shape[0])
-            return k, offset, 1, copy.nbytes, 0, partial(_refresh_outputs, refresh=refresh, outputs=outputs)
-        if t.dim() == 4 and t.is_contiguous() and _has_channels_of(weight, t):
-            begin = (weight.data_ptr() - t.data_ptr()) // (t.stride(1) * t.element_size())
+        offset = weight.data_ptr() - t.data_ptr()
+        if whole and _is_slice_of(weight, t, 0):
+            return k, offset, 1, copy.nbytes, 0, _make_refresh_of_slice(refresh, weight, t, 0)
+        if t.dim() == 4 and t.is_contiguous() and _is_slice_of(weight, t, 1):
             rows, step = weight.shape[0], t.stride(0) * t.element_size()
-            offset, refresh_part = weight.data_ptr() - t.data_ptr(), partial(_refresh_channels, refresh=refresh)
-            channels = slice(begin, begin + weight.shape[1])
-            return k, offset, rows, copy.nbytes // rows, step, partial(refresh_part, channels=channels)
+            return k, offset, rows, copy.nbytes // rows, step, _make_refresh_of_slice(refresh, weight, t, 1)
     raise PlanRefusedError
 
 
-def _has_channels_of(part: Tensor, tensor: Tensor) -> bool:
-    """Return whether a tensor is a view of some channels of a contiguous tensor."""
+def _is_slice_of(part: Tensor, tensor: Tensor, dim: int) -> bool:
+    """Return whether a tensor is a view of some indices of dimension `dim` of a tensor."""
     (begin, end), (first, last) = _extent(tensor), _extent(part)
-    same = part.dtype == tensor.dtype and part.stride() == tensor.stride()
-    fits = part.shape[:1] == tensor.shape[:1] and part.shape[2:] == tensor.shape[2:] and part.numel() > 0
+    same = part.dtype == tensor.dtype and part.stride() == tensor.stride() and part.numel() > 0
+    fits = part.shape[:dim] == tensor.shape[:dim] and part.shape[dim + 1 :] == tensor.shape[dim + 1 :]
     return same and fits and begin <= first and last <= end
 
 
-def _has_outputs_of(part: Tensor, tensor: Tensor) -> bool:
-    """Return whether a tensor is a view of some outputs (dimension 0) of a tensor."""
-    (begin, end), (first, last) = _extent(tensor), _extent(part)
-    same = part.dtype == tensor.dtype and part.stride() == tensor.stride() and part.shape[1:] == tensor.shape[1:]
-    return same and part.numel() > 0 and begin <= first and last <= end
+def _make_refresh_of_slice(refresh: Callable, part: Tensor, tensor: Tensor, dim: int) -> Callable:
+    """Return the function of a tensor that calls `refresh` with its slice at the place of `part`, see _is_slice_of."""
+    begin = (part.data_ptr() - tensor.data_ptr()) // (tensor.stride(dim) * tensor.element_size())
+    return partial(
+        _refresh_slice, refresh=refresh, index=(slice(None),) * dim + (slice(begin, begin + part.shape[dim]),)
+    )
 
 
-def _refresh_outputs(weight: Tensor, refresh: Callable, outputs: slice) -> tuple[Tensor, Tensor]:
-    return refresh(weight[outputs])
-
-
-def _refresh_channels(weight: Tensor, refresh: Callable, channels: slice) -> tuple[Tensor, Tensor]:
-    return refresh(weight[:, channels])
+def _refresh_slice(tensor: Tensor, refresh: Callable, index: tuple[slice, ...]) -> tuple[Tensor, Tensor]:
+    return refresh(tensor[index])
 
 
 def _is_same(a: Tensor, b: Tensor) -> bool:
