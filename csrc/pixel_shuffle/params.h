@@ -67,7 +67,7 @@ static inline PixelUnshuffleTiling make_pixel_unshuffle_tiling(const PixelShuffl
         t.pixels = elements / (t.channels * taps);
     }
     t.tiles = (params.B * params.H * params.W + t.pixels - 1) / t.pixels;
-    // A part has so many tiles that writing and reading its sums takes little time beside the tiles.
+    // Parts are large enough that the time to write and read their sums is small compared with that of their tiles.
     const int64_t least = t.pixels < 8 ? 32 / t.pixels : 4, fitting = t.tiles / least;
     t.parts = t.tiles < few ? t.tiles : fitting < few ? few : fitting < most ? fitting : most;
     return t;

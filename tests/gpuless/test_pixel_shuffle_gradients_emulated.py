@@ -13,7 +13,7 @@ from fastds.ops.impl.pixel_shuffle.op import _make_params
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 NAN = float("nan")
-GUARD = 64  # elements behind each output, which must not change
+GUARD = 64  # elements of padding after each output; a kernel that writes to them is out of bounds
 
 
 def poison(size: int, dtype: torch.dtype) -> Tensor:
@@ -39,7 +39,7 @@ def run(emulator, grad_y, y, r, slope, wants, misaligned=False):
         r: factor.
         slope: slope of the activation for negative results.
         wants: whether grad_x and grad_bias are computed.
-        misaligned: whether grad_y starts one element behind a multiple of 16 bytes.
+        misaligned: whether the address of grad_y is one element after a multiple of 16 bytes.
     """
     batch, channels, height, width = grad_y.shape
     shape = batch, channels * r * r, height // r, width // r
