@@ -81,15 +81,18 @@ class CommandRunner:
                 kind = OSError if isinstance(error, OSError) else ValueError
                 raise kind(f"fastds {self.command}: {format_error(error)}") from error
         self.task, self.arguments, self.model, self.names, self._models = task, arguments, options.model, names, models
-        self._offsets: dict[float, np.ndarray] = {}
+        self._offsets: dict[float, tuple[np.ndarray, int]] = {}
         self.var = arguments.get("var")
         self.reading: ReadOptions = {"missing": arguments.get("missing"), "units": arguments.get("units")}
         self.reading["array"] = arguments.get("array")
         # See fastds.cli: retained memory of global fields becomes fragmented.
         set_memory_retention(task != "fields")
 
-    def find_input_offsets(self, cadence: float) -> np.ndarray:
-        """Return the seconds before the initialization time at which a nowcast needs fields, ascending from 0.
+    def find_input_offsets(self, cadence: float) -> tuple[np.ndarray, int]:
+        """Return the seconds before the initialization time at which a nowcast reads fields, ascending from 0.
+
+        The second value is the number of the first offsets at which fields are necessary, see
+        fastds.tasks.nowcast.pipeline.find_input_offsets.
 
         Args:
             cadence: Time step of the inputs in seconds.

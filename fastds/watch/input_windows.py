@@ -34,13 +34,13 @@ class Window:
 def select_window(
     newest: str,
     inputs: Mapping[str, Input],
-    find_offsets: Callable[[float], np.ndarray],
+    find_offsets: Callable[[float], tuple[np.ndarray, int]],
     count: int = 0,
     *,
     unusable: Set[str] = frozenset(),
     cadence: float | None = None,
 ) -> Window:
-    """Select the files with the fields that a nowcast from the last time of a file needs.
+    """Select the files with the fields that a nowcast from the last time of a file reads.
 
     Files with later times are not used. Of several files of one time, that of the nowcast comes first, then the one
     that arrived last.
@@ -49,8 +49,9 @@ def select_window(
         newest: Name of the file whose last time is the initialization time.
         inputs: All files by name.
         find_offsets: Function of the time step in seconds that returns the seconds before the initialization time at
-            which fields are needed, ascending from 0.
-        count: Least number of times in the files; 0: those that are needed.
+            which fields are read, ascending from 0, and the number of the first offsets at which they are necessary.
+            Of the further fields, those up to the first missing one are read.
+        count: Least number of times in the files; 0: those that are read.
         unusable: Names of files of which only the times are used.
         cadence: Time step in seconds if it is known from earlier files.
 
@@ -70,11 +71,16 @@ def select_window(
     if cadence is None or len(near) >= _FEW_TIMES:
         cadence = estimate_time_step(near - near[0])
     seconds = times - times[0]
-    requested = seconds[-1] - find_offsets(cadence)
-    missing = requested[find_times(seconds, requested, JITTER * cadence) < 0]
-    if len(missing):
-        texts = ", ".join(_format_seconds(times[0] + one) for one in sorted(missing))
+    offsets, necessary = find_offsets(cadence)
+    requested = seconds[-1] - offsets
+    is_missing = find_times(seconds, requested, JITTER * cadence) < 0
+    if is_missing[:necessary].any():
+        texts = ", ".join(
+            _format_seconds(times[0] + one) for one in sorted(requested[:necessary][is_missing[:necessary]])
+        )
         return Window([newest], f"no field of {texts}", cadence)
+    if is_missing.any():
+        requested = requested[: np.argmax(is_missing)]
     first = min(requested[-1] - JITTER * cadence, seconds[-count:][0] if count else np.inf)
     return Window(sorted(_cover(newest, earlier, times[seconds >= first - 1e-3])), "", cadence)
 

@@ -14,13 +14,13 @@ from fastds.data import RadarWindows
 from fastds.models.baselines import (
     blurred_persistence,
     compute_trajectories,
+    estimate_backward_flow,
     extrapolation,
     optical_flow,
     persistence,
     pysteps_extrapolation,
 )
-from fastds.models.baselines.boundary import fill_inflow, inpaint_edge_motion
-from fastds.models.baselines.extrapolation import fill_missing
+from fastds.models.baselines.boundary import fill_inflow, fill_missing, inpaint_edge_motion
 
 METHODS = [persistence, blurred_persistence, extrapolation]
 GROWTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # pixels per step
@@ -138,7 +138,15 @@ def test_inflow_echo_does_not_spread():
     errors = [(part[0, :, rim] - torch.tensor([[0.0], [-3.0]])).abs().mean() for part in (flow, trusted)]
     assert errors[1] < 0.5 * errors[0] and torch.equal(trusted[0, :, 60:100, 60:100], flow[0, :, 60:100, 60:100])
     flow = optical_flow(fill_missing(x)[:, -2:])[:, 0, 1]
-    assert torch.equal(extrapolation(x, 2), extrapolation(x, 2, inpaint_edge_motion(flow, disc[None])))
+    torch.testing.assert_close(extrapolation(x[:, -2:], 2), extrapolation(x, 2, inpaint_edge_motion(flow, disc[None])))
+    assert torch.equal(extrapolation(x, 2), extrapolation(x, 2, estimate_backward_flow(x)))
+
+
+def test_extrapolation_is_more_accurate_with_more_frames():
+    noise = gaussian_filter(np.random.default_rng(3).standard_normal((10, 48, 64)), (0, 2, 2))
+    x = (drifting(10) + torch.from_numpy(noise).float()[None, :, None]).clamp(0, 1)
+    two, four = ((extrapolation(x[:, 4 - n : 4], 6) - x[:, 4:]).square().mean() for n in (2, 4))
+    assert four < 0.9 * two
 
 
 @pytest.mark.parametrize("method", METHODS)

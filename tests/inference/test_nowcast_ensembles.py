@@ -256,7 +256,7 @@ def test_result_marks_unobserved_areas(known):
         assert field.startswith(("rainfall_rate", "probability"))
         assert mask.dims == ("time", "y", "x") and mask.attrs["flag_meanings"] == "observed not_observed"
         for k in (1, 2, 3):
-            assert mask.values[k - 1, :, : 4 * k - 1].all() and not mask.values[k - 1, :40, 4 * k + 1 :].any()
+            assert mask.values[k - 1, :, : 4 * k - 1].all() and not mask.values[k - 1, 1:40, 4 * k + 1 :].any()
             assert mask.values[k - 1, 52:58, 71 + 4 * k : 79 + 4 * k].all()
     assert "from_outside" not in fastds.nowcast("persistence", drift, steps=1)
 

@@ -104,7 +104,7 @@ def test_scores_agree_with_an_independent_count(event, table):
 
 
 @pytest.mark.parametrize(("name", "method", "known"), [
-    ("blurred-persistence", blurred_persistence, 5), ("extrapolation", extrapolation, 2)
+    ("blurred-persistence", blurred_persistence, 5), ("extrapolation", extrapolation, 4)
 ], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
 def test_rows_of_the_baselines_are_those_of_the_last_fields(event, table, name, method, known):
     z = np.clip(event["reflectivity"].values, 0, 60) / 60
@@ -115,6 +115,13 @@ def test_rows_of_the_baselines_are_those_of_the_last_fields(event, table, name, 
         there = ~np.isnan(truth) & ~np.isnan(z[start])
         sums += (np.where(there, 60 * (forecast - truth), 0) ** 2).sum((1, 2)), there.sum((1, 2))
     np.testing.assert_allclose(table.rows[name]["mse"], sums[0] / sums[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_extrapolation_of_the_evaluation_reads_the_fields_of_a_nowcast(event, count):
+    out = nowcast("extrapolation", event.isel(time=slice(0, count)), steps=STEPS)
+    rows = evaluate(out, event, baselines=["extrapolation"]).rows
+    np.testing.assert_allclose(rows["extrapolation"]["mse"], rows["extrapolation (PRED)"]["mse"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("quantity", ["rate", "reflectivity"])

@@ -67,10 +67,15 @@ def check_forecast(out, expected):
 
 def test_input_offsets_are_the_times_that_a_nowcast_reads(event):
     model = network()  # reads three fields
-    assert find_input_offsets(model, 300.0, Options()).tolist() == [0, 300, 600]
-    assert find_input_offsets(model, 300.0, Options(interval="10min")).tolist() == [0, 600, 1200]
-    assert find_input_offsets("persistence", 300.0, Options()).tolist() == [0, 300]  # the time step needs two
-    assert find_input_offsets("extrapolation", 300.0, Options()).tolist() == [0, 300]
+
+    def find(model, **options):
+        offsets, necessary = find_input_offsets(model, 300.0, Options(**options))
+        return offsets.tolist(), necessary
+
+    assert find(model) == ([0, 300, 600], 3)
+    assert find(model, interval="10min") == ([0, 600, 1200], 3)
+    assert find("persistence") == ([0, 300], 2)  # the time step needs two
+    assert find("extrapolation") == ([0, 300, 600, 900], 2)
     with pytest.raises(ValueError, match=r"interval must be a multiple of the file's 300 s, got '7min'"):
         find_input_offsets(model, 300.0, Options(interval="7min"))
 
@@ -166,7 +171,7 @@ def test_times_grid_and_attributes(event):
 
 
 def test_baselines_are_methods(event):
-    for name, method, known in (("extrapolation", extrapolation, 2), ("blurred-persistence", blurred_persistence, 5)):
+    for name, method, known in (("extrapolation", extrapolation, 4), ("blurred-persistence", blurred_persistence, 5)):
         out = nowcast(name, event, steps=2)
         expected = rate(method(normalised(event, slice(12 - known, 12)), 2))
         if name == "extrapolation":
@@ -175,6 +180,16 @@ def test_baselines_are_methods(event):
         there = ~np.isnan(out.rainfall_rate.values)
         np.testing.assert_allclose(out.rainfall_rate.values[there], expected[there], rtol=1e-3, atol=1e-4)
         assert "fastds_dried_share" not in out.attrs
+
+
+@pytest.mark.parametrize(("frames", "used"), [
+    ([10, 11], [10, 11]), ([9, 10, 11], [9, 10, 11]), ([7, 8, 9, 10, 11], [8, 9, 10, 11]), ([8, 10, 11], [10, 11]),
+    ([5, 6, 7, 9, 10, 11], [9, 10, 11]),
+])  # fmt: skip
+def test_extrapolation_reads_up_to_four_fields_without_a_gap(event, frames, used):
+    out = nowcast("extrapolation", event.isel(time=frames), steps=2)
+    check_forecast(out, rate(extrapolation(normalised(event, used), 2)))
+    assert out.attrs["fastds_input_steps"] == len(used)
 
 
 def test_requested_z_r_relation_is_used(event):

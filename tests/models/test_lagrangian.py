@@ -6,9 +6,11 @@ import torch
 
 import fastds
 from fastds import models
+from fastds.models.baselines import motion
 from fastds.models.baselines.extrapolation import extrapolation
-from fastds.models.db_rnn import LagrangianRNN, lagrangian
-from fastds.models.db_rnn.lagrangian import estimate_backward_flow, match_intensities
+from fastds.models.baselines.motion import estimate_backward_flow
+from fastds.models.db_rnn import LagrangianRNN
+from fastds.models.db_rnn.lagrangian import match_intensities
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -47,7 +49,7 @@ def test_flow_is_a_weighted_mean_over_spans(monkeypatch):
         flows[0] = flows[0] - 6.0 if len(pairs) > 1 else flows[0]  # the first pair of neighbours: 0
         return torch.stack(flows, 1)
 
-    monkeypatch.setattr(lagrangian, "backward_flow", fake_flow)
+    monkeypatch.setattr(motion, "backward_flow", fake_flow)
     x = torch.rand(1, 5, 1, 64, 64)
     recent = 5.0  # (0 + 5 * 6) / 6
     distance2, distance3 = 2**0.5 * abs(7.0 - recent), 2**0.5 * abs(1.0 - recent)

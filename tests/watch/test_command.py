@@ -113,11 +113,11 @@ def test_names_and_retention(make_station):
 
 def test_pattern_window_and_limit_of_a_computation(make_station):
     station = make_station(EXTRAPOLATION)
-    station.arrive(*range(4))
-    station.arrive(5, name="other.nc")
-    station.turn("--pattern", "r*.nc", "--window", "3", "--hang", "60")
+    station.arrive(*range(6))
+    station.arrive(6, name="other.nc")
+    station.turn("--pattern", "r*.nc", "--window", "5", "--hang", "60")
     inputs = [len(event["inputs"]) for event in station.events("computed")]
-    assert inputs == [2, 3, 3] and station.outputs() == ["r001.nc", "r002.nc", "r003.nc"]
+    assert inputs == [2, 3, 4, 5, 5] and station.outputs() == [f"r00{number}.nc" for number in range(1, 6)]
 
 
 def test_every_option_is_tested():
@@ -255,8 +255,9 @@ def make_inputs(times):
     }
 
 
-def select(newest, times, offsets=(0, 5), count=0, **known):
-    window = select_window(newest, make_inputs(times), lambda cadence: 60.0 * np.array(offsets), count, **known)
+def select(newest, times, offsets=(0, 5), count=0, necessary=None, **known):
+    found = 60.0 * np.array(offsets), necessary or len(offsets)
+    window = select_window(newest, make_inputs(times), lambda cadence: found, count, **known)
     return "".join(window.files) if not window.gap else window.gap
 
 
@@ -269,6 +270,15 @@ def test_window_has_the_files_of_the_required_times():
     assert "there is one" in select("a", {"a": [0]})
 
 
+def test_window_has_further_fields_up_to_the_first_gap():
+    single = {"a": [0], "b": [5], "c": [10], "d": [15], "e": [20]}
+    assert select("e", single, (0, 5, 10, 15), necessary=2) == "bcde"
+    assert select("b", single, (0, 5, 10, 15), necessary=2) == "ab"
+    del single["b"]
+    assert select("e", single, (0, 5, 10, 15), necessary=2) == "cde"
+    assert select("c", single, (0, 5, 10, 15), necessary=2) == "no field of 1970-01-01T00:05:00"
+
+
 def test_window_allows_for_jitter_and_reports_gaps():
     assert select("d", {"a": [0], "b": [5.2], "c": [10], "d": [14.9]}) == "cd"
     assert select("c", {"a": [0], "b": [5], "c": [15]}) == "no field of 1970-01-01T00:10:00"
@@ -277,7 +287,7 @@ def test_window_allows_for_jitter_and_reports_gaps():
 
 def test_window_knows_the_time_step_of_earlier_files():
     def find(times, **known):
-        return select_window("b", make_inputs(times), lambda cadence: np.array([0, cadence]), **known)
+        return select_window("b", make_inputs(times), lambda cadence: (np.array([0, cadence]), 2), **known)
 
     few = {"a": [0], "b": [10]}
     assert find(few) == Window(["a", "b"], "", 600.0)  # nothing else is known

@@ -10,8 +10,9 @@ from fastds.models.baselines.extrapolation import (
     pysteps_extrapolation,
 )
 from fastds.models.baselines.interpolation import bicubic, interpolate, trilinear
+from fastds.models.baselines.motion import estimate_backward_flow
 
 __all__ = [
-    "advection", "bicubic", "blurred_persistence", "extrapolation", "interpolate", "optical_flow", "persistence",
-    "pysteps_extrapolation", "compute_trajectories", "trilinear", "warp",
+    "advection", "bicubic", "blurred_persistence", "compute_trajectories", "estimate_backward_flow", "extrapolation",
+    "interpolate", "optical_flow", "persistence", "pysteps_extrapolation", "trilinear", "warp",
 ]  # fmt: skip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boundary handling for extrapolation nowcasts: motion near the coverage edge, and inflow from outside the coverage."""
+"""Boundary handling for extrapolation nowcasts: missing pixels, motion near the coverage edge, inflow from outside."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastds.models.graph import is_capturing
+
 _EDGE = 8  # pixels: edge motion has weight 0 up to this distance from a missing pixel, 1 from twice this distance
 _EDGE_WIDTH = 16  # pixels: standard deviation of the window from which edge motion is taken
 _DECAY = 32.0  # pixels: decay length of edge values outside the coverage
 _MEAN_WIDTH = 64  # pixels: standard deviation of the window of the mean reflectivity
 _LEAST_WEIGHT = 1e-3
 _SAMPLES = 1 << 16  # approximate number of pixels from which an area is estimated
+
+
+def fill_missing(x: Tensor) -> Tensor:
+    """Fill missing pixels (NaN) with the nearest value of their frame, or with 0 if the frame has no value.
+
+    During an export and during the capture of a graph, x is returned unchanged.
+
+    Args:
+        x: (..., C, h, w), any unit.
+
+    Returns:
+        (..., C, h, w). This is x itself if no pixel is missing.
+    """
+    if torch.compiler.is_exporting() or is_capturing():
+        return x
+    missing = torch.isnan(x)
+    if not missing.any():
+        return x
+    out = x.flatten(0, -3).clone()
+    for field, holes in zip(out, missing.flatten(0, -3), strict=True):
+        if holes.all():
+            field.zero_()
+        elif holes.any():
+            rows, columns = scipy.ndimage.distance_transform_edt(
+                holes.cpu().numpy(), return_distances=False, return_indices=True
+            )
+            field.copy_(field[torch.from_numpy(rows), torch.from_numpy(columns)])
+    return out.reshape(x.shape)
 
 
 def compute_local_mean(x: Tensor, width: int) -> Tensor:

@@ -9,9 +9,9 @@ import scipy  # its submodules are imported at first use
 import torch
 from torch import Tensor
 
-from fastds.models.baselines.advection import optical_flow, warp
-from fastds.models.baselines.boundary import fill_inflow, inpaint_edge_motion
-from fastds.models.graph import is_capturing
+from fastds.models.baselines.advection import warp
+from fastds.models.baselines.boundary import fill_inflow, fill_missing
+from fastds.models.baselines.motion import estimate_backward_flow
 
 # Candidates for the growth of the standard deviation of the blur, in pixels per step.
 _BLUR_GROWTH = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -78,8 +78,8 @@ def extrapolation(x: Tensor, steps: int, flow: Tensor | None = None) -> Tensor:
         x: (B, N, C, h, w), N >= 2 frames normalised to [0, 1]; NaN where missing. The motion is estimated from channel
             0.
         steps: number of frames to forecast.
-        flow: (B, 2, h, w), see `compute_trajectories`. None estimates it from the last two frames, and replaces it near
-            the coverage edge, see `inpaint_edge_motion`.
+        flow: (B, 2, h, w), see `compute_trajectories`. None estimates it from the last four frames, or from as many as
+            there are, see `estimate_backward_flow`.
 
     Returns:
         (B, steps, C, h, w). Inflow from missing pixels and from outside the grid is filled as described in
@@ -94,7 +94,7 @@ def extrapolation(x: Tensor, steps: int, flow: Tensor | None = None) -> Tensor:
     _check_input(x, steps, 2)
     fields = fill_missing(x)
     if flow is None:
-        flow = inpaint_edge_motion(optical_flow(fields[:, -2:])[:, 0, 1], ~x[:, -1, 0].isnan())
+        flow = estimate_backward_flow(x[:, :, :1])
     b, c, h, w = fields[:, -1].shape
     if tuple(flow.shape) != (b, 2, h, w):
         raise ValueError(f"flow must have shape {(b, 2, h, w)} to go with x, got {tuple(flow.shape)}")
@@ -161,34 +161,6 @@ def _check_input(x: Tensor, steps: int, fewest: int) -> None:
         raise ValueError(f"x must have shape (B, N, C, h, w) with N >= {fewest} fields, got {tuple(x.shape)}")
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a whole number >= 1, got {steps!r}")
-
-
-def fill_missing(x: Tensor) -> Tensor:
-    """Fill missing pixels (NaN) with the nearest value of their frame, or with 0 if the frame has no value.
-
-    During an export and during the capture of a graph, x is returned unchanged.
-
-    Args:
-        x: (..., C, h, w), any unit.
-
-    Returns:
-        (..., C, h, w). This is x itself if no pixel is missing.
-    """
-    if torch.compiler.is_exporting() or is_capturing():
-        return x
-    missing = torch.isnan(x)
-    if not missing.any():
-        return x
-    out = x.flatten(0, -3).clone()
-    for field, holes in zip(out, missing.flatten(0, -3), strict=True):
-        if holes.all():
-            field.zero_()
-        elif holes.any():
-            rows, columns = scipy.ndimage.distance_transform_edt(
-                holes.cpu().numpy(), return_distances=False, return_indices=True
-            )
-            field.copy_(field[torch.from_numpy(rows), torch.from_numpy(columns)])
-    return out.reshape(x.shape)
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:

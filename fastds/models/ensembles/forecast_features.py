@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from fastds.models.baselines.advection import warp
-from fastds.models.baselines.boundary import BackTrajectories, compute_coverage_weight, compute_local_mean
-from fastds.models.baselines.extrapolation import fill_missing
+from fastds.models.baselines.boundary import BackTrajectories, compute_coverage_weight, compute_local_mean, fill_missing
 
 WIDTHS = (4, 8, 16, 32, 64)  # pixels: standard deviations of the windows
 FEATURES = 2 + 5 * len(WIDTHS) + 6

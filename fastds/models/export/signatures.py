@@ -184,7 +184,7 @@ def _describe_lagrangian(model: LagrangianRNN, *, frames: int | None = None, ste
     text = (
         f"x: the last {frames} fields between 0 and 1 as the card says, no missing values; flow: the displacement "
         "(dy, dx) in pixels from each pixel to the position of its air one step before, as "
-        "fastds.models.db_rnn.lagrangian.estimate_backward_flow gives it; the result: the next "
+        "fastds.models.baselines.estimate_backward_flow gives it; the result: the next "
         f"{steps}, smooth (not matched to the intensities of the last field) and not clipped"
     )
     return Signature(_Call(model, lambda model, x, flow: model(x, steps, flow)), inputs, text)

@@ -252,7 +252,7 @@ def call_with_prediction(
         restart: forecasts longer than FUTURE steps restart from the last forecast frames.
     """
     if not METHODS[name].kind:
-        function, known = BASELINES[name]
+        function, known, _ = BASELINES[name]
 
         def simple(sample: dict[str, Tensor], steps: int) -> Tensor:
             x = torch.where(sample["known"], sample["x"], torch.nan)[None, -known:]

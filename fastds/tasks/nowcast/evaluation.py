@@ -32,7 +32,7 @@ from fastds.tasks.nowcast.forecasts import Forecasts
 from fastds.tasks.nowcast.members import find_trajectories, scale_known_frames
 from fastds.tasks.nowcast.methods import BASELINES, Method, make_baseline
 from fastds.tasks.nowcast.scores import ComparedFields, Comparison, NowcastTable
-from fastds.tasks.nowcast.starts import Timeline, compute_wet_shares, read_coarse_frames
+from fastds.tasks.nowcast.starts import Timeline, compute_wet_shares, find_frames_before, read_coarse_frames
 from fastds.tasks.nowcast.wet_area import limit_wet_area
 from fastds.tasks.probability.scores import ProbabilitySums, ProbabilityTable
 from fastds.training.radar_files import are_different, check_without_warnings, open_reflectivity
@@ -61,8 +61,10 @@ class EvaluationItems:
         name = f"{forecasts.name} (PRED)" if forecasts.name in names else forecasts.name
         self.labels = [f"{name}, mean", f"{name}, one member"] if forecasts.count else [name]
         self.methods = {key: make_baseline(key) for key in names}
-        self.known = max((method.known for method in self.methods.values()), default=1)
-        self.fields = _ObservedFields(forecasts, truth, truth if observed is None else observed, self.known, var, z_r)
+        self.fewest = max((method.fewest for method in self.methods.values()), default=1)
+        known = max((method.known for method in self.methods.values()), default=1)
+        source = truth if observed is None else observed
+        self.fields = _ObservedFields(forecasts, truth, source, known, self.fewest, var, z_r)
 
     def __len__(self) -> int:
         return len(self.forecasts.starts)
@@ -180,7 +182,7 @@ def evaluate(
         page = EvaluationReport(report, forecasts, fields.sources, scoring.labels[0], model)
     sums = sum_scores(scoring, "starts", progress, None if page is None else page.add, score_items)
     if not sums:
-        raise _make_start_error(scoring.known, forecasts.leads, cast(Sequence, forecasts.starts), fields.lines[1])
+        raise _make_start_error(scoring.fewest, forecasts.leads, cast(Sequence, forecasts.starts), fields.lines[1])
     comparison, members = sums["comparison"], sums.get("members")
     left_out = len(forecasts.starts) - comparison.starts
     notes = [f"{left_out} of {len(forecasts.starts)} starts left out, fields before or after them are missing"]
@@ -233,16 +235,16 @@ def check_truth(
             )
     before, after = (Timeline.of(s) for s in (source, fields))
     names = _list_installed() if baselines is None else baselines
-    known = max((make_baseline(name).known for name in names), default=1)
-    required = (before, leads[0] * np.arange(1 - known, 1)), (after, leads)
+    fewest = max((make_baseline(name).fewest for name in names), default=1)
+    required = (before, leads[0] * np.arange(1 - fewest, 1)), (after, leads)
     if not any(all(line.has(start, shifts) for line, shifts in required) for start in starts):
-        raise _make_start_error(known, leads, starts, after)
+        raise _make_start_error(fewest, leads, starts, after)
     check_without_warnings(fields)
 
 
-def _make_start_error(known: int, leads: np.ndarray, starts: Sequence, truth: Timeline) -> ValueError:
+def _make_start_error(fewest: int, leads: np.ndarray, starts: Sequence, truth: Timeline) -> ValueError:
     return ValueError(
-        f"no start has {known} observed fields before it and all {len(leads)} after it: forecasts start "
+        f"no start has {fewest} observed fields before it and all {len(leads)} after it: forecasts start "
         f"from {format_time(starts[0])}, the truth ends {format_time(truth.times[-1])}"
     )
 
@@ -285,10 +287,11 @@ class _ObservedFields:
         truth: xr.Dataset,
         observed: xr.Dataset,
         known: int,
+        fewest: int,
         var: str | None,
         z_r: tuple[float, float] | None,
     ):
-        self.forecasts, self.known = forecasts, known
+        self.forecasts, self.known, self.fewest = forecasts, known, fewest
         datasets = zip((observed, truth), _NAMES, strict=True)
         rain_z_r = forecasts.z_r if forecasts.has_rain else None
         self.sources = [open_reflectivity(dataset, var, z_r, what, rain_z_r=rain_z_r) for dataset, what in datasets]
@@ -301,18 +304,17 @@ class _ObservedFields:
     def read_frames(self, number: int) -> list[np.ndarray] | None:
         """Return the frames before and after an initialization time, and the wet fractions of the last frame before.
 
-        The result is None if a frame is missing.
+        There are `fewest` to `known` frames before. The result is None if there are fewer, or if a frame after the
+        initialization time is missing.
         """
-        forecasts = self.forecasts
-        shifts = forecasts.leads[0] * np.arange(1 - self.known, 1), forecasts.leads
-        found = []
-        for source, line, some in zip(self.sources, self.lines, shifts, strict=True):
-            places: list[Any] = [line.find(line.seconds_at(forecasts.starts[number]) + shift) for shift in some]
-            if None in places:
-                return None
-            found.append((source, places))
-        source, places = found[0]
-        wet = compute_wet_shares(source, places[-1], forecasts.cells)
+        forecasts, (before, after) = self.forecasts, self.lines
+        start = forecasts.starts[number]
+        earlier = find_frames_before(before, before.seconds_at(start), self.known, forecasts.leads[0])
+        later: list[Any] = [after.find(after.seconds_at(start) + lead) for lead in forecasts.leads]
+        if len(earlier) < self.fewest or None in later:
+            return None
+        wet = compute_wet_shares(self.sources[0], earlier[-1], forecasts.cells)
+        found = zip(self.sources, (earlier, later), strict=True)
         return [*(read_coarse_frames(*one, forecasts.cells) for one in found), wet]
 
 

@@ -16,7 +16,7 @@ from fastds.inference.execution import ExecutionConfig
 from fastds.models import load
 from fastds.models.baselines.boundary import BackTrajectories
 from fastds.models.baselines.extrapolation import compute_trajectories
-from fastds.models.db_rnn.lagrangian import estimate_backward_flow
+from fastds.models.baselines.motion import estimate_backward_flow
 from fastds.models.ensembles import (
     ErrorModel,
     ForecastFeatures,

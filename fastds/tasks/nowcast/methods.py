@@ -21,16 +21,17 @@ from fastds.inference.execution import get_device
 from fastds.inference.files import describe_model
 from fastds.models import ModelCard, available, load, load_card
 from fastds.models.baselines import blurred_persistence, extrapolation, persistence, pysteps_extrapolation
+from fastds.models.baselines.motion import MOTION_FRAMES
 from fastds.models.card import Network
 from fastds.tasks.nowcast.starts import Timeline, find_starts
 
 BLURRED = "blurred-persistence"
-# Name -> function, number of input frames.
+# Name -> function, number of input frames, least number of input frames.
 BASELINES = {
-    "persistence": (persistence, 1),
-    BLURRED: (blurred_persistence, 5),
-    "extrapolation": (extrapolation, 2),
-    "pysteps": (pysteps_extrapolation, 3),
+    "persistence": (persistence, 1, 1),
+    BLURRED: (blurred_persistence, 5, 5),
+    "extrapolation": (extrapolation, MOTION_FRAMES, 2),
+    "pysteps": (pysteps_extrapolation, 3, 3),
 }
 STILL = ("persistence", BLURRED)  # baselines without motion
 # Default if several networks are shipped, and if no network is shipped.
@@ -50,12 +51,14 @@ class Method:
     Attributes:
         card: model card with name, floor and ceiling in dBZ, and the ranges of grid spacing and interval.
         known: number of input frames.
-        function: (x (1, known, 1, H, W) in [0, 1], NaN = missing; steps) -> (1, steps, 1, H, W) in [0, 1].
+        fewest: least number of input frames, for starts with no more frames before them; `known` for most methods.
+        function: (x (1, fewest to known, 1, H, W) in [0, 1], NaN = missing; steps) -> (1, steps, 1, H, W) in [0, 1].
         model: network, or None.
     """
 
     card: ModelCard
     known: int
+    fewest: int
     function: Callable
     model: Any = None  # Network or None
 
@@ -133,14 +136,14 @@ class Method:
             start: see find_starts.
             every: see find_starts.
         """
-        _, known = BASELINES[FALLBACK]
-        if self.known <= known:
+        _, known, fewest = BASELINES[FALLBACK]
+        if self.fewest <= fewest:
             return ""
         try:
-            find_starts(line, known, interval, start, every)
+            find_starts(line, known, fewest, interval, start, every)
         except ValueError:
             return ""
-        return f"; {spell_argument('model')} takes {FALLBACK}, too, which needs {known} every {interval:g} s"
+        return f"; {spell_argument('model')} takes {FALLBACK}, too, which needs {fewest} every {interval:g} s"
 
     def _has_option(self, option: str) -> bool:
         return self.model is not None and option in inspect.signature(self.model.forecast).parameters
@@ -156,7 +159,7 @@ class Method:
         Missing pixels (NaN) are filled or treated as dry, depending on the method; the forecast has no missing pixels.
 
         Args:
-            z: input frames (known, H, W) in dBZ.
+            z: input frames (fewest to known, H, W) in dBZ.
             steps: number of forecast frames.
 
         Returns:
@@ -168,7 +171,7 @@ class Method:
         """Return members (count, steps, H, W) in dBZ of a method that draws members.
 
         Args:
-            z: input frames (known, H, W) in dBZ.
+            z: input frames (fewest to known, H, W) in dBZ.
             steps: number of forecast frames.
             count: number of members.
         """
@@ -210,9 +213,9 @@ def pick_method(model: nn.Module | str | os.PathLike | None = None) -> tuple[Met
 
 def make_baseline(name: str) -> Method:
     """Return a baseline of BASELINES with the floor and ceiling of nowcasts."""
-    function, known = BASELINES[name]
+    function, known, fewest = BASELINES[name]
     card = ModelCard(name=name, floor_dbz=NOWCAST_FLOOR_DBZ, ceiling_dbz=NOWCAST_CEILING_DBZ, input_steps=known)
-    return Method(card, known, function)
+    return Method(card, known, fewest, function)
 
 
 def _pick_shipped() -> tuple[Method, str]:
@@ -234,4 +237,5 @@ def _make_method(model: Network) -> Method:
         raise ValueError(
             f"model {card.name} has no floor_dbz and ceiling_dbz in its card, so its input cannot be scaled"
         )
-    return Method(card, card.input_steps or KNOWN, model.forecast, model)
+    known = card.input_steps or KNOWN
+    return Method(card, known, known, model.forecast, model)

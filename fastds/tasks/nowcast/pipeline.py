@@ -190,8 +190,10 @@ def select_method(model: nn.Module | str | os.PathLike | None, options: Options)
     return method.to_ensemble_mean() if options.n_members else method, note
 
 
-def find_input_offsets(model: nn.Module | str | os.PathLike | None, cadence: float, options: Options) -> np.ndarray:
-    """Find how long before the initialization time a forecast needs input fields.
+def find_input_offsets(
+    model: nn.Module | str | os.PathLike | None, cadence: float, options: Options
+) -> tuple[np.ndarray, int]:
+    """Find how long before the initialization time a forecast reads input fields.
 
     Args:
         model: see `nowcast`.
@@ -199,16 +201,17 @@ def find_input_offsets(model: nn.Module | str | os.PathLike | None, cadence: flo
         options: options of the nowcast.
 
     Returns:
-        (n,) seconds, ascending from 0. There are at least two offsets, because the time step of the data is unknown
-        otherwise.
+        (n,) seconds, ascending from 0, and the number of the first offsets at which fields are necessary. Both are at
+        least two, because the time step of the data is unknown otherwise. The further fields improve the forecast, and
+        each is read if all later ones are there.
 
     Raises:
         ValueError: the option `interval` is not a multiple of the cadence, or see select_method.
     """
     method, _ = select_method(model, options)
     if method.known == 1:
-        return np.array([0.0, cadence])
-    return _find_interval(method.card, cadence, options) * np.arange(method.known)
+        return np.array([0.0, cadence]), 2
+    return _find_interval(method.card, cadence, options) * np.arange(method.known), method.fewest
 
 
 class NowcastPipeline:
@@ -239,13 +242,16 @@ class NowcastPipeline:
         self.leads = [(k + 1) * interval for k in range(_count_steps(options, interval))]
         line = Timeline.of(source)
         try:
-            self.starts, notes = find_starts(line, method.known, interval, options.start, options.every)
+            self.starts, notes = find_starts(line, method.known, method.fewest, interval, options.start, options.every)
         except ValueError as error:
             step = line.cadence if options.interval is None else interval
             raise ValueError(f"{error}{method.suggest_baseline(line, step, options.start, options.every)}") from None
         rain_z_r = self.z_r if options.quantity == "rate" and self.factor > 1 else None
         self.cells = ForecastCells(self.factor, float(cast(float, card.floor_dbz)), rain_z_r)
-        self.settings = _make_settings(method, self.cells, interval, options, self.execution, self.z_r, origin)
+        input_steps = max(len(start.frames) for start in self.starts)
+        self.settings = _make_settings(
+            method, input_steps, self.cells, interval, options, self.execution, self.z_r, origin
+        )
         coarser = _describe_coarsening(source, self.factor, spacing, interval)
         if coarser:
             self.settings["fastds_resolution"] = coarser
@@ -480,6 +486,7 @@ def _count_steps(options: Options, interval: float) -> int:
 
 def _make_settings(
     method: Method,
+    input_steps: int,
     cells: ForecastCells,
     interval: float,
     options: Options,
@@ -496,7 +503,7 @@ def _make_settings(
     settings = {
         "fastds_version": fastds.__version__,
         "fastds_model": method.name,
-        "fastds_input_steps": method.known,
+        "fastds_input_steps": input_steps,
         "fastds_interval_s": interval,
         "fastds_coarsening": cells.factor,
         "fastds_block": options.block or 0,

@@ -14,8 +14,9 @@ from fastds import data as fd
 from fastds._options import spell_name
 from fastds.data.samples.radar_triples import FrameStore, check_not_missing
 from fastds.inference.ood.statistics import compute_motion_statistics
-from fastds.models.baselines.extrapolation import compute_trajectories, fill_missing
-from fastds.models.db_rnn.lagrangian import estimate_backward_flow
+from fastds.models.baselines.boundary import fill_missing
+from fastds.models.baselines.extrapolation import compute_trajectories
+from fastds.models.baselines.motion import estimate_backward_flow
 from fastds.tasks.nowcast.config import DataConfig
 from fastds.training.modules import BaseDataModule
 from fastds.training.radar_files import (

@@ -105,13 +105,14 @@ def count_units(text: str, name: str, unit: float, whose: str) -> int:
 
 
 def find_starts(
-    line: Timeline, known: int, interval: float, start: str | None, every: str | None
+    line: Timeline, known: int, fewest: int, interval: float, start: str | None, every: str | None
 ) -> tuple[list[Start], list[str]]:
     """Find the initialization times of forecasts.
 
     Args:
         line: times of the file.
-        known: number of input frames.
+        known: number of input frames of a start with enough frames before it.
+        fewest: least number of input frames.
         interval: time between input frames in seconds.
         start: a date; None: the last time, or with `every` the first time with enough frames before it.
         every: interval of hindcasts, such as "30min"; initialization times with gaps before them are left out. None: a
@@ -123,21 +124,22 @@ def find_starts(
     Raises:
         ValueError: too few frames, a gap, a time that is not in the file, or an invalid duration.
     """
-    needed = (known - 1) * interval
+    needed = (fewest - 1) * interval
     if line.seconds[-1] < needed:
         raise ValueError(
-            f"{known} fields every {interval:g} s are needed before a forecast, the file has {len(line.times)} from "
+            f"{fewest} fields every {interval:g} s are needed before a forecast, the file has {len(line.times)} from "
             f"{format_time(line.times[0])} to {format_time(line.times[-1])}"
         )
     if every is None:
-        return [_make_start(line, line.seconds[-1] if start is None else _find_start(line, start), known, interval)], []
+        seconds = line.seconds[-1] if start is None else _find_start(line, start)
+        return [_make_start(line, seconds, known, fewest, interval)], []
     step = line.cadence * count_units(every, "every", line.cadence, "the file's")
     first = needed if start is None else _find_start(line, start)
     requested = np.arange(first, line.seconds[-1] + 0.5 * line.cadence, step)
     found = []
     for seconds in requested:
         try:
-            found.append(_make_start(line, seconds, known, interval))
+            found.append(_make_start(line, seconds, known, fewest, interval))
         except ValueError as error:
             missing = error
     if not found:
@@ -158,16 +160,35 @@ def _find_start(line: Timeline, text: str) -> float:
     return float(line.seconds[place])
 
 
-def _make_start(line: Timeline, seconds: float, known: int, interval: float) -> Start:
-    frames = []
-    for back in range(known - 1, -1, -1):
+def find_frames_before(line: Timeline, seconds: float, known: int, interval: float) -> list[int]:
+    """Find the frames at the end of which a forecast starts.
+
+    Args:
+        line: times of the file.
+        seconds: initialization time in seconds after the first time.
+        known: greatest number of frames.
+        interval: time between frames in seconds.
+
+    Returns:
+        Ascending indices of at most `known` frames, of which the last is at the initialization time. There are fewer if
+        one of the frames is missing, namely those after it.
+    """
+    frames: list[int] = []
+    for back in range(known):
         place = line.find(seconds - back * interval)
         if place is None:
-            missing, start = (format_time(line.time_at(at)) for at in (seconds - back * interval, seconds))
-            raise ValueError(
-                f"the forecast from {start} needs {known} fields every {interval:g} s; that of {missing} is missing"
-            )
-        frames.append(place)
+            break
+        frames.insert(0, place)
+    return frames
+
+
+def _make_start(line: Timeline, seconds: float, known: int, fewest: int, interval: float) -> Start:
+    frames = find_frames_before(line, seconds, known, interval)
+    if len(frames) < fewest:
+        missing, start = (format_time(line.time_at(at)) for at in (seconds - len(frames) * interval, seconds))
+        raise ValueError(
+            f"the forecast from {start} needs {fewest} fields every {interval:g} s; that of {missing} is missing"
+        )
     return Start(line.times[frames[-1]], tuple(frames))
 
 
