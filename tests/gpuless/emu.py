@@ -121,7 +121,8 @@ def _units(folder, name, banks):
     headers = [p for f in (CSRC / "core", CSRC / "emu", folder) for p in sorted(f.iterdir()) if p.suffix != ".cu"]
     text = MODULE % {"op": op, "name": name}
     # The namespace differs from that of _fastds, so that pybind11 does not confuse the classes of both modules.
-    common = ["-DFASTDS_EMU=1", "-DFASTDS_BUILD_CUDA=1", f"-Dfastds={name[1:]}", f"-I{CSRC}", f"-I{folder.parent}"]
+    common = ["-DFASTDS_EMU=1", "-DFASTDS_BUILD_AVX2=0", "-DFASTDS_BUILD_CUDA=1"]
+    common += [f"-Dfastds={name[1:]}", f"-I{CSRC}", f"-I{folder.parent}"]
     common += ["-DFASTDS_EMU_BANKS=1"] if banks else []
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in headers))
 

@@ -342,11 +342,11 @@ def test_weights_are_read_in_place_or_transposed_once(dtype):
     wide = torch.randn(5, 12, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
     single, plain = wide[:, 3:4], torch.randn(5, 6, 3, 3, dtype=dtype)
     assert all(
-        triton_implicit_gemm._to_kernel_layout(w, dtype) is w
+        triton_implicit_gemm.to_kernel_layout(w, dtype) is w
         for w in (wide, wide[:, 2:9], single, wide[:1], wide[..., :1, :1])
     )
     for other in (plain, plain.transpose(2, 3), wide.transpose(2, 3), wide[:, ::2], plain.double()):
-        packed = triton_implicit_gemm._to_kernel_layout(other, dtype)
+        packed = triton_implicit_gemm.to_kernel_layout(other, dtype)
         assert packed.is_contiguous(memory_format=torch.channels_last) and torch.equal(packed, other.to(dtype))
 
 

@@ -9,10 +9,16 @@ from typing import Any
 import torch
 
 from fastds.ops.core.layout import empty_map, to_channels_last
-from fastds.ops.impl.conv3x3 import im2col, library, planes, reference, triton_implicit_gemm, winograd
+from fastds.ops.impl.conv3x3 import cuda_window, im2col, library, planes, reference, triton_implicit_gemm, winograd
 from fastds.ops.impl.conv3x3.algorithm import count_epilogue_passes, select_algorithm
 
-OTHER_ALGORITHMS = {"direct": library, "planes": planes, "product": im2col, "implicit_gemm": triton_implicit_gemm}
+OTHER_ALGORITHMS = {
+    "direct": library,
+    "planes": planes,
+    "product": im2col,
+    "implicit_gemm": triton_implicit_gemm,
+    "window": cuda_window,
+}
 
 
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm):
