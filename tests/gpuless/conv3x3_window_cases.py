@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops import conv3x3
-from fastds.ops.impl.conv3x3 import reference
+from fastds.ops.impl.conv3x3 import cuda_window, reference
 
 KERNEL = "conv3x3_window_kernel"
 DTYPES = (torch.bfloat16, torch.float16)
@@ -28,7 +28,7 @@ class Case:
         padding_mode, activation, shuffle: options of conv3x3.
         bias: dtype of the bias and the weight, or None for a weight in the dtype of the maps and no bias.
         residual: whether a residual is added.
-        sliced: whether the maps are channels of larger tensors.
+        sliced: whether the maps are channels of larger tensors, whose other channels are NaN.
     """
 
     batch: int
@@ -49,8 +49,9 @@ class Case:
 
         def make_map(channels: int) -> Tensor:
             extra = 16 if self.sliced else 0
-            t = torch.randn(self.batch, channels + extra, self.height, self.width).to(self.dtype)
-            return t.contiguous(memory_format=torch.channels_last)[:, extra // 2 : extra // 2 + channels]
+            t = torch.full((self.batch, channels + extra, self.height, self.width), torch.nan, dtype=self.dtype)
+            t = t.contiguous(memory_format=torch.channels_last)[:, extra // 2 : extra // 2 + channels]
+            return t.copy_(torch.randn(t.shape))
 
         x, *rest = (make_map(n) for n in self.inputs)
         scale = (9 * sum(self.inputs)) ** -0.5
@@ -80,6 +81,30 @@ class Case:
         exact = self.compute_exactly(tensors)
         bound = TOLERANCES[self.dtype] * (0.1 + exact.abs())
         return ((result.double() - exact).abs() / bound).nan_to_num(nan=float("inf")).max().item()
+
+
+GUARD_ELEMENTS, GUARD_VALUE = 1 << 14, 3.0
+
+
+def poison_outputs(monkeypatch) -> list[Tensor]:
+    """Make results NaN between guards before the kernel runs; return the list of their memory."""
+    buffers = []
+
+    def empty_map(shape, dtype, like):
+        batch, channels, height, width = shape
+        size = batch * channels * height * width
+        buffers.append(torch.full((size + 2 * GUARD_ELEMENTS,), GUARD_VALUE, dtype=dtype))
+        result = buffers[-1][GUARD_ELEMENTS : GUARD_ELEMENTS + size].fill_(torch.nan)
+        return result.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+    monkeypatch.setattr(cuda_window, "empty_map", empty_map)
+    return buffers
+
+
+def is_untouched(buffers: list[Tensor]) -> bool:
+    """Return whether there are results of poison_outputs and nothing was written beside them."""
+    guards = [t for b in buffers for t in (b[:GUARD_ELEMENTS], b[-GUARD_ELEMENTS:])]
+    return bool(guards) and all((t == GUARD_VALUE).all() for t in guards)
 
 
 def draw_case(seed: int) -> Case:
