@@ -186,6 +186,8 @@ def build(op, banks=False, change=None):
         fresh = library.with_suffix(f".{os.getpid()}")
         _run([*compiler(), "-shared", *(SANITIZERS if sanitizing() else []), *(t for t, _ in units), "-o", fresh])
         fresh.rename(library)
+    if change is not None:
+        name = f"{digest}.{name}"  # pybind11 returns a loaded module of the same name
     loader = importlib.machinery.ExtensionFileLoader(name, str(library))
     spec = importlib.util.spec_from_file_location(name, library, loader=loader)
     module = importlib.util.module_from_spec(spec)
