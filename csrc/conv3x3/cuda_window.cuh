@@ -19,7 +19,7 @@ namespace FASTDS_ISA {
 namespace {
 
 constexpr int kWarpgroup = 128;            // threads
-constexpr int kMaxWarpgroups = 3;          // of a block, more registers are not available
+constexpr int kMaxWarpgroups = 3;          // of a block: more leave too few registers for a thread
 constexpr int kWarpRows = 4, kTileColumns = 16, kWarpOutputs = 16;
 constexpr int kWindowColumns = kTileColumns + 2;
 constexpr int kPack = 8;                   // channels of 16 bytes
