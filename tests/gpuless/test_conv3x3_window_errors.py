@@ -22,7 +22,9 @@ ERRORS = {
         "        wait_for_copies<0>();\n        FASTDS", "        wait_for_copies<1>();\n        FASTDS", TILES
     ),
     "no barrier before the first window": ("    __syncthreads();\n", "", TILES),
-    "first window not waited for": ("    wait_for_copies<0>();\n    __sync", "    wait_for_copies<1>();\n    __sync", TILES),
+    "first window not waited for": (
+        "    wait_for_copies<0>();\n    __sync", "    wait_for_copies<1>();\n    __sync", TILES
+    ),
     "one barrier for all warpgroups": ("FASTDS_SYNC_NAMED(1 + warpgroup,", "FASTDS_SYNC_NAMED(1,", TILES),
     "the same window for all tiles": ("        stage ^= 1;\n", "", TILES),
     "copy to the first window": ("windows + stage * Tile::kWindowBytes, at, slab", "windows, at, slab", TILES),
@@ -38,9 +40,8 @@ ERRORS = {
     "channels after the last one": ("exists = pack < packs,", "exists = pack <= packs,", SOURCES),
     "no zeros after the last channel": ("(pack >= (packs + 1) / 2 * 2) return", "(pack >= packs) return", SOURCES),
     "channels of the second source": (": first ? pack : pack - a.source[0].packs)", ": pack)", SOURCES),
-    "order of outputs in a product": ("return place / 2 % 4 * 4 + place / 8 * 2 + place % 2;", "return place;", SOURCES),
-    "halves of the channels": ("lane % 16) * kPixelBytes + lane / 16 * 16", "lane % 16) * kPixelBytes + lane / 8 % 2 * 16",
-                               SOURCES),
+    "order of outputs in a product": ("return place / 2 % 4 * 4 + place / 8 * 2 +", "return place + 0 *", SOURCES),
+    "halves of the channels": ("* kPixelBytes + lane / 16 * 16", "* kPixelBytes + lane / 8 % 2 * 16", SOURCES),
     "banks of the weights": ("(pack ^ place % 8) * 16", "pack * 16", SOURCES),
     "order of taps": ("(dy * 3 + dx) * (Tile", "(dx * 3 + dy) * (Tile", SOURCES),
     "rows of a tap": ("m)[4] = map[r + dy]", "m)[4] = map[r + 2 - dy]", SOURCES),

@@ -2,8 +2,8 @@
 """Algorithm selection for 3x3 convolutions.
 
 The algorithms are "winograd" and "amx" (native engine), "planes" (native, few channels), "product" (im2col), "direct"
-(oneDNN or cuDNN), "implicit_gemm" (Triton), "window" (CUDA C++, on request only until a GPU has measured it) and "auto",
-which selects one of the others.
+(oneDNN or cuDNN), "implicit_gemm" (Triton), "window" (CUDA C++, only on request until a GPU has measured it) and
+"auto", which selects one of the others.
 """
 
 from collections.abc import Iterator

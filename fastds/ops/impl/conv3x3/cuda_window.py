@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastds.ops.core import native
+from fastds.ops.core.gpu_measurements import describe_source
 from fastds.ops.core.layout import as_nhwc, empty_map, to_contiguous
 from fastds.ops.impl.conv3x3 import triton_implicit_gemm
 from fastds.ops.impl.conv3x3.winograd import PADDING_CODES
@@ -53,10 +54,22 @@ def get_shape_reason(x, weight, x2, residual, shuffle) -> str | None:
         return f"the channels of the result must be a multiple of {PACK}"
     if residual is not None and shuffle > 1:
         return "the kernel adds no residual before a pixel shuffle"
-    device, _ = native.get_cuda_launch_arguments(x)
-    if not native.get_module().conv3x3_window_fits(weight.shape[1], outputs, device):
+    if not native.get_module().conv3x3_window_fits(weight.shape[1], outputs, x.device.index or 0):
         return "the weights of 16 outputs do not fit in shared memory"
     return None
+
+
+def describe(x, weight, bias, x2, residual, act, slope, padding_mode, shuffle, out_dtype, algorithm) -> dict[str, str]:
+    """Return the entry "kernels" of fastds.explain for a request of the kernel, which no GPU has measured."""
+    if algorithm != "window" or unsupported_reason(x, out_dtype) is not None:
+        return {}
+    x, x2, residual = (
+        t if t is None or t.stride(1) == 1 else torch.empty_like(t, device="meta", memory_format=torch.channels_last)
+        for t in (x, x2, residual)
+    )
+    reason = get_shape_reason(x, weight, x2, residual, shuffle)
+    estimated = describe_source(False)
+    return {"kernels": f"window: {estimated}" if reason is None else f"implicit_gemm: {estimated}; window: {reason}"}
 
 
 def _get_strides(t: Tensor) -> list[int]:

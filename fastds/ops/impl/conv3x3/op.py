@@ -31,7 +31,7 @@ from fastds.ops.core.function_plans import call_function
 from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import can_bypass_dispatcher, define, needs_weight_grad
 from fastds.ops.core.tracing import Proxy, record_op
-from fastds.ops.impl.conv3x3 import kernels, library, reference, shared_weight_grad
+from fastds.ops.impl.conv3x3 import cuda_window, kernels, library, reference, shared_weight_grad
 from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, count_epilogue_passes, current_algorithm, select_algorithm
 
 __all__ = ["conv3x3"]
@@ -307,6 +307,7 @@ CONV3X3 = define(
     fake=kernels.forward_fake,
     check=check,
     function=_Conv3x3,
+    describe=cuda_window.describe,
 )
 CONV3X3_BACKWARD = define(
     "conv3x3_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? x2, Tensor? y, float negative_slope, "
