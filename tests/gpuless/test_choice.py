@@ -266,7 +266,7 @@ def test_explain_states_which_kernel_convolves_on_request(monkeypatch):
         return fastds.explain("conv3x3", x, weight, algorithm=algorithm)["kernels"]
 
     assert explain("window") == "window: estimated" and explain("auto") == "native: measured on NVIDIA H200"
-    assert explain("window", narrow, few).startswith("implicit_gemm: estimated; window: the channels, strides and")
+    assert explain("window", narrow, few).startswith("as with 'auto': the channels, strides and addresses")
 
 
 def test_measured_kernels_have_rows_in_the_results():
@@ -383,7 +383,7 @@ def test_algorithms_of_conv3x3_on_a_gpu(fake_cuda, monkeypatch):
     run("window")
     assert len(calls) == 1 and len(started) == 2
     monkeypatch.setattr(module, "conv3x3_window_fits", lambda *_: False)
-    run("window")
+    run("window")  # as with "auto"
     assert len(calls) == 1 and started == 3 * ["_convolution_kernel"]
     with pytest.raises(RuntimeError, match="'winograd' was requested, but the engine runs on the CPU"):
         run("winograd")

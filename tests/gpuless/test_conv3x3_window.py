@@ -111,27 +111,27 @@ def test_gradients_are_those_of_the_library(emulated):
         torch.testing.assert_close(got, wanted, rtol=2e-2, atol=2e-2)
 
 
-def test_shapes_for_the_triton_kernel(emulated):
-    """Reasons why the kernel does not take a shape, and the kernel that computes it then."""
+def test_reasons_why_the_kernel_does_not_take_a_call(emulated):
     emulated("conv3x3")
     x, weight = torch.empty(1, 16, 4, 4).bfloat16().contiguous(memory_format=CHANNELS_LAST), torch.empty(32, 16, 3, 3)
     residual = torch.empty(1, 32, 4, 4).bfloat16().contiguous(memory_format=CHANNELS_LAST)
 
-    def reason(x=x, weight=weight, x2=None, residual=None, shuffle=1):
-        return cuda_window.get_shape_reason(x, weight, x2, residual, shuffle)
+    def reason(x=x, weight=weight, x2=None, residual=None, shuffle=1, dtype=torch.bfloat16):
+        return cuda_window.get_call_reason(x, weight, x2, residual, shuffle, dtype)
 
     assert reason() is None and reason(residual=residual) is None and reason(shuffle=2) is None
     assert "multiples of 8" in reason(x2=residual[:, :4]) and "multiples of 8" in reason(residual[:, 4:20])
     assert "multiple of 8" in reason(weight=weight[:12]) and "multiple of 8" in reason(shuffle=4)
     assert "before a pixel shuffle" in reason(residual=residual, shuffle=2)
     assert "shared memory" in reason(weight=torch.empty(8, 600, 3, 3))
+    assert "no torch.bfloat16" in reason(dtype=torch.float32) and "no torch.float32" in reason(x.float())
+    assert reason(x.contiguous()) is None and "multiples of 8" in reason(x[:, :12].contiguous())
 
 
-def test_requests_that_cannot_run():
-    x, weight = torch.zeros(1, 8, 4, 4), torch.zeros(8, 8, 3, 3)
-    with pytest.raises(RuntimeError, match="'window' was requested, but the kernel with a window has no torch.float32"):
+def test_request_on_a_cpu():
+    x, weight = torch.zeros(1, 8, 4, 4).bfloat16(), torch.zeros(8, 8, 3, 3)
+    message = "'window' was requested, but there is no native kernel for cpu tensors"
+    with pytest.raises(RuntimeError, match=message):
         conv3x3(x, weight, algorithm="window")
-    with pytest.raises(RuntimeError, match="'window' was requested, but there is no native kernel for cpu tensors"):
-        conv3x3(x.bfloat16(), weight, algorithm="window")
-    with pytest.raises(RuntimeError, match="returns the dtype of x"), fastds.use_conv_algorithm("window"):
-        conv3x3(x.bfloat16(), weight, out_dtype=torch.float32)
+    with pytest.raises(RuntimeError, match=message), fastds.use_conv_algorithm("window"):
+        conv3x3(x, weight)

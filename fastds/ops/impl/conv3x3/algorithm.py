@@ -47,8 +47,8 @@ def use_conv_algorithm(algorithm: str) -> Iterator[None]:
             "product": im2col and one matrix product over all pixels;
             "direct": torch's convolution, for comparison with results of torch;
             "implicit_gemm": one Triton kernel on a GPU, with gradients by torch;
-            "window": one CUDA C++ kernel on a GPU, for 16 bits, with gradients by torch. Shapes whose channels are no
-                multiples of 8 or do not fit in shared memory go to "implicit_gemm". No GPU has measured it yet.
+            "window": one CUDA C++ kernel on a GPU, for 16 bits and multiples of 8 channels that fit in shared memory,
+                with gradients by torch; "auto" for other calls on a GPU. No GPU has measured it yet.
 
     Raises:
         ValueError: another name.

@@ -2,8 +2,7 @@
 """3x3 convolutions of 16-bit maps on a GPU by one CUDA C++ kernel, csrc/conv3x3/cuda_window.cuh.
 
 The kernel keeps a window of the map and the weights in shared memory. It reads the weight in channels_last memory, so
-that no packed copy has to be kept up to date. Shapes that it does not take go to the Triton kernel. The gradients are
-computed by the library.
+that no packed copy has to be kept up to date. The gradients are computed by the library.
 """
 
 import torch
@@ -20,36 +19,33 @@ MAX_IMAGE_BYTES = 2**31 - 1
 
 
 def unsupported_reason(x: Tensor, dtype: torch.dtype) -> str | None:
-    """Return the reason why the kernel cannot convolve tensors like x with results in dtype, or None if it can.
-
-    It takes some of the shapes only, see get_shape_reason.
-    """
-    if x.dtype not in triton_implicit_gemm.HALF_DTYPES:
-        return f"the kernel with a window has no {x.dtype}"
-    if x.dtype != dtype:
-        return f"the kernel with a window returns the dtype of x, {x.dtype}, not {dtype}"
+    """Return the reason why this build and device have no such kernel for x, or None; see also get_call_reason."""
     return native.unsupported_reason({"cuda": "conv3x3_window_cuda"}, x)
 
 
-def get_shape_reason(x, weight, x2, residual, shuffle) -> str | None:
+def get_call_reason(x, weight, x2, residual, shuffle, out_dtype) -> str | None:
     """Return the reason why the kernel cannot compute a call, or None if it can.
 
     Args:
-        x: (B, C1, H, W), channel stride 1, for which unsupported_reason is None, as for the other tensors.
+        x: (B, C1, H, W), for which unsupported_reason is None.
         weight: (O, C1 + C2, 3, 3).
-        x2: (B, C2, H, W), channel stride 1, or None.
-        residual: (B, O, H, W), channel stride 1, or None.
+        x2: (B, C2, H, W) or None.
+        residual: (B, O, H, W) or None.
         shuffle: factor of the pixel shuffle, 1: none.
+        out_dtype: dtype of the result.
     """
-    outputs = weight.shape[0]
+    if x.dtype not in triton_implicit_gemm.HALF_DTYPES or out_dtype != x.dtype:
+        return f"the kernel has no {x.dtype} with results in {out_dtype}"
     for t in (x, x2, residual):
         if t is None:
             continue
-        strides = _get_strides(t)
-        if t.shape[1] % PACK or any(s % PACK for s in strides) or _is_misaligned(t):
+        # A map with another channel stride is copied to dense memory.
+        strides = _get_strides(t) if t.stride(1) == 1 else [0, t.shape[1] * t.shape[3], t.shape[1]]
+        if t.shape[1] % PACK or (t.stride(1) == 1 and (any(s % PACK for s in strides) or _is_misaligned(t))):
             return f"the channels, strides and addresses must be multiples of {PACK} elements"
         if (t.shape[2] * strides[1] + t.shape[3] * strides[2]) * t.element_size() > MAX_IMAGE_BYTES:
             return "an image is larger than 32-bit positions reach"
+    outputs = weight.shape[0]
     if outputs % (PACK * shuffle**2):
         return f"the channels of the result must be a multiple of {PACK}"
     if residual is not None and shuffle > 1:
@@ -63,13 +59,8 @@ def describe(x, weight, bias, x2, residual, act, slope, padding_mode, shuffle, o
     """Return the entry "kernels" of fastds.explain for a request of the kernel, which no GPU has measured."""
     if algorithm != "window" or unsupported_reason(x, out_dtype) is not None:
         return {}
-    x, x2, residual = (
-        t if t is None or t.stride(1) == 1 else torch.empty_like(t, device="meta", memory_format=torch.channels_last)
-        for t in (x, x2, residual)
-    )
-    reason = get_shape_reason(x, weight, x2, residual, shuffle)
-    estimated = describe_source(False)
-    return {"kernels": f"window: {estimated}" if reason is None else f"implicit_gemm: {estimated}; window: {reason}"}
+    reason = get_call_reason(x, weight, x2, residual, shuffle, out_dtype)
+    return {"kernels": f"window: {describe_source(False)}" if reason is None else f"as with 'auto': {reason}"}
 
 
 def _get_strides(t: Tensor) -> list[int]:
@@ -83,7 +74,7 @@ def _is_misaligned(t: Tensor) -> bool:
 
 
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype):
-    """Compute conv3x3 by the kernel, or by the Triton kernel if get_shape_reason is not None.
+    """Compute conv3x3 by the kernel. get_call_reason must be None for the arguments.
 
     Args:
         x: (B, C1, H, W), first source.
@@ -101,10 +92,6 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
         (B, O / shuffle^2, shuffle * H, shuffle * W).
     """
     x, x2, residual = (None if t is None else as_nhwc(t) for t in (x, x2, residual))
-    if get_shape_reason(x, weight, x2, residual, shuffle) is not None:
-        return triton_implicit_gemm.forward(
-            x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype
-        )
     batch, _, height, width = x.shape
     out = empty_map((batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle), out_dtype, x)
     weight, bias = _to_tap_layout(weight, x.dtype), None if bias is None else to_contiguous(bias)

@@ -17,7 +17,6 @@ OTHER_ALGORITHMS = {
     "planes": planes,
     "product": im2col,
     "implicit_gemm": triton_implicit_gemm,
-    "window": cuda_window,
 }
 
 
@@ -54,6 +53,10 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
         "passes": count_epilogue_passes(residual, act, shuffle),
     }
     algorithm = select_algorithm(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False, **selector_options)
+    if algorithm == "window":
+        if cuda_window.get_call_reason(x, weight, x2, residual, shuffle, out_dtype) is None:
+            return cuda_window.forward(*args)
+        return forward(*args, "auto")
     if algorithm in OTHER_ALGORITHMS:
         return OTHER_ALGORITHMS[algorithm].forward(*args)
     return winograd.forward(*args, algorithm == "amx")

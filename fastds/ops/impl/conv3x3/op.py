@@ -415,8 +415,8 @@ def conv3x3(
         algorithm: "winograd", "amx" (matrix products on the AMX tiles of the processor, for bfloat16), "planes" (sums
             of shifted planes, for few channels), "product" (im2col), "direct" (torch's convolution), "implicit_gemm"
             (one Triton kernel on a GPU, with gradients by torch; float32 as three tf32 products), "window" (one CUDA
-            C++ kernel on a GPU for 16 bits, otherwise like "implicit_gemm", which computes shapes that the kernel does
-            not take), "auto" (the fastest by a cost model), or None for the algorithm of the enclosing
+            C++ kernel on a GPU, for 16 bits and multiples of 8 channels, with gradients by torch; "auto" for other
+            calls on a GPU), "auto" (the fastest by a cost model), or None for the algorithm of the enclosing
             fastds.use_conv_algorithm(...), which is "auto" outside of one.
 
     Returns:
@@ -428,7 +428,7 @@ def conv3x3(
         ValueError: a shape, device or option is invalid.
         RuntimeError: the algorithm cannot run, for example "winograd" or "planes" on a GPU or in float64, "amx" in
             another dtype than bfloat16 or on a processor without AMX, "implicit_gemm" on a CPU, in float64 or for an
-            out_dtype other than the dtype of x, "window" the same or in float32.
+            out_dtype other than the dtype of x, "window" on a CPU.
 
     "winograd" computes F(4x4, 3x3) in float32 for every dtype. Before the result is rounded to its dtype, the errors
     are at most 2e-5 of the output's standard deviation for inputs of unit variance. A NaN or an infinity affects up to
