@@ -35,7 +35,8 @@ int select_output_warps(int64_t channels, int64_t outputs, int device) {
 template <class T>
 WindowSource make_source(const Conv3x3Window& call, const WindowMap& map) {
     constexpr int64_t size = sizeof(T);
-    FASTDS_CHECK(map.channels % kPack == 0 && (map.b | map.h | map.w) % kPack == 0 && reinterpret_cast<uintptr_t>(map.data) % 16 == 0,
+    FASTDS_CHECK(map.channels % kPack == 0 && (map.b | map.h | map.w) % kPack == 0 &&
+                     reinterpret_cast<uintptr_t>(map.data) % 16 == 0,
                  "conv3x3: the kernel with a window loads 16 bytes of channels");
     FASTDS_CHECK((call.H * map.h + call.W * map.w) * size <= INT32_MAX && map.h >= 0 && map.w >= 0,
                  "conv3x3: an image is larger than 32-bit positions reach");
@@ -49,7 +50,8 @@ WindowArguments make_arguments(const Conv3x3Window& call) {
     for (int i = 0; i < 2; i++)
         if (call.source[i].channels > 0) a.source[i] = make_source<T>(call, call.source[i]);
     FASTDS_CHECK((call.weight_o | call.weight_tap) % kPack == 0 && reinterpret_cast<uintptr_t>(call.weight) % 16 == 0 &&
-                     call.weight_o >= 0 && call.weight_o <= INT32_MAX / 2 && call.weight_tap >= 0 && call.weight_tap <= INT32_MAX / 32,
+                     call.weight_o >= 0 && call.weight_o <= INT32_MAX / 2 && call.weight_tap >= 0 &&
+                     call.weight_tap <= INT32_MAX / 32,
                  "conv3x3: the kernel with a window needs weights with contiguous, aligned channels");
     FASTDS_CHECK(call.O % (kPack * call.shuffle * call.shuffle) == 0, "conv3x3: the channels of y must be a multiple of 8");
     FASTDS_CHECK(call.residual.data == nullptr || ((call.residual.b | call.residual.h | call.residual.w) % 4 == 0 &&

@@ -220,7 +220,8 @@ struct LaneResidual {
 };
 
 template <class T>
-__device__ __forceinline__ LaneResidual load_residual(const WindowArguments& a, const LaneOutputs& outputs, const LanePixels& pixels) {
+__device__ __forceinline__ LaneResidual load_residual(const WindowArguments& a, const LaneOutputs& outputs,
+                                                      const LanePixels& pixels) {
     LaneResidual residual{};
     if (a.residual == nullptr || !outputs.exist) return residual;
     const T* const from = static_cast<const T*>(a.residual) + pixels.image * a.residual_b + pixels.row * a.residual_h +
@@ -241,7 +242,8 @@ __device__ __forceinline__ void store_outputs(const WindowArguments& a, const La
     if (!outputs.exist) return;
     const int pixel = a.shuffle * a.fine;                      // elements of y for a pixel, in one row of sub-pixels
     const int64_t line = int64_t{a.width} * a.shuffle * pixel;  // for a row of pixels
-    T* const to = static_cast<T*>(a.y) + (int64_t{pixels.image} * a.height + pixels.row) * line + int64_t{pixels.column} * pixel + outputs.to;
+    T* const to = static_cast<T*>(a.y) + (int64_t{pixels.image} * a.height + pixels.row) * line +
+                  int64_t{pixels.column} * pixel + outputs.to;
 #pragma unroll
     for (int r = 0; r < kWarpRows; r++)
 #pragma unroll
@@ -278,14 +280,15 @@ __global__ void __launch_bounds__(kMaxWarpgroups * kWarpgroup, 1) conv3x3_window
     WarpSums sums;
     sums.set(outputs.bias);
     while (tile < a.tiles) {
+        const bool is_last = slab + 1 == a.slabs;
         const LanePixels pixels(at, warp % Tile::kRowWarps);
-        const LaneResidual residual = load_residual<T>(a, outputs, pixels);  // arrives during the products
+        LaneResidual residual{};
+        if (is_last) residual = load_residual<T>(a, outputs, pixels);  // arrives during the products
         const char* const window = windows + stage * Tile::kWindowBytes;
         const char* const weights = shared + slab * Tile::kSlabBytes;
         const int steps = (min(packs - slab * kSlabPacks, kSlabPacks) + 1) / 2;
-        const bool is_last = ++slab == a.slabs;
+        slab++, stage ^= 1;
         if (is_last) tile += stride, slab = 0, at = find_tile<Tile>(a, tile);
-        stage ^= 1;
         if (tile < a.tiles) copy_window<Tile>(a, windows + stage * Tile::kWindowBytes, at, slab);
         commit_copies();
         multiply<T, Tile>(sums, window, weights, steps);

@@ -5,10 +5,11 @@
 // Blocks run one after another on one thread of the operating system. Each CUDA thread of a block is a fiber. A fiber runs
 // until it returns or waits at a barrier or a warp collective; then the next fiber runs. If a kernel lacks a barrier, a fiber
 // may therefore read values that are not yet written or already overwritten, so that the result is wrong. A seed determines the
-// order of fibers and blocks; with seed 0 it is ascending. Shared memory is allocated for each block and filled with 0xff bytes
-// (NaN). With a seed, some warps run slower than the others, so that warps without a barrier between them drift apart. Copies that do not block fill their destination with 0xff bytes when they start, and complete when their thread waits for
-// them, or, if they arrive at a barrier, at some later time. The emulator does not model the memory order inside a warp or between
-// atomics, nor threads that spin on a value of another thread.
+// order of fibers and blocks, and which warps run slower than others, so that warps without a barrier between them drift apart.
+// With seed 0 the order is ascending. Shared memory is allocated for each block and filled with 0xff bytes (NaN). Copies that do
+// not block fill their destination with 0xff bytes when they start, and complete when their thread waits for them, or, if they
+// arrive at a barrier, at some later time. The emulator does not model the memory order inside a warp or between atomics, nor
+// threads that spin on a value of another thread.
 #pragma once
 #include <stdint.h>
 #include <stdlib.h>

@@ -26,7 +26,7 @@ ERRORS = {
         "    wait_for_copies<0>();\n    __sync", "    wait_for_copies<1>();\n    __sync", TILES
     ),
     "one barrier for all warpgroups": ("FASTDS_SYNC_NAMED(1 + warpgroup,", "FASTDS_SYNC_NAMED(1,", TILES),
-    "the same window for all tiles": ("        stage ^= 1;\n", "", TILES),
+    "the same window for all tiles": ("        slab++, stage ^= 1;", "        slab++;", TILES),
     "copy to the first window": ("windows + stage * Tile::kWindowBytes, at, slab", "windows, at, slab", TILES),
     "sums of the tile before": ("            sums.set(outputs.bias);\n", "", TILES),
     "weights of the first slab": ("shared + slab * Tile::kSlabBytes", "shared", SLABS),
