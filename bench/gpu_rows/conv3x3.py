@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions with their epilogue: one Triton kernel, cuDNN with a separate epilogue kernel, and eager torch.
+"""Convolutions with their epilogue: kernels of Triton and CUDA C++, cuDNN with an epilogue kernel, and eager torch.
 
 The rows measure the rule by which "auto" selects an algorithm on a GPU, that is from how many channels cuDNN is faster
 in spite of the separate epilogue: see fastds/ops/impl/conv3x3/triton_implicit_gemm.py.
@@ -116,10 +116,12 @@ def make_rows(small: bool) -> list[Row]:
     ]
     tried = [(f"fastds {t}", functools.partial(FIRST.run_with_tiles, t)) for t in TILES]
     tiles = replace(FIRST.make_problem(tried), op="conv3x3 tiles").make_rows([(BFLOAT16, *TOLERANCES)])
-    return [*rows[:6], *tiles, *rows[6:], *make_case_problem(FIRST).make_rows([(FLOAT16, *TOLERANCES)])]
+    return [*rows[:7], *tiles, *rows[7:], *make_case_problem(FIRST).make_rows([(FLOAT16, *TOLERANCES)])]
 
 
 def make_case_problem(case: Case) -> Problem:
     algorithms = ("auto", "implicit_gemm", "direct")
+    if case.k == 3 and case.outputs % 8 == 0:
+        algorithms = ("window", *algorithms)
     ours = [(f"fastds {name}", functools.partial(case.compute, name)) for name in algorithms]
     return case.make_problem([*ours, ("torch eager", case.compute_in_torch)])

@@ -10,6 +10,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
+import fastds
 from bench.bench_fczsm import make_network, make_sample
 from bench.gpu_rows import Row, capture_network, get_dtype_name, load_torchvision_op
 from fastds.models import create
@@ -42,9 +43,18 @@ def copy_model(small, device):
 
 
 def build_graph(small, dtype, peer, device):
-    """Build the forward pass as a CUDA graph; the only peer is fastds."""
+    """Build the forward pass as a CUDA graph; the only peers are fastds and its kernel of convolutions on request."""
     x, _ = make_inputs("forward", small, device)
-    return capture_network(copy_model(small, device), x, dtype=dtype)
+    algorithm = "window" if "window" in peer else "auto"
+    with fastds.use_conv_algorithm(algorithm):
+        captured = capture_network(copy_model(small, device), x, dtype=dtype)
+
+    def run():
+        with fastds.use_conv_algorithm(algorithm):
+            return captured()
+
+    run.buffers = captured.buffers
+    return run
 
 
 def build_forward(small, dtype, peer, device):
@@ -103,6 +113,7 @@ def make_rows(small: bool) -> list[Row]:
     # Mode, peer, dtype, tolerance, builder.
     selected = [
         ("forward", "fastds graph", BFLOAT16, 5e-2, build_graph),
+        ("forward", "fastds graph, window", BFLOAT16, 5e-2, build_graph),
         ("forward", "fastds eager", BFLOAT16, 5e-2, build_forward),
         ("forward", "torchvision eager", FLOAT16, 0.2, build_forward),
         ("forward", "torchvision eager", FLOAT32, 1e-2, build_forward),
@@ -123,7 +134,7 @@ def make_rows(small: bool) -> list[Row]:
             expected=lambda device, mode=mode: compute_expected(mode, small, device), reference_key=("fczsm", mode),
             tolerance=tolerance, flops=passes[mode] * FLOPS_PER_PIXEL * size[mode] ** 2, bytes=parameters,
             timing="default stream" if peer == "torchvision eager" else "eager",  # "fastds graph" replays its own graph
-            buffers=(lambda run: run.buffers) if peer == "fastds graph" else None,
+            buffers=(lambda run: run.buffers) if peer.startswith("fastds graph") else None,
             first=small or dtype != FLOAT32 or peer == "torchvision eager",
         )
         for mode, peer, dtype, tolerance, build in selected

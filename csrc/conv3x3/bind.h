@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "conv3x3/params.h"
+#include "conv3x3/window_params.h"
 #include "core/arguments.h"
 
 namespace fastds {
@@ -141,6 +142,48 @@ inline Conv3x3Map to_map(const MapArgs& t) {
     return {to_pointer(address), to_dtype(dtype), channels, b, c, h, w};
 }
 
+#if FASTDS_BUILD_CUDA
+
+inline WindowMap to_window_map(const TensorArgs& t) {
+    const Conv3x3View view = to_view(t);
+    return {view.data, view.channels, view.b, view.h, view.w};
+}
+
+// A weight of cuda_window.cuh: (address, dtype, O, C, output stride, tap stride), with contiguous channels.
+using TapWeightArgs = std::tuple<intptr_t, int, int64_t, int64_t, int64_t, int64_t>;
+
+inline Conv3x3Window make_window_call(const GeometryArgs& geometry, const std::vector<TensorArgs>& sources,
+                                      const TapWeightArgs& weight, intptr_t bias, int bias_dtype,
+                                      const std::vector<TensorArgs>& residual, intptr_t y, float slope, int64_t shuffle) {
+    FASTDS_CHECK(sources.size() == 1 || sources.size() == 2, "conv3x3: expected one or two sources");
+    const auto [address, dtype, O, C, weight_o, weight_tap] = weight;
+    const Conv3x3Geometry g = to_geometry(geometry);
+    FASTDS_CHECK(g.B > 0 && g.Ho == g.H && g.Wo == g.W && O > 0 && shuffle >= 1, "conv3x3: wrong sizes for the kernel with a window");
+    Conv3x3Window call{};
+    call.dtype = to_dtype(dtype);
+    call.B = g.B, call.H = g.H, call.W = g.W, call.O = O;
+    int64_t channels = 0;
+    for (size_t i = 0; i < sources.size(); i++) {
+        FASTDS_CHECK(std::get<1>(sources[i]) == dtype && std::get<2>(sources[i]) > 0, "conv3x3: tensors differ in dtype or are empty");
+        call.source[i] = to_window_map(sources[i]);
+        channels += call.source[i].channels;
+    }
+    FASTDS_CHECK(channels == C, "conv3x3: filters and tensors differ in channels");
+    call.weight = to_pointer(address), call.weight_o = weight_o, call.weight_tap = weight_tap;
+    call.bias = to_pointer(bias), call.bias_dtype = to_dtype(bias_dtype);
+    if (!residual.empty()) {
+        FASTDS_CHECK(std::get<1>(residual[0]) == dtype && std::get<2>(residual[0]) == O, "conv3x3: residual and output differ");
+        call.residual = to_window_map(residual[0]);
+    }
+    call.y = to_pointer(y);
+    call.mode_h = g.mode_h, call.mode_w = g.mode_w;
+    call.shuffle = shuffle;
+    call.slope = slope;
+    return call;
+}
+
+#endif
+
 }  // namespace conv3x3_bind
 
 inline void register_conv3x3(py::module_& m) {
@@ -252,6 +295,19 @@ inline void register_conv3x3(py::module_& m) {
         },
         "Pack the filters of a contiguous weight for forward or (adjoint) grad_x, after copying it to `copy`. packed has "
         "conv3x3_packed_size floats, copy the bytes of the weight.");
+#if FASTDS_BUILD_CUDA
+    bind(
+        m, "conv3x3_window_cuda",
+        [](const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, const TapWeightArgs& weight, intptr_t bias,
+           int bias_dtype, const std::vector<TensorArgs>& residual, intptr_t y, float slope, int64_t shuffle, int device, intptr_t stream) {
+            const Conv3x3Window call = make_window_call(geometry, sources, weight, bias, bias_dtype, residual, y, slope, shuffle);
+            py::gil_scoped_release release;
+            conv3x3_window_cuda(call, device, to_pointer(stream));
+        },
+        "Compute a convolution in 16 bits on tensor cores. Channels are contiguous and multiples of 8; y is dense, channels_last.");
+    bind(m, "conv3x3_window_fits", &conv3x3_window_fits,
+         "Return whether conv3x3_window_cuda has enough shared memory for these numbers of channels and outputs.");
+#endif
 }
 
 }  // namespace fastds

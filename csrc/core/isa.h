@@ -27,7 +27,11 @@ enum class Isa { baseline, avx2, avx512 };  // on 64-bit Arm the name of baselin
 
 // Returns the instruction set that FASTDS_DISPATCH uses: the best one that this processor and this build support, or the one
 // set by set_isa().
+#if FASTDS_EMU
+inline Isa isa() { return Isa::baseline; }
+#else
 Isa isa();
+#endif
 const char* isa_name(Isa isa);
 bool isa_usable(Isa isa);
 void set_isa(const char* name);  // "auto" or a name that isa_name() returns

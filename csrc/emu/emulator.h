@@ -5,10 +5,11 @@
 // Blocks run one after another on one thread of the operating system. Each CUDA thread of a block is a fiber. A fiber runs
 // until it returns or waits at a barrier or a warp collective; then the next fiber runs. If a kernel lacks a barrier, a fiber
 // may therefore read values that are not yet written or already overwritten, so that the result is wrong. A seed determines the
-// order of fibers and blocks; with seed 0 it is ascending. Shared memory is allocated for each block and filled with 0xff bytes
-// (NaN). Copies that do not block fill their destination with 0xff bytes when they start, and complete when their thread waits for
-// them, or, if they arrive at a barrier, at some later time. The emulator does not model the memory order inside a warp or between
-// atomics, nor threads that spin on a value of another thread.
+// order of fibers and blocks, and which warps run slower than others, so that warps without a barrier between them drift apart.
+// With seed 0 the order is ascending. Shared memory is allocated for each block and filled with 0xff bytes (NaN). Copies that do
+// not block fill their destination with 0xff bytes when they start, and complete when their thread waits for them, or, if they
+// arrive at a barrier, at some later time. The emulator does not model the memory order inside a warp or between atomics, nor
+// threads that spin on a value of another thread.
 #pragma once
 #include <stdint.h>
 #include <stdlib.h>
@@ -130,12 +131,14 @@ class Emulator {
     }
 
     // Copies of 16 bytes to shared memory, of zeros if `from` is null. The destination is poisoned until the copy is complete.
-    void copy_async(void* to, const void* from) {
+    // Each call has code of its own, because emu/banks.h takes the accesses of one instruction together.
+    __attribute__((always_inline)) void copy_async(void* to, const void* from) {
         if (!is_shared(to) || !is_shared(static_cast<char*>(to) + 15)) fail("a copy goes to " + name(current_) + " outside shared memory");
         if (reinterpret_cast<uint64_t>(to) % 16 != 0 || reinterpret_cast<uint64_t>(from) % 16 != 0) fail("misaligned copy");
         Copy copy{static_cast<char*>(to), {}};
         if (from != nullptr) memcpy(copy.bytes, from, 16);
-        memset(to, 0xff, 16);
+        typedef int Words __attribute__((vector_size(16)));
+        *static_cast<Words*>(to) = Words{-1, -1, -1, -1};  // one access of 16 bytes for emu/banks.h
         copies_[current_].back().push_back(copy);
     }
     void commit_copies() { copies_[current_].emplace_back(); }
@@ -199,7 +202,7 @@ class Emulator {
 
   private:
     static constexpr size_t kStack = 256 << 10, kGuard = 64 << 10;
-    static constexpr unsigned kMostShared = 32;
+    static constexpr unsigned kMostShared = 32, kSlowness = 4;
     static constexpr uint64_t kCount = 0x7fffffff, kParity = uint64_t{1} << 63;
     static constexpr int kVotes = -1, kAll = -2;  // special values of the source lane
 
@@ -224,7 +227,7 @@ class Emulator {
     struct Copy {
         char* to;
         char bytes[16];
-        void complete() const { memcpy(to, bytes, 16); }
+        __attribute__((no_sanitize_thread)) void complete() const { memcpy(to, bytes, 16); }
     };
     struct Arrival {  // at a barrier, after copies
         uint64_t* barrier;
@@ -301,16 +304,27 @@ class Emulator {
         copies_.assign(threads, std::vector<std::vector<Copy>>(1));
         arrivals_.clear();
         for (int& arrived : arrived_) arrived = 0;
-        do {
+        slow_.assign((threads + 31) / 32, false);
+        if (seed != 0)
+            for (size_t warp = 0; warp < slow_.size(); warp++) slow_[warp] = random_() % 2 == 0;
+        for (unsigned round = 1;; round++) {
             shuffle(order_);
-            for (const unsigned i : order_)
-                if (fibers_[i].state == State::ready) resume(i);
+            const bool any = resume_ready(round % kSlowness == 0) || resume_ready(true);
             if (!error_.empty()) throw std::runtime_error(error_);
-        } while (release_some() || release_barrier());
+            if (!release_some(!any) && !any && !release_barrier()) break;
+        }
         for (const auto& groups : copies_)
             for (const auto& group : groups)
                 if (!group.empty()) fail("a thread returned before its copies were complete");
         if (finish_block != nullptr) finish_block(kernel_);
+    }
+
+    // Resumes the threads that wait for nothing, without slow warps unless `all`. Returns whether there are any.
+    bool resume_ready(bool all) {
+        bool any = false;
+        for (const unsigned i : order_)
+            if (fibers_[i].state == State::ready && (all || !slow_[i / 32])) resume(i), any = true;
+        return any;
     }
 
     static void enter(unsigned high, unsigned low) {
@@ -361,10 +375,10 @@ class Emulator {
     }
 
     // Completes what can go on without all threads of the block. Copies that arrive at barriers complete at random times, at the
-    // latest when nothing else goes on.
-    bool release_some() {
+    // latest when nothing else goes on (`idle`).
+    bool release_some(bool idle) {
         const bool any = release_warps() | release_named() | complete_arrivals(false) | release_phases();
-        return any || (complete_arrivals(true) && (release_phases(), true));
+        return any || (idle && complete_arrivals(true) && (release_phases(), true));
     }
 
     bool complete_arrivals(bool all) {
@@ -416,7 +430,7 @@ class Emulator {
         for (unsigned first = 0; first < threads; first += 32) {
             const unsigned lanes = std::min(32u, threads - first);
             for (unsigned i = first; i < first + lanes; i++) {
-                const Fiber leader = fibers_[i];
+                const Fiber& leader = fibers_[i];
                 if (leader.state != State::at_collective) continue;
                 bool complete = true;
                 for (unsigned l = 0; l < lanes; l++) {
@@ -485,6 +499,7 @@ class Emulator {
     const std::function<void()>* thread_ = nullptr;
     std::vector<Fiber> fibers_;
     std::vector<unsigned> order_;
+    std::vector<bool> slow_;  // warps that run once in kSlowness rounds
     std::vector<std::vector<std::vector<Copy>>> copies_;  // by thread and group; the last group of a thread is open
     std::vector<Arrival> arrivals_;                       // whose copies are not complete
     int arrived_[16];                                     // threads that arrived at named barriers without waiting

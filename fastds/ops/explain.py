@@ -62,7 +62,7 @@ def _describe_backends(op: Op, args: tuple, planned: bool) -> dict[str, str]:
         for name, reason in reasons.items()
     }
     further = {} if op.describe is None else op.describe(*args)
-    if op.describe is None and chosen != "reference" and any(isinstance(a, Tensor) and a.is_cuda for a in args):
+    if not further and chosen != "reference" and any(isinstance(a, Tensor) and a.is_cuda for a in args):
         further = {"kernels": describe_kernels(op.name, chosen)}
     return described | further | ({"plan": "used"} if planned else {})
 

@@ -66,6 +66,30 @@ def test_implicit_gemm_agrees_with_the_reference(shape, padding_mode, dtype, tol
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular_x"])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 64, 0, 64, 200, 200, 1), (3, 24, 40, 24, 33, 50, 1), (2, 8, 0, 96, 9, 7, 2), (1, 128, 128, 16, 61, 70, 1)],
+    ids=str,
+)
+def test_window_agrees_with_the_reference(shape, padding_mode, dtype, device):
+    """Many tiles for each warpgroup, slabs of channels, two sources, and a residual or a shuffle."""
+    tensors = inputs(shape, dtype)
+    tensors[-1] = None if shape[-1] > 1 else tensors[-1]
+    options = {"padding_mode": padding_mode, "upscale_factor": shape[-1]}
+    doubles, given = [t if t is None else t.double() for t in tensors], checks.moved(tensors, device)
+    with torch.no_grad():
+        first = joined("window", **options)(*given)
+        checks.close([first], [joined("direct", **options)(*doubles)], 3e-2 if dtype == torch.bfloat16 else 1e-2)
+        assert all(torch.equal(joined("window", **options)(*given), first) for _ in range(20))
+
+
+def test_window_with_streams_graphs_and_layouts(device):
+    tensors = checks.moved(inputs((2, 24, 16, 24, 9, 7, 1), torch.bfloat16), device)
+    checks.check_everything(joined("window"), tensors, 2e-2)  # misaligned tensors go to the Triton kernel
+
+
 @pytest.mark.sanitize
 def test_implicit_gemm_with_streams_graphs_and_layouts(device):
     tensors = checks.moved(inputs(SHAPES[0]), device)

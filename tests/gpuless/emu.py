@@ -112,7 +112,18 @@ def _pybind11(flags):
     return header
 
 
-def _units(folder, name, banks):
+def _change(folder, file, old, new):
+    """Return a folder with a changed copy of a header of `folder`, for the include path, and the text of the copy."""
+    text = (folder / file).read_text()
+    assert text.count(old) == 1, f"{file} has {text.count(old)} times: {old}"
+    changed = text.replace(old, new)
+    root = BUILD / f"changed_{hashlib.sha256(changed.encode()).hexdigest()[:16]}"
+    (root / folder.name).mkdir(parents=True, exist_ok=True)
+    (root / folder.name / file).write_text(changed)
+    return root, changed
+
+
+def _units(folder, name, banks, change=None):
     """Return (object file, command) for the bindings and for each .cu file of a folder.
 
     The file names contain a hash of the sources and flags.
@@ -121,7 +132,8 @@ def _units(folder, name, banks):
     headers = [p for f in (CSRC / "core", CSRC / "emu", folder) for p in sorted(f.iterdir()) if p.suffix != ".cu"]
     text = MODULE % {"op": op, "name": name}
     # The namespace differs from that of _fastds, so that pybind11 does not confuse the classes of both modules.
-    common = ["-DFASTDS_EMU=1", "-DFASTDS_BUILD_CUDA=1", f"-Dfastds={name[1:]}", f"-I{CSRC}", f"-I{folder.parent}"]
+    common = ["-DFASTDS_EMU=1", "-DFASTDS_BUILD_AVX2=0", "-DFASTDS_BUILD_CUDA=1"]
+    common += [f"-Dfastds={name[1:]}", f"-I{CSRC}", f"-I{folder.parent}"]
     common += ["-DFASTDS_EMU_BANKS=1"] if banks else []
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in headers))
 
@@ -137,22 +149,27 @@ def _units(folder, name, banks):
 
     python = ["-O0", f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
     yield unit("module.cpp", [*python, "-include", _pybind11(python)], text.encode())
+    if change is not None:
+        root, changed = _change(folder, *change)
+        common.insert(0, f"-I{root}")
+        digest.update(changed.encode())
     for path in sorted(folder.glob("*.cu")):
         flags = ["-g1", *(["-O0", *SANITIZERS] if sanitizing() else ["-O1"]), *(BANK_FLAGS if banks else [])]
         yield unit(path, [*flags, "-include", CSRC / "emu" / "cuda.h"], path.read_bytes())
 
 
-def build(op, banks=False):
+def build(op, banks=False, change=None):
     """Build the extension module with the CUDA kernels of an op.
 
     Args:
         op: name of a folder in csrc, or the path of another folder.
         banks: whether the module counts conflicts of banks.
+        change: (.cuh file of the folder, text, text that replaces it), an error that a test must find.
     """
     folder = op if isinstance(op, Path) else CSRC / op
     BUILD.mkdir(parents=True, exist_ok=True)
     name = f"_emulated_{folder.name}" + "_banks" * banks
-    units = list(_units(folder, name, banks))
+    units = list(_units(folder, name, banks, change))
 
     def compiled(unit):
         target, command = unit
@@ -169,6 +186,8 @@ def build(op, banks=False):
         fresh = library.with_suffix(f".{os.getpid()}")
         _run([*compiler(), "-shared", *(SANITIZERS if sanitizing() else []), *(t for t, _ in units), "-o", fresh])
         fresh.rename(library)
+    if change is not None:
+        name = f"{digest}.{name}"  # pybind11 returns a loaded module of the same name
     loader = importlib.machinery.ExtensionFileLoader(name, str(library))
     spec = importlib.util.spec_from_file_location(name, library, loader=loader)
     module = importlib.util.module_from_spec(spec)

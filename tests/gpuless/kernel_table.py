@@ -16,13 +16,15 @@ from gpuless.machine_code import MachineKernel, compile_kernels
 PAGE = CSRC.parent / "docs" / "benchmarks" / "machine-code.md"
 ARCH = 90
 # An H200: warp instructions, lines of the L1 caches of 128 bytes, and bytes of the L2 cache and of the memory in a
-# second. An L1 cache reads one line a cycle.
+# second. An L1 cache, which also is the shared memory, reads one line a cycle. Tensor cores of a multiprocessor compute
+# a product of 16 x 8 x 16 in two cycles by mma.sync.
 CLOCK, MULTIPROCESSORS = 1.98e9, 132
 INSTRUCTIONS, LINES, L2_BYTES, BYTES = 4 * MULTIPROCESSORS * CLOCK, MULTIPROCESSORS * CLOCK, 5.5e12, 4.28e12
+PRODUCTS = MULTIPROCESSORS * CLOCK / 2
 SHARE, LAUNCH = 0.75, 2e-6  # of a bound that kernels reach; seconds of a launch
 HEADER = (
-    "| kernel, call | registers | instructions | issue | L1 | L2 | memory | expected | measured |\n"
-    "|---|---|---|---|---|---|---|---|---|\n"
+    "| kernel, call | registers | instructions | issue | products | L1 | L2 | memory | expected | measured |\n"
+    "|---|---|---|---|---|---|---|---|---|---|\n"
 )
 
 
@@ -36,10 +38,13 @@ class Row:
         instance: kernel with template arguments and parameter types.
         anchor: start of the name of an instruction of the loop that is counted, or "" for the whole kernel.
         warps: number of times that warps run these instructions.
-        lines: lines of the L1 caches that are read and written.
+        lines: lines of the L1 caches and of shared memory that are read and written.
         l2_bytes: bytes read from and written to the L2 cache; atomic additions count as 32 bytes a sector.
         memory_bytes: bytes read from and written to memory.
         measured: microseconds measured on an H200, or "" if no GPU has run the kernel in this form.
+        products: products of 16 x 8 x 16 on tensor cores.
+        inner: start of the name of an instruction of an inner loop, or "" for none.
+        repeats: how many times more often than the outer loop the inner loop runs, less one.
     """
 
     label: str
@@ -51,16 +56,21 @@ class Row:
     l2_bytes: float
     memory_bytes: float
     measured: str = ""
+    products: float = 0
+    inner: str = ""
+    repeats: int = 0
 
     def count_instructions(self, kernel: MachineKernel) -> int:
         """Return the number of counted instructions; of branches all sides count."""
-        return len(kernel.find_loop(self.anchor) if self.anchor else kernel.code)
+        inner = len(kernel.find_loop(self.inner)) * self.repeats if self.inner else 0
+        return len(kernel.find_loop(self.anchor) if self.anchor else kernel.code) + inner
 
     def format(self, kernel: MachineKernel) -> str:
         """Return the line of the table."""
         count = self.count_instructions(kernel)
         bounds = [
-            self.warps * count / INSTRUCTIONS, self.lines / LINES, self.l2_bytes / L2_BYTES, self.memory_bytes / BYTES,
+            self.warps * count / INSTRUCTIONS, self.products / PRODUCTS, self.lines / LINES,
+            self.l2_bytes / L2_BYTES, self.memory_bytes / BYTES,
         ]  # fmt: skip
         cells = [self.label, str(kernel.registers), str(count), *(f"{1e6 * bound:.0f}" for bound in bounds)]
         cells += [f"{1e6 * (max(bounds) / SHARE + LAUNCH):.0f}", self.measured]
@@ -75,6 +85,8 @@ def _make_rows() -> list[Row]:
     maps, offsets = 2 * 40_000 * 64, 40_000 * 9 * 8 * (4 + 4 + 2)  # bytes of x, and of offset and mask
     inputs = "(const DeformConv2dDims, const Inputs<BFloat16>, const DeformConv2dOffsetEpilogue, const SampleLines, "
     runs = "BFloat16*, ShuffleRuns, Activation<float>)"
+    tiles, window, weights = 50 * 13, 6 * 18 * 128, 9 * 64 * 128  # a convolution; bytes in shared memory
+    loads = 4 * 4 * 27 * 4  # lines of shared memory that the warps of a tile read in 4 steps of 16 channels
     return [
         Row(
             "lstm_gates, 8 x 64 x 160 x 160", "gates/cuda.cuh",
@@ -90,6 +102,13 @@ def _make_rows() -> list[Row]:
             "its gradients", "pixel_shuffle/cuda_backward.cuh",
             "pixel_unshuffle_kernel<BFloat16, 8>(const BFloat16*, const BFloat16*, BFloat16*, float*, UnshuffleTiles, "
             "Activation<float>)", "BAR", shuffled / 16 / 32, shuffled * 6 / 128, shuffled * 6, shuffled * 6,
+        ),
+        Row(
+            "conv3x3 64 -> 64, 200 x 200, residual, window", "conv3x3/cuda_window.cuh",
+            "conv3x3_window_kernel<BFloat16, 4>(const WindowArguments)", "STG", 4 * tiles,
+            tiles * (loads + (window + 2 * 64 * 128) / 128) + MULTIPROCESSORS * weights / 128,
+            tiles * window + MULTIPROCESSORS * weights + 2 * maps, 3 * maps, products=tiles * 4 * 8 * 36, inner="HMMA",
+            repeats=3,
         ),
         Row(
             "deform_conv2d (1, 64, 200, 200), samples of two passes", "deform_conv2d/cuda_sample.cuh",

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from gpuless.conv3x3_window_cases import Case
 from gpuless.emu import CSRC, Emulator, build
 from gpuless.test_emulator import RIG
 
@@ -30,6 +31,11 @@ def run_deform_conv2d(problem, dtype, gradients=False, misaligned=False):
         run_with_gradients(problem, tensors, torch.ones(problem.B, problem.O, *problem.out, dtype=dtype))
     else:
         problem.run(deform_conv2d, tensors)
+
+
+def run_conv3x3(outputs):
+    case = Case(1, (24,), outputs, 5, 18, bias=BF16, residual=True)
+    case.compute(case.make_tensors())
 
 
 def run_inr_query(dtype):
@@ -80,6 +86,8 @@ CASES = {
         lambda: run_deform_conv2d(WIDE, BF16),
         {"deform_conv2d_window_kernel": 1.3},
     ),
+    "conv3x3, window": ("conv3x3", lambda: run_conv3x3(64), {"conv3x3_window_kernel": 1.0}),
+    "conv3x3, window, few outputs": ("conv3x3", lambda: run_conv3x3(16), {"conv3x3_window_kernel": 1.0}),
     "inr_query": (
         "inr_query",
         lambda: run_inr_query(F32),

@@ -256,6 +256,19 @@ def test_explain_states_whether_kernels_were_measured(name, arguments, kernels, 
     assert "kernels" not in fastds.explain(name, *on_cpu)
 
 
+def test_explain_states_which_kernel_convolves_on_request(monkeypatch):
+    monkeypatch.setattr(_native, "_module", BuiltWithCuda())
+    monkeypatch.setattr(BuiltWithCuda, "conv3x3_window_fits", lambda *_: True, raising=False)
+    x, weight, *_ = convolution()
+    narrow, few, *_ = convolution(inputs=(12,))
+
+    def explain(algorithm, x=x, weight=weight):
+        return fastds.explain("conv3x3", x, weight, algorithm=algorithm)["kernels"]
+
+    assert explain("window") == "window: estimated" and explain("auto") == "native: measured on NVIDIA H200"
+    assert explain("window", narrow, few).startswith("as with 'auto': the channels, strides and addresses")
+
+
 def test_measured_kernels_have_rows_in_the_results():
     with open(Path(__file__).resolve().parents[2] / "bench" / "results" / "gpu.csv") as file:
         rows = list(csv.DictReader(file))
@@ -342,11 +355,11 @@ def test_weights_are_read_in_place_or_transposed_once(dtype):
     wide = torch.randn(5, 12, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
     single, plain = wide[:, 3:4], torch.randn(5, 6, 3, 3, dtype=dtype)
     assert all(
-        triton_implicit_gemm._to_kernel_layout(w, dtype) is w
+        triton_implicit_gemm.to_kernel_layout(w, dtype) is w
         for w in (wide, wide[:, 2:9], single, wide[:1], wide[..., :1, :1])
     )
     for other in (plain, plain.transpose(2, 3), wide.transpose(2, 3), wide[:, ::2], plain.double()):
-        packed = triton_implicit_gemm._to_kernel_layout(other, dtype)
+        packed = triton_implicit_gemm.to_kernel_layout(other, dtype)
         assert packed.is_contiguous(memory_format=torch.channels_last) and torch.equal(packed, other.to(dtype))
 
 
@@ -360,5 +373,17 @@ def test_algorithms_of_conv3x3_on_a_gpu(fake_cuda, monkeypatch):
     for algorithm in ("auto", "implicit_gemm", "direct"):
         run(algorithm)
     assert started == 2 * ["_convolution_kernel"]
+    calls = []
+    module = type(
+        "Module", (), {"conv3x3_window_fits": lambda *_: True, "conv3x3_window_cuda": lambda *a: calls.append(a)}
+    )
+    monkeypatch.setattr(_native, "_module", module())
+    monkeypatch.setattr(_native, "get_cuda_launch_arguments", lambda tensor: (0, 0))
+    monkeypatch.setattr(torch.Tensor, "data_ptr", lambda self: 0)
+    run("window")
+    assert len(calls) == 1 and len(started) == 2
+    monkeypatch.setattr(module, "conv3x3_window_fits", lambda *_: False)
+    run("window")  # as with "auto"
+    assert len(calls) == 1 and started == 3 * ["_convolution_kernel"]
     with pytest.raises(RuntimeError, match="'winograd' was requested, but the engine runs on the CPU"):
         run("winograd")

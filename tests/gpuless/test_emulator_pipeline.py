@@ -82,14 +82,17 @@ def test_named_barriers(rig):
 
 
 def test_mistakes_of_named_barriers_are_found(rig):
-    wrong = 0
+    wrong = shared = 0
     for rig.seed in SEEDS:
         wrong += not run_named(rig, 1)
-        with pytest.raises(RuntimeError, match="more threads than expected arrive at the named barrier 1"):
-            run_named(rig, 2)
+        try:
+            run_named(rig, 2)  # right if one pair is much faster than the other
+        except RuntimeError as error:
+            assert "more threads than expected arrive at the named barrier 1" in str(error)
+            shared += 1
         with pytest.raises(RuntimeError, match=r"waits at the named barrier .*pipeline.cuh:\d+"):
             run_named(rig, 3)
-    assert wrong >= len(SEEDS) - 5
+    assert wrong >= len(SEEDS) - 5 and shared >= len(SEEDS) // 2
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -39,6 +39,11 @@ SCATTERS = tuple(
 )
 SCATTER_LIMITS = {"BFloat16, float": 470, "Half, Half": 470, "float, float": 380}  # instructions of the loop for a tap
 
+WINDOWS = tuple(
+    f"conv3x3_window_kernel<{dtype}, {warps}>(const WindowArguments)"
+    for dtype in ("BFloat16", "Half")
+    for warps in (4, 2, 1)
+)
 UNSHUFFLE_ARGUMENTS = "(const {0}*, const {0}*, {0}*, float*, UnshuffleTiles, Activation<float>)"
 UNSHUFFLES = tuple(
     f"pixel_unshuffle_kernel<{dtype}, {vector}>" + UNSHUFFLE_ARGUMENTS.format(dtype)
@@ -112,6 +117,21 @@ def test_gradients_of_pixel_shuffle_are_loaded_and_stored_as_vectors(arch):
         assert kernel.stack == 0 and kernel.registers <= 80, (instance, kernel.registers)
 
 
+@pytest.mark.parametrize("arch", ARCHS)
+def test_convolution_with_a_window_is_mostly_products(arch):
+    for instance, kernel in zip(WINDOWS, compile_kernels("conv3x3/cuda_window.cuh", WINDOWS, arch), strict=True):
+        step = kernel.find_loop("HMMA")  # once or twice 16 channels
+        products = sum(i.name.startswith("HMMA") for i in step)
+        loads = [i.name for i in step if i.name.startswith("LDSM")]
+        assert products % 72 == 0 and len(loads) == products // 72 * 27, (instance, products, len(loads))
+        assert all(".x4" in name or name.endswith(".4") for name in loads) and len(step) <= products * 1.52, instance
+        copies, residual, stores = kernel.find("LDGSTS"), kernel.find("LDG.E.64"), kernel.find("STG")
+        assert all(i.width == 16 for i in copies) and [i.width for i in stores] == 8 * [8], (instance, stores)
+        assert len(residual) == 8 and max(i.address for i in residual) < step[0].address, instance
+        branches = [i.name for i in step[:-1] if i.name.startswith(("BRA", "BSSY", "BAR", "DEPBAR"))]
+        assert not branches and kernel.stack == 0 and kernel.registers <= 168, (instance, branches, kernel.registers)
+
+
 def test_table_of_kernels_is_that_of_the_machine_code():
     version = subprocess.run([find_nvcc(), "--version"], capture_output=True, text=True, check=True).stdout
     if "release 13.0" not in version:
@@ -129,4 +149,4 @@ def test_bounds_of_a_row():
     """At 75 % of its rate the memory is the bound, and a launch takes 2 us."""
     row = kernel_table.Row("name", "", "", "", 1e6, 1e6, 55e6, 428e6)
     kernel = MachineKernel(40, 0, tuple(Instruction(16 * i, "", "FADD", "") for i in range(100)))
-    assert row.format(kernel) == "| name | 40 | 100 | 96 | 4 | 10 | 100 | 135 |  |\n"
+    assert row.format(kernel) == "| name | 40 | 100 | 96 | 0 | 4 | 10 | 100 | 135 |  |\n"

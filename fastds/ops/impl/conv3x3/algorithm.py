@@ -2,7 +2,8 @@
 """Algorithm selection for 3x3 convolutions.
 
 The algorithms are "winograd" and "amx" (native engine), "planes" (native, few channels), "product" (im2col), "direct"
-(oneDNN or cuDNN), "implicit_gemm" (Triton) and "auto", which selects one of the others.
+(oneDNN or cuDNN), "implicit_gemm" (Triton), "window" (CUDA C++, only on request until a GPU has measured it) and
+"auto", which selects one of the others.
 """
 
 from collections.abc import Iterator
@@ -15,10 +16,10 @@ from torch import Tensor
 from fastds.ops.core import native, plans
 from fastds.ops.core.arguments import check_choice
 from fastds.ops.core.settings import ProcessSetting
-from fastds.ops.impl.conv3x3 import triton_implicit_gemm
+from fastds.ops.impl.conv3x3 import cuda_window, triton_implicit_gemm
 from fastds.ops.impl.conv3x3.costs import select_fastest
 
-ALGORITHMS = ("auto", "winograd", "amx", "planes", "product", "direct", "implicit_gemm")
+ALGORITHMS = ("auto", "winograd", "amx", "planes", "product", "direct", "implicit_gemm", "window")
 _algorithm = ProcessSetting("auto")
 _assumed_height: ContextVar[int | None] = ContextVar("rows", default=None)
 
@@ -45,7 +46,9 @@ def use_conv_algorithm(algorithm: str) -> Iterator[None]:
             "planes": sums of shifted planes, for few channels;
             "product": im2col and one matrix product over all pixels;
             "direct": torch's convolution, for comparison with results of torch;
-            "implicit_gemm": one Triton kernel on a GPU, with gradients by torch.
+            "implicit_gemm": one Triton kernel on a GPU, with gradients by torch;
+            "window": one CUDA C++ kernel on a GPU, for 16 bits and multiples of 8 channels that fit in shared memory,
+                with gradients by torch; "auto" for other calls on a GPU. No GPU has measured it yet.
 
     Raises:
         ValueError: another name.
@@ -90,7 +93,11 @@ def amx_unsupported_reason(x: Tensor, dtype: torch.dtype) -> str | None:
     return None if native.get_module().conv3x3_amx_available() else "this processor has no AMX tiles"
 
 
-_UNSUPPORTED_REASONS = {"amx": amx_unsupported_reason, "implicit_gemm": triton_implicit_gemm.unsupported_reason}
+_UNSUPPORTED_REASONS = {
+    "amx": amx_unsupported_reason,
+    "implicit_gemm": triton_implicit_gemm.unsupported_reason,
+    "window": cuda_window.unsupported_reason,
+}
 
 
 def count_epilogue_passes(residual: Tensor | None, act: str, shuffle: int) -> int:
@@ -125,11 +132,11 @@ def select_algorithm(
         name of an algorithm other than "auto".
 
     Raises:
-        RuntimeError: "winograd", "amx", "planes" or "implicit_gemm" is requested but cannot run.
+        RuntimeError: "winograd", "amx", "planes", "implicit_gemm" or "window" is requested but cannot run.
     """
     if algorithm in ("direct", "product"):
         return algorithm
-    if algorithm == "implicit_gemm" and backward:
+    if algorithm in ("implicit_gemm", "window") and backward:
         return "direct"
     reason = (
         _UNSUPPORTED_REASONS[algorithm](x, dtype)

@@ -9,10 +9,15 @@ from typing import Any
 import torch
 
 from fastds.ops.core.layout import empty_map, to_channels_last
-from fastds.ops.impl.conv3x3 import im2col, library, planes, reference, triton_implicit_gemm, winograd
+from fastds.ops.impl.conv3x3 import cuda_window, im2col, library, planes, reference, triton_implicit_gemm, winograd
 from fastds.ops.impl.conv3x3.algorithm import count_epilogue_passes, select_algorithm
 
-OTHER_ALGORITHMS = {"direct": library, "planes": planes, "product": im2col, "implicit_gemm": triton_implicit_gemm}
+OTHER_ALGORITHMS = {
+    "direct": library,
+    "planes": planes,
+    "product": im2col,
+    "implicit_gemm": triton_implicit_gemm,
+}
 
 
 def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, shuffle, out_dtype, algorithm):
@@ -48,6 +53,10 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
         "passes": count_epilogue_passes(residual, act, shuffle),
     }
     algorithm = select_algorithm(algorithm, x, weight.shape[1], weight.shape[0], out_dtype, False, **selector_options)
+    if algorithm == "window":
+        if cuda_window.get_call_reason(x, weight, x2, residual, shuffle, out_dtype) is None:
+            return cuda_window.forward(*args)
+        return forward(*args, "auto")
     if algorithm in OTHER_ALGORITHMS:
         return OTHER_ALGORITHMS[algorithm].forward(*args)
     return winograd.forward(*args, algorithm == "amx")

@@ -178,7 +178,7 @@ def convolve(x, weight, bias, x2, residual, act, negative_slope, shuffle, stride
         the result, channels_last.
     """
     split, in_one_pass = x.shape[1], can_fuse_epilogue(x)
-    in_one_kernel = in_one_pass and current_algorithm() in ("auto", "implicit_gemm")
+    in_one_kernel = in_one_pass and current_algorithm() in ("auto", "implicit_gemm", "window")
     if in_one_kernel and triton_implicit_gemm.is_faster(x, weight, bias, x2, residual, act, shuffle, x.dtype):
         args = (x, weight, bias, x2, residual, act, negative_slope, "zeros", shuffle, x.dtype, stride)
         return triton_implicit_gemm.forward(*args)

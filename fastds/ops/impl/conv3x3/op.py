@@ -31,7 +31,7 @@ from fastds.ops.core.function_plans import call_function
 from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import can_bypass_dispatcher, define, needs_weight_grad
 from fastds.ops.core.tracing import Proxy, record_op
-from fastds.ops.impl.conv3x3 import kernels, library, reference, shared_weight_grad
+from fastds.ops.impl.conv3x3 import cuda_window, kernels, library, reference, shared_weight_grad
 from fastds.ops.impl.conv3x3.algorithm import ALGORITHMS, count_epilogue_passes, current_algorithm, select_algorithm
 
 __all__ = ["conv3x3"]
@@ -307,6 +307,7 @@ CONV3X3 = define(
     fake=kernels.forward_fake,
     check=check,
     function=_Conv3x3,
+    describe=cuda_window.describe,
 )
 CONV3X3_BACKWARD = define(
     "conv3x3_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? x2, Tensor? y, float negative_slope, "
@@ -413,9 +414,10 @@ def conv3x3(
         out_dtype: dtype of the result: None for the dtype of x, or float32.
         algorithm: "winograd", "amx" (matrix products on the AMX tiles of the processor, for bfloat16), "planes" (sums
             of shifted planes, for few channels), "product" (im2col), "direct" (torch's convolution), "implicit_gemm"
-            (one Triton kernel on a GPU, with gradients by torch; float32 as three tf32 products), "auto" (the fastest
-            by a cost model), or None for the algorithm of the enclosing fastds.use_conv_algorithm(...), which is "auto"
-            outside of one.
+            (one Triton kernel on a GPU, with gradients by torch; float32 as three tf32 products), "window" (one CUDA
+            C++ kernel on a GPU, for 16 bits and multiples of 8 channels, with gradients by torch; "auto" for other
+            calls on a GPU), "auto" (the fastest by a cost model), or None for the algorithm of the enclosing
+            fastds.use_conv_algorithm(...), which is "auto" outside of one.
 
     Returns:
         (B, O / r^2, r*H, r*W), out_dtype, channels_last. In training "auto" may use torch's convolution for a single
@@ -426,7 +428,7 @@ def conv3x3(
         ValueError: a shape, device or option is invalid.
         RuntimeError: the algorithm cannot run, for example "winograd" or "planes" on a GPU or in float64, "amx" in
             another dtype than bfloat16 or on a processor without AMX, "implicit_gemm" on a CPU, in float64 or for an
-            out_dtype other than the dtype of x.
+            out_dtype other than the dtype of x, "window" on a CPU.
 
     "winograd" computes F(4x4, 3x3) in float32 for every dtype. Before the result is rounded to its dtype, the errors
     are at most 2e-5 of the output's standard deviation for inputs of unit variance. A NaN or an infinity affects up to

@@ -70,14 +70,14 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
     out = empty_map((x.shape[0], weight.shape[0] // shuffle**2, height, width), out_dtype, x)
     x, x2, residual = (None if t is None else as_nhwc(t) for t in (x, x2, residual))
     triton_loader.load_kernels("implicit_gemm").launch(
-        x, x2, _to_kernel_layout(weight, x.dtype), None if bias is None else to_contiguous(bias), residual, out,
+        x, x2, to_kernel_layout(weight, x.dtype), None if bias is None else to_contiguous(bias), residual, out,
         stride=stride,
         padding_mode=padding_mode, slope={"relu": 0.0, "leaky_relu": negative_slope}.get(act), shuffle=shuffle,
     )  # fmt: skip
     return out
 
 
-def _to_kernel_layout(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def to_kernel_layout(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the weight in dtype and in the memory order of channels_last.
 
     A slice of the inputs of a channels_last weight is not copied, although it is not dense.
