@@ -89,6 +89,9 @@ class _Utils:
         self._driver.names[handle] = name
         return object(), handle, 0, 0, 1024
 
+    def unload_module(self, module: object) -> None:
+        """Unload nothing."""
+
     def build_signature_metadata(self, signature: list) -> bytes:
         return repr(signature).encode()
 
@@ -145,11 +148,17 @@ def _compile_nothing(self, key, signature, device, constexprs, options, attrs, w
 
 
 @contextmanager
-def idle_driver() -> Iterator[IdleDriver]:
-    """Make an IdleDriver the driver of Triton inside the block."""
+def idle_driver(compiles: bool = False) -> Iterator[IdleDriver]:
+    """Make an IdleDriver the driver of Triton inside the block.
+
+    Args:
+        compiles: compile the kernels for sm_90.
+    """
     names = ("PyKernelArg", "ARG_CONSTEXPR", "ARG_KERNEL", "ARG_TUPLE")
     before = config._active, JITFunction._do_compile, [getattr(nvidia, name) for name in names]
-    config._active, JITFunction._do_compile = IdleDriver(), _compile_nothing
+    config._active = IdleDriver()
+    if not compiles:
+        JITFunction._do_compile = _compile_nothing
     nvidia.PyKernelArg = namedtuple("PyKernelArg", ("nested_tuple", "type"))
     nvidia.ARG_CONSTEXPR, nvidia.ARG_KERNEL, nvidia.ARG_TUPLE = range(3)
     try:

@@ -63,6 +63,14 @@ def atomic_unsupported_reason(tensor: Tensor, adds: bool) -> str | None:
     return unsupported_reason(tensor)
 
 
+def find_reason_without_launch_plans() -> str | None:
+    """Return the reason why every launch of a Triton kernel runs the Python code that prepares it, or None.
+
+    See fastds/kernels/launch_plans.py.
+    """
+    return None if get_missing_reason() is not None else load_kernels("launch_plans").UNAVAILABLE_REASON
+
+
 def load_kernels(name: str):
     """Import and return the module fastds.kernels.<name>."""
     return importlib.import_module(f"fastds.kernels.{name}")
