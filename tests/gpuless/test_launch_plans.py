@@ -250,7 +250,7 @@ def test_a_key_without_a_part_is_detected(part, driver, monkeypatch):
 
 
 @triton.jit
-def _store(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
+def _store(x_ptr, y_ptr, n, BLOCK: tl.constexpr, LAST: tl.constexpr = 7):
     i = tl.arange(0, BLOCK)
     tl.store(y_ptr + i, tl.load(x_ptr + i, mask=i < n), mask=i < n)
 
@@ -318,6 +318,18 @@ def test_subclasses_and_lists_run_without_plans(driver):
     for _ in range(2):
         check(driver, call, planned=False)
     assert all(type(value) is not list for key in launch_plans._tables.recent for value in key)
+
+
+def test_objects_run_without_plans(driver):
+    """An object that is hashed by its identity may have changed since."""
+
+    class Options:
+        n = 4
+
+    options = Options()
+    launcher = launch_plans.planned(lambda x, o: launch_plans.launch_kernel(_store, (1,), x, x, o.n, BLOCK=16))
+    for options.n in (4, 4, 5):
+        check(driver, Call(launcher, (torch.zeros(4), options), {}), planned=False)
 
 
 def test_an_error_leaves_no_plan(driver, monkeypatch):
@@ -475,6 +487,21 @@ def test_threads_share_plans(driver, monkeypatch):
     assert not errors
     for shift, thread in threads.items():
         assert found[thread.ident] == [p for k in range(300) for p in expected[(k * shift) % len(calls)]]
+
+
+def test_launches_of_other_threads_are_not_recorded(driver):
+    x, y = torch.zeros(4), torch.zeros(4)
+
+    def launch_beside_another_thread(x, y):
+        if launch_plans._recorder.launches is not None:
+            thread = threading.Thread(target=launch_once, args=(y, x))
+            thread.start()
+            thread.join()
+        launch_once(x, y)
+
+    call = Call(launch_plans.planned(launch_beside_another_thread), (x, y), {})
+    assert len(launch(driver, call)) == 2
+    check(driver, call, planned=True)
 
 
 # ---- versions and switches
