@@ -15,10 +15,12 @@ def find_compiler() -> str | None:
 
 
 @functools.cache
-def compile_library(source: str) -> ctypes.CDLL:
-    """Compile a file of this folder, once per process, and load it."""
+def compile_library(source: str, *options: str) -> ctypes.CDLL:
+    """Compile a file of this folder with further options of the compiler, once per process, and load it."""
     path = pathlib.Path(__file__).with_name(source)
     with tempfile.TemporaryDirectory() as folder:
         built = f"{folder}/{path.stem}.so"
-        subprocess.run([find_compiler(), "-O3", "-shared", "-fPIC", "-pthread", path, "-o", built], check=True)
+        subprocess.run(
+            [find_compiler(), "-O3", "-shared", "-fPIC", "-pthread", path, *options, "-o", built], check=True
+        )
         return ctypes.CDLL(built)

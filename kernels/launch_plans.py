@@ -7,9 +7,10 @@ this code and records the launches: compiled kernels, grids, numbers, and which 
 calls with the key pass their tensors to the same compiled kernels.
 
 The key has all that launchers and Triton depend on: the launcher and the current device; the shape, strides, dtype and
-alignment of each tensor; the class and value of each other argument. The stream is read in every call. Calls run as without plans while anything watches launches or changes how kernels are compiled: hooks, debugging
-and instrumentation of Triton, torch.compile, or another function in place of JITFunction.run. The same holds for
-tensors of other classes, for Triton's interpreter, and for versions of Triton that have not been examined.
+alignment of each tensor; the class and value of each other argument. The stream is read in every call. Calls run
+without plans while anything watches launches or changes how kernels are compiled: hooks, debugging and instrumentation
+of Triton, torch.compile, or another function in place of JITFunction.run. The same holds for tensors of other classes,
+for Triton's interpreter, and for versions of Triton in which JITFunction.run has not been read.
 
 The environment variable FASTDS_PLANS=0 switches plans off. A plan does not check, as Triton does in every launch, that
 the global variables which a kernel read when it was compiled are unchanged.

@@ -20,7 +20,7 @@ from triton.runtime.jit import JITFunction
 import fastds
 from fastds.ops.core import triton_loader
 from tests.support.idle_driver import idle_driver
-from tests.support.launch_cases import DRAWN, MODULES, Call, Draw
+from tests.support.launch_cases import DRAWN, Call, Draw, find_planned_calls, list_launchers
 
 SEEDS = 12
 NO_HOOKS = (None, None, None)  # only planned launches pass them
@@ -32,29 +32,6 @@ def driver():
     with idle_driver() as active:
         yield active
     launch_plans._tables.clear()
-
-
-def is_decorated(value, module):
-    return type(value) is type(is_decorated) and hasattr(value, "__wrapped__") and value.__module__ == module.__name__
-
-
-def list_launchers():
-    """Return (module, name, function) of the functions with the decorator `planned`."""
-    return [(m, n, f) for m in MODULES for n, f in vars(m).items() if is_decorated(f, m)]
-
-
-def find_planned_calls(call):
-    """Return the calls of planned launchers that a call of a public launcher makes, without making them."""
-    found = []
-    launchers = list_launchers()
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name, function in launchers:
-            patch.setattr(module, name, lambda *a, _f=function, **k: found.append(Call(_f, a, k)))
-        if any(call.launcher is function for _, _, function in launchers):
-            found.append(call)
-        else:
-            call.launcher(*call.args, **call.kwargs)
-    return found
 
 
 def draw(name, seed, dtype=None):

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random calls of the launchers of all Triton kernels, with tensors of the CPU."""
 
+import contextlib
 import random
 from collections.abc import Callable
+from functools import partial
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from fastds.kernels import (
@@ -217,3 +221,30 @@ DRAWN: dict[str, Callable[[Draw], Call]] = {
     "window_attention2d backward": draw_attention_backward,
     "inr_query": draw_inr_query,
 }
+
+
+def list_launchers() -> list[tuple[ModuleType, str, Any]]:
+    """Return (module, name, function) of the functions with the decorator `planned`."""
+
+    def is_planned(value: Any, module: ModuleType) -> bool:
+        return isinstance(value, FunctionType) and hasattr(value, "__wrapped__") and value.__module__ == module.__name__
+
+    return [(m, name, f) for m in MODULES for name, f in vars(m).items() if is_planned(f, m)]
+
+
+def find_planned_calls(call: Call) -> list[Call]:
+    """Return the calls of planned launchers that a call of a public launcher makes, without making them."""
+    launchers = list_launchers()
+    if any(call.launcher is function for _, _, function in launchers):
+        return [call]
+    found: list[Call] = []
+    with contextlib.ExitStack() as stack:
+        for module, name, function in launchers:
+            note = partial(_note_call, found, function)
+            stack.enter_context(patch.object(module, name, note))
+        call.launcher(*call.args, **call.kwargs)
+    return found
+
+
+def _note_call(found: list[Call], launcher: Callable, *args: Any, **kwargs: Any) -> None:
+    found.append(Call(launcher, args, kwargs))
