@@ -11,6 +11,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
@@ -29,6 +30,8 @@ struct Block {
     void* memory;
     size_t bytes;
 };
+
+bool reuses_memory = true;
 
 // Freed blocks are used again for tensors of the same size, as by the caching allocator of CUDA.
 struct Allocator final : c10::Allocator {
@@ -49,7 +52,7 @@ struct Allocator final : c10::Allocator {
         std::lock_guard lock(mutex);
         auto& blocks = freed[bytes];
         Block* block;
-        if (blocks.empty()) {
+        if (blocks.empty() || !reuses_memory) {
             block = new Block{bytes == 0 ? nullptr : std::aligned_alloc(512, bytes), bytes};
         } else {
             block = blocks.back();
@@ -74,7 +77,17 @@ at::Tensor empty_strided(c10::SymIntArrayRef size, c10::SymIntArrayRef stride, s
                                              dtype.value_or(at::kFloat));
 }
 
-at::Tensor& copy(at::Tensor& self, const at::Tensor&, bool) { return self; }
+// Addresses of the sources and targets of the last copies, for tests.
+constexpr int kCopies = 1024;
+intptr_t copies[kCopies][2];
+int copy_count = 0;
+
+at::Tensor& copy(at::Tensor& self, const at::Tensor& source, bool) {
+    intptr_t* pair = copies[copy_count++ % kCopies];
+    pair[0] = reinterpret_cast<intptr_t>(source.data_ptr());
+    pair[1] = reinterpret_cast<intptr_t>(self.data_ptr());
+    return self;
+}
 
 at::Scalar read_scalar(const at::Tensor&) { return at::Scalar(0); }
 
@@ -172,3 +185,14 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
 TORCH_LIBRARY_IMPL(_, CUDA, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&run_nothing>()); }
 
 }  // namespace
+
+// Makes all later tensors have addresses of their own, for tests.
+extern "C" void stop_reuse() { reuses_memory = false; }
+
+// Writes the addresses of the copies since the last call, and returns their number.
+extern "C" int take_copies(intptr_t* to) {
+    const int count = std::min(copy_count, kCopies);
+    std::memcpy(to, copies, sizeof(copies[0]) * count);
+    copy_count = 0;
+    return count;
+}

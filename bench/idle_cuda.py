@@ -7,6 +7,7 @@ allocation in C++. Kernels of Triton run as far as the C function that passes th
 tests/support/idle_driver.py. CUDA functions of _fastds return at once.
 """
 
+import ctypes
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,17 +35,26 @@ class _IdleNative:
         return value
 
 
-def use_idle_cuda() -> None:
+_library: Any = None
+_COPIES = 1024  # of idle_cuda.cpp
+
+
+def use_idle_cuda(library: Path | None = None) -> None:
     """Make "cuda" a device that computes nothing.
+
+    Args:
+        library: the compiled idle_cuda.cpp. None: compile it.
 
     Raises:
         RuntimeError: torch is built with CUDA.
     """
     if torch.backends.cuda.is_built():
         raise RuntimeError("the idle device replaces CUDA in a torch that was built without it")
-    parts = Path(torch.__file__).parent
-    includes = [f"-I{parts / folder}" for folder in ("include", "include/torch/csrc/api/include")]
-    compile_library("idle_cuda.cpp", "-std=c++20", *includes, f"-L{parts / 'lib'}", "-lc10", "-ltorch_cpu")
+    global _library
+    if library is None:
+        _library = compile_library("idle_cuda.cpp", *get_compiler_options())
+    else:
+        _library = ctypes.CDLL(str(library))
     stream, h200 = SimpleNamespace(cuda_stream=0), SimpleNamespace(L2_cache_size=50 << 20, multi_processor_count=132)
     functions: dict[str, Any] = {
         "_lazy_init": lambda: None, "is_available": lambda: True, "device_count": lambda: 1,
@@ -55,6 +65,25 @@ def use_idle_cuda() -> None:
         setattr(torch.cuda, name, function)
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     native._module = _IdleNative(native._module)
+
+
+def get_compiler_options() -> list[str]:
+    """Return the options of the compiler for idle_cuda.cpp."""
+    parts = Path(torch.__file__).parent
+    includes = [f"-I{parts / folder}" for folder in ("include", "include/torch/csrc/api/include")]
+    return ["-std=c++20", *includes, f"-L{parts / 'lib'}", "-lc10", "-ltorch_cpu"]
+
+
+def stop_reuse() -> None:
+    """Give all later tensors addresses of their own."""
+    _library.stop_reuse()
+
+
+def take_copies() -> list[tuple[int, int]]:
+    """Return the addresses of source and target of each copy or cast since the last call, at most the last 1024."""
+    memory = (ctypes.c_ssize_t * (2 * _COPIES))()
+    count = _library.take_copies(memory)
+    return [(memory[2 * k], memory[2 * k + 1]) for k in range(count)]
 
 
 def move_to_idle_cuda(model: nn.Module) -> nn.Module:

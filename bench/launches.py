@@ -4,7 +4,7 @@
 A launch is timed from the call of the launcher to the C function that passes the kernel to CUDA, which is replaced by
 one that does nothing. Launches without plans and by plans are timed interleaved (fastds/kernels/launch_plans.py). With
 `--networks`, the forward passes of three networks are timed on a device that computes nothing (bench/idle_cuda.py),
-under bfloat16 autocast and without gradients, with and without launch plans. A time is the least CPU time of the thread
+under bfloat16 autocast and without gradients, without plans and with plans of ops and launches. A time is the least CPU time of the thread
 over many short rounds, with one thread.
 
 The time of a network contains the Python code of the network, of fastds and of Triton, and in C++ the dispatch, shape
@@ -76,6 +76,7 @@ def time_network(name: str) -> dict[str, Any]:
     """Return the row of the forward pass of a network, on the device of idle_cuda."""
     from bench.idle_cuda import move_to_idle_cuda
     from fastds import models
+    from fastds.ops.core import plans
     from tests.support.idle_driver import idle_driver
 
     shape, options = NETWORKS[name]
@@ -89,7 +90,7 @@ def time_network(name: str) -> dict[str, Any]:
             model(*given)
 
     def run_without() -> None:
-        with without_launch_plans():
+        with plans.suspended(), without_launch_plans():
             run()
 
     with idle_driver() as driver:

@@ -16,10 +16,11 @@ The environment variable FASTDS_PLANS=0 switches plans off. A plan does not chec
 the global variables which a kernel read when it was compiled are unchanged.
 """
 
+import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -125,6 +126,13 @@ class _Recorder(threading.local):
     launches: list[tuple] | None = None
 
 
+class _Observer(threading.local):
+    """What is called in place of the launchers in this thread, None outside of observe_launchers."""
+
+    run: Callable[[Callable | None, tuple, dict], None] | None = None
+
+
+_observer = _Observer()
 _tables = _Tables()
 _recorder = _Recorder()
 
@@ -141,6 +149,8 @@ def planned(launcher: Launcher) -> Launcher:
 
     @functools.wraps(launcher)
     def launch(*args, **kwargs):
+        if _observer.run is not None:
+            return _call_observer(launch, args, kwargs)
         if is_watched():
             return launcher(*args, **kwargs)
         active = driver.active
@@ -167,6 +177,28 @@ def planned(launcher: Launcher) -> Launcher:
     return cast(Launcher, launch)
 
 
+@contextlib.contextmanager
+def observe_launchers(run: Callable[[Callable | None, tuple, dict], None]) -> Iterator[None]:
+    """Call run(launcher, args, kwargs) in place of the launchers that this thread calls inside the block.
+
+    Args:
+        run: calls the launcher. The launcher is None after a launch outside of launchers, which has happened.
+    """
+    before, _observer.run = _observer.run, run
+    try:
+        yield
+    finally:
+        _observer.run = before
+
+
+def _call_observer(launcher: Callable | None, args: tuple, kwargs: dict[str, Any]) -> None:
+    run, _observer.run = _observer.run, None
+    try:
+        cast(Callable, run)(launcher, args, kwargs)
+    finally:
+        _observer.run = run
+
+
 def launch_kernel(kernel, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """Launch a Triton function, and note the launch if this thread records a call.
 
@@ -177,6 +209,8 @@ def launch_kernel(kernel, grid: tuple[int, ...], *args: Any, **options: Any) -> 
         **options: keyword arguments of the kernel and options of Triton.
     """
     compiled = kernel[grid](*args, **options)
+    if _observer.run is not None:
+        _call_observer(None, (), {})
     if _recorder.launches is not None:
         _recorder.launches.append((kernel, compiled, grid, args, options))
 

@@ -456,6 +456,8 @@ inline void initialize(py::dict names) {
     t.autocast_enabled = keep("autocast_enabled");
     t.autocast_dtype = keep("autocast_dtype");
     t.cpu = PyUnicode_InternFromString("cpu");
+    t.cuda = PyUnicode_InternFromString("cuda");
+    t.cublas_tf32 = keep("cublas_tf32");
     t.tracing = keep("tracing");
     t.profiler_module = keep("profiler");
     t.profiler_name = PyUnicode_InternFromString("_is_profiler_enabled");

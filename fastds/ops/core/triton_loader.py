@@ -68,7 +68,7 @@ def find_reason_without_launch_plans() -> str | None:
 
     See fastds/kernels/launch_plans.py.
     """
-    return None if get_missing_reason() is not None else load_kernels("launch_plans").UNAVAILABLE_REASON
+    return get_missing_reason() or load_kernels("launch_plans").UNAVAILABLE_REASON
 
 
 def load_kernels(name: str):
