@@ -129,7 +129,7 @@ class _Recorder(threading.local):
 class _Observer(threading.local):
     """What is called in place of the launchers in this thread, None outside of observe_launchers."""
 
-    run: Callable[[Callable | None, tuple, dict], None] | None = None
+    run: Callable[[Callable, tuple, dict], None] | None = None
 
 
 _observer = _Observer()
@@ -178,11 +178,11 @@ def planned(launcher: Launcher) -> Launcher:
 
 
 @contextlib.contextmanager
-def observe_launchers(run: Callable[[Callable | None, tuple, dict], None]) -> Iterator[None]:
+def observe_launchers(run: Callable[[Callable, tuple, dict], None]) -> Iterator[None]:
     """Call run(launcher, args, kwargs) in place of the launchers that this thread calls inside the block.
 
     Args:
-        run: calls the launcher. The launcher is None after a launch outside of launchers, which has happened.
+        run: calls the launcher.
     """
     before, _observer.run = _observer.run, run
     try:
@@ -191,7 +191,7 @@ def observe_launchers(run: Callable[[Callable | None, tuple, dict], None]) -> It
         _observer.run = before
 
 
-def _call_observer(launcher: Callable | None, args: tuple, kwargs: dict[str, Any]) -> None:
+def _call_observer(launcher: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
     run, _observer.run = _observer.run, None
     try:
         cast(Callable, run)(launcher, args, kwargs)
@@ -209,8 +209,6 @@ def launch_kernel(kernel, grid: tuple[int, ...], *args: Any, **options: Any) -> 
         **options: keyword arguments of the kernel and options of Triton.
     """
     compiled = kernel[grid](*args, **options)
-    if _observer.run is not None:
-        _call_observer(None, (), {})
     if _recorder.launches is not None:
         _recorder.launches.append((kernel, compiled, grid, args, options))
 

@@ -10,7 +10,7 @@ import torch
 import fastds
 from bench.idle_cuda import take_copies
 from fastds import ops
-from fastds.ops.core import plans, triton_loader
+from fastds.ops.core import native, plans, triton_loader
 from fastds.ops.impl.deform_conv2d.guided import guided_deform_conv2d
 
 BFLOAT16, HALF, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
@@ -197,27 +197,34 @@ def test_explain_states_that_a_plan_runs(idle_cuda):
         assert fastds.explain("conv_lstm_cell", *tensors)["plan"] == "used"
 
 
+def convolve(x, w, b=None):
+    """Return a convolution by the Triton kernel."""
+    return ops.conv3x3(x, w, b, activation="relu")
+
+
+OTHER: list = []  # a tensor that is no argument
 UNPLANNED = {
-    "another function of torch": lambda x, w: (x + 1, ops.conv3x3(x, w))[1],
-    "a function of torch in place": lambda x, w: (x.zero_(), ops.conv3x3(x, w))[1],
-    "an index": lambda x, w: ops.conv3x3(x[torch.zeros(1, dtype=torch.int64, device="cuda")], w),
-    "a tensor that is no argument": lambda x, w: ops.conv3x3(x, w, OTHER[0]),
-    "a property": lambda x, w: (x._version, ops.conv3x3(x, w))[1],
-    "an address": lambda x, w: (x.data_ptr(), ops.conv3x3(x, w))[1],
-    "a result that is no tensor": lambda x, w: (ops.conv3x3(x, w), object()),
+    "another function of torch": lambda x, w: (x + 1, convolve(x, w))[1],
+    "a function of torch in place": lambda x, w: (x.zero_(), convolve(x, w))[1],
+    "a value": lambda x, w: (x.sum().item(), convolve(x, w))[1],
+    "an index": lambda x, w: convolve(x[torch.zeros(1, dtype=torch.int64, device="cuda")], w),
+    "a tensor that is no argument": lambda x, w: convolve(x, w, OTHER[0]),
+    "a property": lambda x, w: (x._version, convolve(x, w))[1],
+    "an address": lambda x, w: (x.data_ptr(), convolve(x, w))[1],
+    "a native function": lambda x, w: (native.get_module().null_op_cuda(), convolve(x, w))[1],
 }
-OTHER: list = []
 
 
 @pytest.mark.parametrize("what", UNPLANNED)
 def test_calls_that_do_more_have_no_plans(what, idle_cuda):
     OTHER[:] = [draw(16)]
-    function = plans.planned(UNPLANNED[what])
     x, w = draw(1, 16, 6, 5), draw(16, 16, 3, 3)
     with torch.no_grad():
-        for _ in range(4):
-            function(x, w)
-        assert not plans.has_plan(function, (x, w), {})
+        for function, has_plan in ((plans.planned(lambda x, w: convolve(x, w)), True), (UNPLANNED[what], False)):
+            function = function if has_plan else plans.planned(function)
+            for _ in range(4):
+                function(x, w)
+            assert plans.has_plan(function, (x, w), {}) == has_plan
 
 
 def test_a_kernel_outside_of_launchers_prevents_a_plan(idle_cuda):

@@ -65,14 +65,11 @@ class _Tracer(TorchFunctionMode):
         elif name == "__get__":
             self.is_complete &= getattr(getattr(func, "__self__", None), "__name__", "") in _PROPERTIES
         else:
-            self.is_complete &= name in _QUERIES
+            self.is_complete &= name in _QUERIES  # data_ptr is none: kernels outside of launchers read addresses
         return result
 
-    def launch(self, launcher: Callable | None, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Call a launcher and note the call. None: a kernel was launched outside of launchers."""
-        if launcher is None:
-            self.is_complete = False
-            return
+    def launch(self, launcher: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Call a launcher and note the call."""
         self._launching = True
         try:
             launcher(*args, **kwargs)

@@ -7,7 +7,7 @@ addresses of inputs, outputs, temporaries, packed weights or workspace. The reco
 stored if it gives the same bits as the Python code. Later calls with the key run in csrc/core/call_plans.h. A call has
 no plan if its result depends on anything else than native calls, copies and casts, or if its tensors are large. Under
 autocast, the plan includes its casts; a call in which a NaN is cast runs in Python. Calls with gradients and calls that
-torch computes have plans of another kind, see function_plans.py.
+torch computes have plans of another kind, see function_plans.py, and so do calls on a GPU, see gpu_plans.py.
 
 The environment variable FASTDS_PLANS=0 switches plans off.
 """
