@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Keys of calls: everything that the Python code of an op may depend on. A key contains the op, the device of the tensors, the shape,
 // strides, dtype and alignment of each tensor, the value or identity of each other argument, the number of threads and the
-// instruction set, under autocast its dtype and whether it caches casts, whether gradients are recorded, and which tensors require
-// one; on CUDA devices also whether cuBLAS may compute in TF32. No call has a key under dispatch and function modes, tracers,
-// functorch, forward-mode AD, the profiler and deterministic algorithms, nor while oneDNN is switched off, nor with tensors on
-// several devices or on other devices than CPU and CUDA, or with subclasses of Tensor other than Parameter.
+// instruction set, under autocast its dtype and whether it caches casts, and if a tensor requires a gradient, which of them do and
+// whether gradients are recorded. On CUDA devices the key contains in any case whether gradients are recorded, and whether cuBLAS may
+// compute in TF32. No call has a key under dispatch and function modes, tracers, functorch, forward-mode AD, the profiler and
+// deterministic algorithms, nor while oneDNN is switched off, nor with tensors on several devices or on other devices than CPU and
+// CUDA, or with subclasses of Tensor other than Parameter.
 #pragma once
 #include <Python.h>
 #include <pybind11/pybind11.h>
@@ -186,10 +187,12 @@ inline bool is_observed() {
            attribute_is_set(t.forward_ad_module, t.forward_ad_name, true);
 }
 
-// Appends the device of the tensors to the key if it is a CUDA device, and the settings that matter there.
+// Appends the device of the tensors to the key if it is a CUDA device, and the settings that matter there: ops may choose a kernel
+// by whether gradients are recorded, even if no tensor requires one.
 inline bool add_device(Key& key) {
     if (key.device.type == dlpack::kCpu) return true;
-    return key.add(kDevice) && key.add(key.device.type) && key.add(key.device.index) && key.add(is_true(torch().cublas_tf32));
+    return key.add(kDevice) && key.add(key.device.type) && key.add(key.device.index) && key.add(is_true(torch().cublas_tf32)) &&
+           key.add(is_true(torch().grad_enabled));
 }
 
 // Appends the state of autocast to the key if autocast is on for the device of the tensors. Autocast of other devices does not

@@ -178,10 +178,15 @@ def test_calls_with_gradients(idle_cuda):
             check(idle_cuda, function, tracked, planned=True)
 
 
-def test_products_in_tf32_have_plans_of_their_own(idle_cuda):
+def test_settings_have_plans_of_their_own(idle_cuda):
     function, tensors, _ = list_calls()["conv3x3"]
     with torch.no_grad():
         check(idle_cuda, function, tensors, planned=True)
+        with torch.enable_grad():  # ops may choose another kernel even if no tensor requires a gradient
+            runs = plans.count_runs()
+            function(*tensors)
+            assert plans.count_runs() == runs
+            check(idle_cuda, function, tensors, planned=True)
         torch.backends.cuda.matmul.allow_tf32 = True  # in the fork of this test
         runs = plans.count_runs()
         function(*tensors)
