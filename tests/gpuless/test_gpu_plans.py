@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import fastds
-from bench.idle_cuda import take_copies
-from fastds import ops
+from bench.idle_cuda import move_to_idle_cuda, take_copies
+from bench.launches import without_launch_plans
+from fastds import models, ops
 from fastds.ops.core import native, plans, triton_loader
 from fastds.ops.impl.deform_conv2d.guided import guided_deform_conv2d
 
@@ -163,6 +164,34 @@ def test_calls_of_one_function_in_turn(idle_cuda):
             with plans.suspended():
                 expected = trace(idle_cuda, run, (x, w, b, r))
             assert trace(idle_cuda, run, (x, w, b, r)) == expected
+    assert plans.count_runs() > 20
+
+
+NETWORKS = {  # arguments after the first
+    "fczsm-small": ((1, 2, 1, 16, 20), lambda: (None, draw(1, 1, 2, 2, 16, 20, dtype=FLOAT32))),
+    "db-convlstm": ((2, 3, 1, 16, 16), lambda: (2,)),
+    "ms-convgru-small": ((1, 3, 1, 16, 16), lambda: (2,)),
+    "nowcast-small": ((1, 3, 1, 32, 32), lambda: (2, draw(1, 2, 32, 32, dtype=FLOAT32))),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_run_the_same_kernels(name, idle_cuda):
+    shape, further = NETWORKS[name]
+    model, further = move_to_idle_cuda(models.create(name).eval()), further()
+    x = torch.empty(shape, device="cuda")
+
+    def run(x, *weights):
+        result = model(x, *further)
+        return list(result) if isinstance(result, tuple | list) else result
+
+    weights = tuple(p for p in model.parameters())
+    with torch.no_grad(), torch.autocast("cuda", BFLOAT16):
+        with plans.suspended(), without_launch_plans():
+            expected = trace(idle_cuda, run, (x, *weights))
+        assert len(expected[1]) > 20
+        for _ in range(4):
+            assert trace(idle_cuda, run, (x, *weights)) == expected
     assert plans.count_runs() > 20
 
 
