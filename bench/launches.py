@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from bench.calls import time_calls
+from fastds.ops.core import triton_loader
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # of kernels that are not compiled; Triton warns without it
 
@@ -56,6 +57,7 @@ def time_launchers() -> list[dict[str, Any]]:
     from tests.support.launch_cases import DRAWN, Draw, find_planned_calls
 
     rows = []
+    triton_loader.load_kernels("launch_plans")  # with the native part of keys
     with idle_driver() as driver:
         for name, draw in DRAWN.items():
             drawn = [find_planned_calls(draw(Draw(seed, torch.bfloat16)))[0] for seed in range(20)]

@@ -132,6 +132,11 @@ class _Observer(threading.local):
     run: Callable[[Callable, tuple, dict], None] | None = None
 
 
+def _describe_nothing(given: tuple) -> None:
+    """Take the place of the native function where there is none."""
+
+
+_describe_tensors: Callable[[tuple], bytes | None] = _describe_nothing
 _observer = _Observer()
 _tables = _Tables()
 _recorder = _Recorder()
@@ -227,6 +232,17 @@ def is_watched() -> bool:
     )
 
 
+def use_native_description(describe: Callable[[tuple], bytes | None]) -> None:
+    """Let a native function describe the tensors of keys, which is faster.
+
+    Args:
+        describe: function of the arguments of a call. It returns device, dtype, shape, strides and alignment of the
+            tensors among them, or None if it cannot.
+    """
+    global _describe_tensors
+    _describe_tensors = describe
+
+
 def _have_hooks(plan: tuple[_Launch, ...]) -> bool:
     """Return True if one of the Triton functions has hooks that run before its launches."""
     for launch in plan:  # noqa: SIM110  a generator takes longer
@@ -249,15 +265,19 @@ def make_key(launcher: Callable, device: int, given: tuple, names: tuple[str, ..
         given: arguments of the call.
         names: names of the last arguments.
     """
+    if (layouts := _describe_tensors(given)) is not None:
+        # True, 1 and 1.0 are equal, and so are 0.0 and -0.0.
+        others = [v if v or type(v) is not float else str(v) for v in given if type(v) not in _TENSORS]
+        return launcher, device, names, layouts, *map(type, given), *others
     key: list = [launcher, device, names]
     for value in given:
         kind = type(value)
         if kind in _TENSORS:
             key += (value.shape, value.stride(), value.dtype, value.data_ptr() & 15)
         elif kind is float and value == 0.0:
-            key += (kind, str(value))  # distinguishes -0.0
+            key += (kind, str(value))
         else:
-            key += (kind, value)  # True, 1 and 1.0 are equal
+            key += (kind, value)
     return tuple(key)
 
 

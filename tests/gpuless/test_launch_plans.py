@@ -26,8 +26,18 @@ SEEDS = 12
 NO_HOOKS = (None, None, None)  # only planned launches pass them
 
 
+@pytest.fixture(params=["python", "native"])
+def description(request, monkeypatch):
+    """Describe the tensors of keys in Python or by the native function."""
+    describe = launch_plans._describe_nothing if request.param == "python" else triton_loader.describe_tensors
+    monkeypatch.setattr(launch_plans, "_describe_tensors", describe)
+    return request.param
+
+
 @pytest.fixture
-def driver():
+def driver(request, monkeypatch):
+    if "description" not in request.fixturenames:
+        monkeypatch.setattr(launch_plans, "_describe_tensors", launch_plans._describe_nothing)
     launch_plans._tables.clear()
     with idle_driver() as active:
         yield active
@@ -88,7 +98,7 @@ def test_every_launcher_is_drawn():
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_planned_launches_equal_those_of_triton(name, driver):
+def test_planned_launches_equal_those_of_triton(name, description, driver):
     total = 0
     for seed in range(SEEDS):
         for call in draw(name, seed):
@@ -142,7 +152,7 @@ def list_sequence(name, seed):
 
 
 @pytest.mark.parametrize("name", DRAWN)
-def test_neighbouring_calls_have_plans_of_their_own(name, driver):
+def test_neighbouring_calls_have_plans_of_their_own(name, description, driver):
     for seed in range(2):
         for call in list_sequence(name, seed):
             check(driver, call)
@@ -163,7 +173,7 @@ def list_option_calls():
     return calls + [Call(null_op.launch, (x, None, x, 1.0), {}) for x in (*lengths, *lengths)]
 
 
-def test_options_have_plans_of_their_own(driver):
+def test_options_have_plans_of_their_own(description, driver):
     for call in list_option_calls() * 2:
         check(driver, call)
 
@@ -180,7 +190,7 @@ def check_devices(driver):
     assert len(functions[first]) == len(functions[first + 1]) == 1 and functions[first] != functions[first + 1]
 
 
-def test_devices_have_plans_of_their_own(driver):
+def test_devices_have_plans_of_their_own(description, driver):
     check_devices(driver)
 
 
@@ -252,6 +262,22 @@ def test_a_tensor_given_twice_has_two_places(driver):
     x, y = torch.zeros(64), torch.zeros(64)
     for other in (x, y, x):  # the first call records a plan in which other is x
         check(driver, Call(null_op.launch, (x, other, torch.zeros(64), 1.0), {}))
+
+
+def test_native_description_tells_layouts_apart():
+    describe = triton_loader.describe_tensors
+    x = torch.zeros(2, 8, 4, 4)
+    same, memory = torch.zeros(2, 8, 4, 4), torch.zeros(600)
+    others = [
+        x.contiguous(memory_format=torch.channels_last), x[:1], x.half(), x.bfloat16(), x.to(torch.int32), x.flatten(),
+        memory[1:257].view(2, 8, 4, 4), x.view(2, 8, 16), x.as_strided((2, 8, 4, 4), (0, 16, 4, 1)),
+    ]  # fmt: skip
+    described = [describe((t, None, 1)) for t in (x, *others)]
+    assert None not in described and len(set(described)) == len(described)
+    assert describe((x,)) == describe(("name", same, 2.5)) == describe((torch.nn.Parameter(same),))
+    assert describe((x, others[0])) != describe((others[0], x))
+    assert describe((torch.zeros(0),)) is describe((x.to("meta"),)) is None  # described in Python
+    assert describe((torch.zeros(2, dtype=torch.complex64).conj().imag,)) is None
 
 
 # ---- when there are no plans

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from fastds.ops.core import function_plans, gpu_plans, native
+from fastds.ops.core import function_plans, gpu_plans, native, triton_loader
 
 # 4 MiB: the Python code takes a negligible part of the time of a call with larger tensors.
 MAX_BYTES = 4 << 20
@@ -625,3 +625,4 @@ def _is_equal(found: Any, expected: Any) -> bool:
 
 
 native.suspend_plans = suspended
+triton_loader.describe_tensors = None if _native is None else _native.describe_tensors
