@@ -78,6 +78,8 @@ def find_unavailable_reason() -> str | None:
     if not FIRST_VERSION <= version <= LAST_VERSION:
         first, last = (".".join(map(str, v)) for v in (FIRST_VERSION, LAST_VERSION))
         return f"launch plans support Triton {first} to {last}, got {triton.__version__}"
+    if not _RUN.__code__.co_filename.endswith("jit.py"):
+        return "JITFunction.run of Triton is another function"
     return "Triton interprets its kernels" if triton.knobs.runtime.interpret else None
 
 

@@ -269,8 +269,9 @@ def test_native_description_tells_layouts_apart():
     x = torch.zeros(2, 8, 4, 4)
     same, memory = torch.zeros(2, 8, 4, 4), torch.zeros(600)
     others = [
-        x.contiguous(memory_format=torch.channels_last), x[:1], x.half(), x.bfloat16(), x.to(torch.int32), x.flatten(),
-        memory[1:257].view(2, 8, 4, 4), x.view(2, 8, 16), x.as_strided((2, 8, 4, 4), (0, 16, 4, 1)),
+        x[:1], x.as_strided((1, 8, 4, 4), (77, 16, 4, 1)), x.contiguous(memory_format=torch.channels_last), x.half(),
+        x.bfloat16(), x.to(torch.int32), x.flatten(), memory[1:257].view(2, 8, 4, 4), x.view(2, 8, 16),
+        x.as_strided((2, 8, 4, 4), (0, 16, 4, 1)),
     ]  # fmt: skip
     described = [describe((t, None, 1)) for t in (x, *others)]
     assert None not in described and len(set(described)) == len(described)
@@ -528,6 +529,11 @@ def test_other_versions_of_triton_run_without_plans(version, driver, monkeypatch
     assert reason == f"launch plans support Triton 3.6 to 3.9, got {version}"
     monkeypatch.setattr(launch_plans, "UNAVAILABLE_REASON", reason)
     assert launch_plans.planned(launch_once) is launch_once
+
+
+def test_a_run_that_was_replaced_before_is_noticed(monkeypatch):
+    monkeypatch.setattr(launch_plans, "_RUN", lambda *args, **kwargs: None)
+    assert launch_plans.find_unavailable_reason() == "JITFunction.run of Triton is another function"
 
 
 @pytest.mark.parametrize("variable", ["FASTDS_PLANS=0", "TRITON_INTERPRET=1"])
