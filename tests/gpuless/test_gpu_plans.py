@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import fastds
+from bench import launches
 from bench.idle_cuda import move_to_idle_cuda, take_copies
-from bench.launches import without_launch_plans
 from fastds import models, ops
 from fastds.ops.core import native, plans, triton_loader
 from fastds.ops.impl.deform_conv2d.guided import guided_deform_conv2d
@@ -187,7 +187,7 @@ def test_networks_run_the_same_kernels(name, idle_cuda):
 
     weights = tuple(p for p in model.parameters())
     with torch.no_grad(), torch.autocast("cuda", BFLOAT16):
-        with plans.suspended(), without_launch_plans():
+        with plans.suspended(), launches.without_launch_plans():
             expected = trace(idle_cuda, run, (x, *weights))
         assert len(expected[1]) > 20
         for _ in range(4):
@@ -299,3 +299,9 @@ def test_without_launch_plans_there_are_no_plans(idle_cuda, monkeypatch):
     function, tensors, _ = list_calls()["conv3x3"]
     with torch.no_grad():
         check(idle_cuda, function, tensors, planned=False)
+
+
+def test_benchmark_of_networks(idle_cuda, monkeypatch):
+    monkeypatch.setattr(launches, "time_calls", lambda runs: [float(run() is None) for run in runs])
+    row = launches.time_network("db-convlstm")
+    assert row["kernels"] > 100 and row["times"] == [1.0, 1.0]

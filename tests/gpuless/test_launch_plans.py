@@ -564,3 +564,12 @@ def test_a_compiled_kernel_is_launched(driver, monkeypatch):
         check(active, call, planned=False)
         check(active, call, planned=True)
         assert launch(active, call)[0].grid == (3, 1, 1)
+
+
+def test_benchmark_of_launchers(monkeypatch):
+    from bench import launches
+
+    monkeypatch.setattr(launches, "time_calls", lambda runs: [float(run() is None) for run in runs])
+    rows = launches.time_launchers()
+    assert [row["name"] for row in rows] == list(DRAWN)
+    assert all(row["kernels"] >= 1 and row["tensors"] >= 2 and row["times"] == [1.0, 1.0] for row in rows)
