@@ -162,7 +162,7 @@ def planned(launcher: Launcher) -> Launcher:
             return launcher(*args, **kwargs)
         active = driver.active
         device = active.get_current_device()
-        if args[0].get_device() != device and args[0].is_cuda:
+        if args[0].get_device() != device and args[0].device.type == "cuda":
             with torch.cuda.device(args[0].device):
                 return launch(*args, **kwargs)
         given = (*args, *kwargs.values()) if kwargs else args

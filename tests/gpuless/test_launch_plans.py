@@ -439,8 +439,9 @@ def test_kernels_run_on_the_device_of_the_tensor(driver, monkeypatch):
     driver.streams = {home: 11, other: 12}
     (before,) = launch(driver, call)
     monkeypatch.setattr(torch.cuda, "device", use_device)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: driver.device)
     monkeypatch.setattr(torch.Tensor, "get_device", lambda _: other)
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.Tensor, "device", torch.device("cuda", other))
     for count in (1, 2):
         (one,) = launch(driver, call)
         assert len(entered) == count and driver.device == home
