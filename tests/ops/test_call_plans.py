@@ -295,19 +295,23 @@ for DEVICE[:] in ((2, 0), (2, 1)):  # CUDA
     assert [module.find_plan("op", x) for _ in range(3)] == [None, True, True]
 for DEVICE[:] in ((1, 0), (2, 0), (2, 1)):
     assert module.find_plan("op", x) is True
+described = set()
+for DEVICE[:] in ((1, 0), (2, 0), (2, 1)):  # keys of launch plans
+    described.add(module.describe_tensors((x,)))
+assert len(described) == 3 and None not in described
 DEVICE[:] = 3, 0  # memory of the host that CUDA has pinned
 assert [module.find_plan("op", x) for _ in range(3)] == [None, None, None]
 
-other, described = FakeTensor(), []
+other, asked = FakeTensor(), []
 
 @Describe
 def describe_in_turn(address, out):  # the second tensor is on another device
-    described.append(address)
-    out[0] = Description(1 << 24, (2, len(described) % 2), 1, 32 << 8 | 2, SIZE, STRIDE, 0)
+    asked.append(address)
+    out[0] = Description(1 << 24, (2, len(asked) % 2), 1, 32 << 8 | 2, SIZE, STRIDE, 0)
     return 0
 
 table.describe = describe_in_turn
-assert [module.find_plan("op", x, other) for _ in range(3)] == [None, None, None] and len(described) == 6
+assert [module.find_plan("op", x, other) for _ in range(3)] == [None, None, None] and len(asked) == 6
 """
 
 
