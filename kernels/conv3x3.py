@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .device import ceil_div, on_device
+from .launch_plans import launch_kernel, planned
 
 BLOCK = 1024  # elements of a program: 8 for each thread
 
@@ -47,6 +48,7 @@ def _epilogue_kernel(
     tl.store(out_ptr + n, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
+@planned
 def apply_epilogue(
     y: torch.Tensor,
     out: torch.Tensor,
@@ -70,7 +72,8 @@ def apply_epilogue(
     if out.numel() == 0:
         return
     with on_device(y):
-        _epilogue_kernel[(ceil_div(out.numel(), BLOCK),)](
+        launch_kernel(
+            _epilogue_kernel, (ceil_div(out.numel(), BLOCK),),
             y, second, residual, bias, out, out.numel(), y.shape[3], CHANNELS=out.shape[1], R=shuffle,
             HAS_SECOND=second is not None, HAS_RESIDUAL=residual is not None, HAS_BIAS=bias is not None,
             ACTIVE=slope is not None, SLOPE=0.0 if slope is None else slope, BLOCK=BLOCK, num_warps=4,

@@ -26,6 +26,7 @@ from .device import (
     on_device,
 )
 from .implicit_gemm import add_source, index_program_pixels, load_map
+from .launch_plans import launch_kernel, planned
 
 
 @triton.jit
@@ -169,25 +170,34 @@ def launch(formula, option, slope, convolution, others, results, pre, *, use_int
         use_int64: bool, use 64-bit addresses. None: if a tensor needs them.
         tiles: Tiles. None: select_tiles.
     """
-    if results[0].numel() == 0:
+    first, second = (*others, None)[:2]
+    result, result2 = (*results, None)[:2]
+    tensors = (*convolution, first, second, result, result2, pre)
+    _launch(*tensors, formula, bool(option), slope, use_int64=use_int64, tiles=tiles)
+
+
+@planned
+def _launch(
+    x, x2, weight, bias, residual, first, second, result, result2, pre, formula, option, slope, *, use_int64, tiles
+) -> None:
+    """Compute one step of a cell, see launch. first and second are the other inputs of the formula."""
+    if result.numel() == 0:
         return
-    x, x2, weight, bias, residual = convolution
-    batch, channels, height, width = others[0].shape
+    batch, channels, height, width = first.shape
     inputs = [0 if t is None else t.shape[1] for t in (x, x2)]
     points = batch * height * width
     tiles = tiles or select_tiles(points, max(inputs), channels, GATES[formula], x.dtype)
-    first, second = (*others, None)[:2]
-    result, result2 = (*results, None)[:2]
     maps = (x, x2, residual, first, second)
     units = [1 if t is None else get_stride_unit(t) for t in maps]
     steps = [s for t, unit in zip(maps, units, strict=True) for s in get_strides(t, unit)]
     grid = (ceil_div(points, tiles.pixels), ceil_div(channels, tiles.outputs))
     with on_device(x):
-        _cell_kernel[grid](
+        launch_kernel(
+            _cell_kernel, grid,
             x, x2, weight, bias, residual, first, second, result, result2, pre, points, height, width, slope, *steps,
             X_UNIT=units[0], X2_UNIT=units[1], RESIDUAL_UNIT=units[2], FIRST_UNIT=units[3], SECOND_UNIT=units[4],
             INPUTS=inputs[0], INPUTS2=inputs[1], C=channels, GATES=GATES[formula], FORMULA=formula,
-            OPTION=bool(option), HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, KEEP=pre is not None,
+            OPTION=option, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, KEEP=pre is not None,
             PRECISION=get_dot_precision(x.dtype), USE_INT64=needs_int64(*maps, result,
             pre) if use_int64 is None else use_int64,
             BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs, SLAB=tiles.slab, num_warps=tiles.warps,

@@ -30,6 +30,7 @@ from .device import (
     next_power_of_two,
     on_device,
 )
+from .launch_plans import launch_kernel, planned
 
 
 @triton.jit
@@ -263,6 +264,7 @@ def select_forward_tiles(points: int, outputs: int, dtype: torch.dtype) -> Tiles
     return Tiles(pixels, min(max(next_power_of_two(outputs), 16), 128), 32 if single else 64, warps, 1)
 
 
+@planned
 def launch_forward(
     x, offset, mask, weight, bias, y, problem, *, base=None, sigmoid=False, slope=None, use_int64=None, tiles=None
 ):
@@ -293,7 +295,8 @@ def launch_forward(
     grid = (ceil_div(points, tiles.pixels), problem.groups * ceil_div(outputs // problem.groups, tiles.outputs))
     use_int64 = needs_int64(x, offset, mask, y) if use_int64 is None else use_int64
     with on_device(x):
-        _forward_kernel[grid](
+        launch_kernel(
+            _forward_kernel, grid,
             x, offset, mask, base, weight, bias, y, points, *x.shape[2:], *y.shape[2:],
             *get_strides(x, get_stride_unit(x)), *get_strides(offset, get_stride_unit(offset)), *get_strides(mask),
             X_UNIT=get_stride_unit(x),

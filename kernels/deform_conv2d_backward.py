@@ -29,6 +29,7 @@ from .deform_conv2d import (
     select_slab_shape,
 )
 from .device import ceil_div, get_dot_precision, get_stride_unit, get_strides, needs_int64, next_power_of_two, on_device
+from .launch_plans import launch_kernel, planned
 
 
 @triton.jit
@@ -291,6 +292,7 @@ def _make_constants(x, weight, offset, mask, problem, base, sigmoid):
     }  # fmt: skip
 
 
+@planned
 def launch_maps(
     grad_y, x, offset, mask, weight, grad_x, grad_offset, grad_mask, problem, *, base=None, sigmoid=False,
     use_int64=None,
@@ -325,7 +327,8 @@ def launch_maps(
     grid = (ceil_div(points, tiles.pixels), ceil_div(constants["TAPS"], taps_each), blocks)
     use_int64 = needs_int64(x, offset, mask, grad_y, grad_x) if use_int64 is None else use_int64
     with on_device(x):
-        _maps_kernel[grid](
+        launch_kernel(
+            _maps_kernel, grid,
             grad_y, x, offset, mask, base, weight, grad_x, grad_offset, grad_mask, points, *x.shape[2:],
             *grad_y.shape[2:], *get_strides(x, constants["X_UNIT"]), *get_strides(offset, constants["OFFSET_UNIT"]),
             *get_strides(mask), get_strides(grad_offset)[2],
@@ -353,22 +356,32 @@ def compute_weight_gradient(
         use_int64: see launch_forward.
         tiles: Tiles. None: select_weight_tiles.
     """
+    outputs, c_group, *kernel = weight.shape
+    tiles = tiles or select_weight_tiles(outputs // problem.groups, x.dtype)
+    shares, _ = split_pixels(grad_y.shape[0] * grad_y.shape[2] * grad_y.shape[3], tiles.pixels)
+    sums = torch.empty(shares, outputs, math.prod(kernel), c_group, dtype=torch.float32, device=x.device)
+    options = {"base": base, "sigmoid": sigmoid, "use_int64": use_int64}
+    _launch_weight_sums(grad_y, x, offset, mask, weight, sums, problem, tiles, **options)
+    total = sums.sum(0) if shares > 1 else sums[0]
+    return total.transpose(1, 2).reshape(weight.shape)
+
+
+@planned
+def _launch_weight_sums(grad_y, x, offset, mask, weight, sums, problem, tiles, *, base, sigmoid, use_int64) -> None:
+    """Write the sums (ranges of pixels, O, taps, C/groups) over the pixels of each range."""
     constants = _make_constants(x, weight, offset, mask, problem, base, sigmoid)
     points = grad_y.shape[0] * grad_y.shape[2] * grad_y.shape[3]
-    tiles = tiles or select_weight_tiles(constants["O_GROUP"], x.dtype)
     segment, c_group, taps = constants["SEGMENT"], constants["C_GROUP"], constants["TAPS"]
     segments, part = select_slab_shape(segment, c_group // segment, tiles.slab)
     slabs = ceil_div(c_group // segment, segments) * ceil_div(segment, part)
     shares, each = split_pixels(points, tiles.pixels)
-    sums = torch.empty(shares, weight.shape[0], taps, c_group, dtype=torch.float32, device=x.device)
     grid = (taps * slabs, problem.groups * ceil_div(constants["O_GROUP"], tiles.outputs), shares)
     use_int64 = needs_int64(x, offset, mask, grad_y, sums) if use_int64 is None else use_int64
     with on_device(x):
-        _weight_kernel[grid](
+        launch_kernel(
+            _weight_kernel, grid,
             grad_y, x, offset, mask, base, sums, points, each, *x.shape[2:], *grad_y.shape[2:],
             *get_strides(x, constants["X_UNIT"]), *get_strides(offset, constants["OFFSET_UNIT"]), *get_strides(mask),
             USE_INT64=use_int64, BLOCK_M=tiles.pixels, BLOCK_N=tiles.outputs,
             SEGMENTS=segments, CHANNELS=part, num_warps=tiles.warps, num_stages=tiles.stages, **constants,
         )  # fmt: skip
-        total = sums.sum(0) if shares > 1 else sums[0]
-    return total.transpose(1, 2).reshape(weight.shape)

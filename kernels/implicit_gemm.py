@@ -25,6 +25,7 @@ from .device import (
     next_power_of_two,
     on_device,
 )
+from .launch_plans import launch_kernel, planned
 
 
 @triton.jit
@@ -180,6 +181,7 @@ def select_tiles(points: int, inputs: int, outputs: int, dtype: torch.dtype) -> 
     return Tiles(pixels, channels, slab, 8 if pixels * channels > 128 * 64 else 4, 3)
 
 
+@planned
 def launch(x, x2, weight, bias, residual, out, *, stride=1, padding_mode="zeros", slope=None, shuffle=1, use_int64=None,
            tiles=None) -> None:  # fmt: skip
     """Write out = shuffle(act(conv([x; x2], weight) + bias + residual)), with padding k // 2.
@@ -211,7 +213,8 @@ def launch(x, x2, weight, bias, residual, out, *, stride=1, padding_mode="zeros"
     steps = [s for t, unit in zip(maps, units, strict=True) for s in get_strides(t, unit)]
     grid = (ceil_div(points, tiles.pixels), ceil_div(outputs, tiles.outputs))
     with on_device(x):
-        _convolution_kernel[grid](
+        launch_kernel(
+            _convolution_kernel, grid,
             x, x2, weight, bias, residual, out, points, *x.shape[2:], h_out, w_out, *steps, X_UNIT=units[0],
             X2_UNIT=units[1], RESIDUAL_UNIT=units[2], INPUTS=inputs[0], INPUTS2=inputs[1],
             TOTAL=weight.stride(3 if size > 1 else 0), OUTPUTS=outputs, SIZE=size, STRIDE=stride, PADDING=padding_mode,

@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from triton.runtime import driver
 
-from .device import ceil_div, on_device
+from .device import ceil_div, next_power_of_two, on_device
+from .launch_plans import launch_kernel, planned
 
 SUPPORTED_WIDTHS = (64, 128)  # D: a weight matrix of 256 x 256 and its tile do not fit on the chip together
 SUPPORTED_LATE_WIDTHS = (64, 128, 256)  # D of the late ensemble, which reads matrices in parts
@@ -395,37 +396,50 @@ def select_late_tile(width):
 def launch(call: Query, y: torch.Tensor) -> None:
     """Compute one call and write y (B, Q, O), contiguous float32."""
     maps, dtype = call.maps, call.maps.dtype
-    batch, _, height, width = maps.shape
-    queries, outputs, depth = y.shape[1], y.shape[2], call.trunk[0][0].shape[1]
-    padded = max(16, triton.next_power_of_2(outputs))
+    outputs, depth = y.shape[2], call.trunk[0][0].shape[1]
+    padded = max(16, next_power_of_two(outputs))
     hidden = call.trunk[:-1]
     weight = torch.stack([w.T for w, _ in hidden]).to(dtype).contiguous() if hidden else maps.new_empty(1)
     hidden_bias = torch.stack([b for _, b in hidden]).float().contiguous() if hidden else y
     last, last_bias = maps.new_zeros((padded, depth)), y.new_zeros(padded)
     last[:outputs], last_bias[:outputs] = call.trunk[-1][0].to(dtype), call.trunk[-1][1].float()
-    grid_axes = call.axes or [1, 0, 0, 1, 1, 0, 0, 1]
+    _launch(
+        maps, call.base, call.frac, call.rho_w, call.cell_w, call.bias, call.rho_bias, call.cell, call.skip, weight,
+        hidden_bias, last, last_bias, y, len(hidden), call.ensemble, call.heads, call.dk, call.relu, call.wrap,
+        *call.axes,
+    )  # fmt: skip
+
+
+@planned
+def _launch(
+    maps, base, frac, rho_w, cell_w, bias, rho_bias, cell, skip, weight, hidden_bias, last, last_bias, y, hidden,
+    ensemble, heads, dk, relu, wrap, *axes,
+) -> None:  # fmt: skip
+    """Write y from the fields of a Query and its packed trunk. `hidden` is the number of hidden layers."""
+    batch, _, height, width = maps.shape
+    queries, outputs, (padded, depth) = y.shape[1], y.shape[2], last.shape
+    grid_axes = axes or (1, 0, 0, 1, 1, 0, 0, 1)
     b, _, h, w = maps.stride()
-    per_query = call.cell is not None and call.cell.dim() == 3
+    per_query = cell is not None and cell.dim() == 3
     kernel, chunk = _query_kernel, {}
-    if call.ensemble == "late":
+    if ensemble == "late":
         kernel, (block, chunk["CHUNK"], warps) = _late_kernel, select_late_tile(depth)
     else:
         block, warps = select_tile(depth)
     filler = y  # placeholder for absent tensors, which are not read
-    attention = call.ensemble == "early_attn"
+    attention = ensemble == "early_attn"
     with on_device(maps):
-        kernel[(ceil_div(batch * queries, block),)](
-            maps, *(filler if t is None else t for t in (
-                call.base, call.frac, call.rho_w, call.cell_w, call.bias, call.rho_bias, call.cell, call.skip,
-            )),
+        launch_kernel(
+            kernel, (ceil_div(batch * queries, block),), maps,
+            *(filler if t is None else t for t in (base, frac, rho_w, cell_w, bias, rho_bias, cell, skip)),
             weight, hidden_bias, last, last_bias, y, batch * queries, queries, height, width, outputs, b, h, w,
-            0 if call.base is None or call.base.shape[0] == 1 else queries,
-            0 if call.cell is None else (2 * queries if per_query else 2), 2 if per_query else 0,
+            0 if base is None or base.shape[0] == 1 else queries,
+            0 if cell is None else (2 * queries if per_query else 2), 2 if per_query else 0,
             grid_axes[4], *grid_axes[1:4], *grid_axes[5:8],
-            D=depth, OP=padded, HIDDEN=len(hidden), HEADS=call.heads if attention else 1,
-            DK=call.dk if attention else 1, SCALE=1 / math.sqrt(max(1, call.dk)), ENSEMBLE=call.ensemble,
-            RELU=call.relu, WRAP_Y=call.wrap[0], WRAP_X=call.wrap[1], GRID=bool(call.axes),
-            HAS_RHO=call.rho_w is not None, HAS_CELL=call.cell_w is not None, HAS_BIAS=call.bias is not None,
-            HAS_RHO_BIAS=call.rho_bias is not None, HAS_SKIP=call.skip is not None,
+            D=depth, OP=padded, HIDDEN=hidden, HEADS=heads if attention else 1,
+            DK=dk if attention else 1, SCALE=1 / math.sqrt(max(1, dk)), ENSEMBLE=ensemble,
+            RELU=relu, WRAP_Y=wrap[0], WRAP_X=wrap[1], GRID=bool(axes),
+            HAS_RHO=rho_w is not None, HAS_CELL=cell_w is not None, HAS_BIAS=bias is not None,
+            HAS_RHO_BIAS=rho_bias is not None, HAS_SKIP=skip is not None,
             BLOCK=block, num_warps=warps, num_stages=1, **chunk,
         )  # fmt: skip

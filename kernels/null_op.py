@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .device import ceil_div, on_device
+from .launch_plans import launch_kernel, planned
 
 BLOCK = 1024
 
@@ -22,10 +23,12 @@ def null_op(x_ptr, other_ptr, y_ptr, n, scale, HAS_OTHER: tl.constexpr, BLOCK: t
     tl.store(y_ptr + i, y.to(y_ptr.dtype.element_ty), mask=i < n)
 
 
+@planned
 def launch(x: torch.Tensor, other: torch.Tensor | None, y: torch.Tensor, scale: float) -> None:
     """Compute y = scale * x + other for contiguous tensors of one shape and dtype. other: None for zero."""
     n = x.numel()
     if n == 0:
         return
     with on_device(x):
-        null_op[(ceil_div(n, BLOCK),)](x, other, y, n, scale, HAS_OTHER=other is not None, BLOCK=BLOCK)
+        grid = (ceil_div(n, BLOCK),)
+        launch_kernel(null_op, grid, x, other, y, n, scale, HAS_OTHER=other is not None, BLOCK=BLOCK)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .device import ceil_div, needs_int64, next_power_of_two, on_device
+from .launch_plans import launch_kernel, planned
 
 ELEMENTS = 1024  # elements of a program: 8 for each thread
 
@@ -55,6 +56,7 @@ def _upsample2_kernel(
     tl.store(to, value.to(out_ptr.dtype.element_ty), mask=inside)
 
 
+@planned
 def upsample2(x: torch.Tensor, out: torch.Tensor) -> None:
     """Write out (B, C, 2 H, 2 W) from x (B, C, H, W), both dense channels_last."""
     if out.numel() == 0:
@@ -63,7 +65,8 @@ def upsample2(x: torch.Tensor, out: torch.Tensor) -> None:
     block = min(next_power_of_two(channels), ELEMENTS)
     grid = (ceil_div(points, ELEMENTS // block), ceil_div(channels, block))
     with on_device(x):
-        _upsample2_kernel[grid](
+        launch_kernel(
+            _upsample2_kernel, grid,
             x, out, points, *x.shape[2:], CHANNELS=channels, USE_INT64=needs_int64(out), PIXELS=ELEMENTS // block,
             BLOCK=block, num_warps=4,
         )  # fmt: skip

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from .device import ceil_div, get_dot_precision, get_stride_unit, get_strides, needs_int64, next_power_of_two, on_device
+from .launch_plans import launch_kernel, planned
 
 
 @triton.jit
@@ -251,6 +252,7 @@ def _make_constants(maps, window, use_int64, tiles):
     return (ceil_div(height, tiles.side) * ceil_div(width, tiles.side), batch), constants
 
 
+@planned
 def launch_forward(q, k, v, y, lse, window, *, use_int64=None, tiles=None):
     """Write y, the result of the attention, and lse, the logarithm of the sum of exponentials of the logits.
 
@@ -270,9 +272,10 @@ def launch_forward(q, k, v, y, lse, window, *, use_int64=None, tiles=None):
     units = [get_stride_unit(t) for t in (q, k, v)]
     steps = [s for t, unit in zip((q, k, v), units, strict=True) for s in get_strides(t, unit)]
     with on_device(q):
-        _forward_kernel[grid](
-            q, k, v, y, lse, *q.shape[2:], *steps, Q_UNIT=units[0], K_UNIT=units[1], V_UNIT=units[2], **constants
-        )
+        launch_kernel(
+            _forward_kernel, grid, q, k, v, y, lse, *q.shape[2:], *steps, Q_UNIT=units[0], K_UNIT=units[1],
+            V_UNIT=units[2], **constants,
+        )  # fmt: skip
 
 
 def launch_backward(grad_y, q, k, v, y, lse, grad_q, grad_k, grad_v, window, *, use_int64=None, tiles=None):
@@ -294,20 +297,28 @@ def launch_backward(grad_y, q, k, v, y, lse, grad_q, grad_k, grad_v, window, *, 
     """
     if q.numel() == 0:
         return
+    inner, grads = torch.empty_like(lse), (grad_q, grad_k, grad_v)
+    _launch_gradients(grad_y, q, k, v, y, lse, inner, *grads, window, use_int64=use_int64, tiles=tiles)
+
+
+@planned
+def _launch_gradients(grad_y, q, k, v, y, lse, inner, grad_q, grad_k, grad_v, window, *, use_int64, tiles) -> None:
+    """Write the gradients as launch_backward does. `inner` is an output (B, H, W) float32, contiguous."""
     maps = (grad_y, q, k, v)
     grid, constants = _make_constants((*maps, y), window, use_int64, tiles)
     units = [get_stride_unit(t) for t in maps]
     steps = [s for t, unit in zip(maps, units, strict=True) for s in get_strides(t, unit)]
     constants |= dict(zip(("G_UNIT", "Q_UNIT", "K_UNIT", "V_UNIT"), units, strict=True))
-    inner = torch.empty_like(lse)
     with on_device(q):
         if grad_q is not None or grad_k is not None:
             names = ("C", "PADDED", "USE_INT64")
-            _inner_kernel[(ceil_div(lse.numel(), 64),)](
-                grad_y, y, inner, lse.numel(), **{name: constants[name] for name in names}, BLOCK=64, num_warps=4
-            )
+            launch_kernel(
+                _inner_kernel, (ceil_div(lse.numel(), 64),), grad_y, y, inner, lse.numel(),
+                **{name: constants[name] for name in names}, BLOCK=64, num_warps=4,
+            )  # fmt: skip
         if grad_q is not None:
-            _query_kernel[grid](*maps, lse, inner, grad_q, *q.shape[2:], *steps, **constants)
+            launch_kernel(_query_kernel, grid, *maps, lse, inner, grad_q, *q.shape[2:], *steps, **constants)
         if grad_k is not None or grad_v is not None:
             needs_grad = {"WANT_K": grad_k is not None, "WANT_V": grad_v is not None}
-            _key_kernel[grid](*maps, lse, inner, grad_k, grad_v, *q.shape[2:], *steps, **needs_grad, **constants)
+            outputs, sizes = (grad_k, grad_v), q.shape[2:]
+            launch_kernel(_key_kernel, grid, *maps, lse, inner, *outputs, *sizes, *steps, **needs_grad, **constants)

@@ -409,6 +409,20 @@ inline PyObject* lack_memory(PyObject*, PyObject* const* args, Py_ssize_t n) {
     Py_RETURN_FALSE;
 }
 
+// describe_tensors(arguments) returns the device, dtype, shape, strides and alignment of the tensors in a tuple as bytes, or None if
+// one of them cannot be described.
+inline PyObject* describe_tensors(PyObject*, PyObject* arguments) {
+    if (torch().api == nullptr) Py_RETURN_NONE;
+    Key key;
+    for (Py_ssize_t k = 0; k < PyTuple_GET_SIZE(arguments); ++k) {
+        PyObject* object = PyTuple_GET_ITEM(arguments, k);
+        if (Py_TYPE(object) != torch().tensor && Py_TYPE(object) != torch().parameter) continue;
+        if (!add_tensor(key, object)) Py_RETURN_NONE;
+    }
+    if (!key.add(key.device.type) || !key.add(key.device.index)) Py_RETURN_NONE;
+    return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(key.words), sizeof(int64_t) * key.length);
+}
+
 // set_plan(description or None, owner, *args) stores the plan of a call, or that the call has none.
 inline void set_plan(py::object description, py::args rest) {
     Table* table = get_table();
@@ -456,6 +470,8 @@ inline void initialize(py::dict names) {
     t.autocast_enabled = keep("autocast_enabled");
     t.autocast_dtype = keep("autocast_dtype");
     t.cpu = PyUnicode_InternFromString("cpu");
+    t.cuda = PyUnicode_InternFromString("cuda");
+    t.cublas_tf32 = keep("cublas_tf32");
     t.tracing = keep("tracing");
     t.profiler_module = keep("profiler");
     t.profiler_name = PyUnicode_InternFromString("_is_profiler_enabled");
@@ -479,6 +495,8 @@ inline void register_plans(py::module_& m) {
     static PyMethodDef lack{"lack_memory", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&lack_memory)), METH_FASTCALL,
                             "Return whether a tensor on the CPU has elements and no memory"};
     m.add_object("lack_memory", py::reinterpret_steal<py::object>(PyCFunction_New(&lack, nullptr)));
+    static PyMethodDef describe{"describe_tensors", &describe_tensors, METH_O, "Describe the layouts of tensors"};
+    m.add_object("describe_tensors", py::reinterpret_steal<py::object>(PyCFunction_New(&describe, nullptr)));
     m.def("plans_initialize", &initialize);
     m.def("plans_state", &get_state);
     m.def("plans_available", [] { return torch().api != nullptr; });

@@ -10,7 +10,7 @@
 namespace fastds::dlpack {
 
 constexpr uint32_t kMajor = 1;
-constexpr int32_t kCpu = 1;
+constexpr int32_t kCpu = 1, kCuda = 2;
 
 struct Device {
     int32_t type, index;

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Keys of calls: everything that the Python code of an op may depend on. A key contains the op, the shape, strides, dtype and
-// alignment of each tensor, the value or identity of each other argument, the number of threads and the instruction set, under
-// autocast its dtype and whether it caches casts, whether gradients are recorded, and which tensors require one. No call has a key
-// under dispatch and function modes, tracers, functorch, forward-mode AD, the profiler and deterministic algorithms, nor while
-// oneDNN is switched off, nor with tensors on other devices than the CPU or with subclasses of Tensor other than Parameter.
+// Keys of calls: everything that the Python code of an op may depend on. A key contains the op, the device of the tensors, the shape,
+// strides, dtype and alignment of each tensor, the value or identity of each other argument, the number of threads and the
+// instruction set, under autocast its dtype and whether it caches casts, and if a tensor requires a gradient, which of them do and
+// whether gradients are recorded. On CUDA devices the key contains in any case whether gradients are recorded, and whether cuBLAS may
+// compute in TF32. No call has a key under dispatch and function modes, tracers, functorch, forward-mode AD, the profiler and
+// deterministic algorithms, nor while oneDNN is switched off, nor with tensors on several devices or on other devices than CPU and
+// CUDA, or with subclasses of Tensor other than Parameter.
 #pragma once
 #include <Python.h>
 #include <pybind11/pybind11.h>
@@ -30,7 +32,8 @@ struct Torch {
     PyObject *grad_enabled, *num_threads, *dispatch_modes, *function_modes, *functorch, *tracing, *deterministic;
     PyObject* onednn_enabled;
     PyObject *any_autocast_enabled, *autocast_cache_enabled;
-    PyObject *autocast_enabled, *autocast_dtype, *cpu;  // functions of the device's name, and this name
+    PyObject *autocast_enabled, *autocast_dtype, *cpu, *cuda;  // functions of the device's name, and these names
+    PyObject* cublas_tf32;
     PyObject *profiler_module, *profiler_name, *forward_ad_module, *forward_ad_name;  // attributes of modules
     PyObject *empty_strided, *empty_names, *is_neg, *requires_grad, *is_leaf, *is_view, *view_as, *table_key;
     PyTypeObject *dtype = nullptr;
@@ -56,6 +59,7 @@ struct Key {
     int count = 0;
     PyObject* held[64];
     int held_count = 0;
+    dlpack::Device device{0, 0};  // of the tensors, of type 0 before there are any
     bool tracked = false;  // gradients are recorded, and a tensor requires one
 
     bool add(int64_t word) {
@@ -75,7 +79,7 @@ struct Key {
     }
 };
 
-enum Tag : int64_t { kNone = 1, kBool, kInt, kFloat, kObject, kTuple, kList, kTensor, kGradients, kRequired, kAutocast };
+enum Tag : int64_t { kNone = 1, kBool, kInt, kFloat, kObject, kTuple, kList, kTensor, kGradients, kRequired, kAutocast, kDevice };
 
 // Returns 1 if the values of a tensor are stored negated (torch.Tensor.is_neg), 0 if they are not, or -1 with a Python error
 // set. In torch only views of complex memory are stored negated, and their strides are even. Other tensors need no call of torch.
@@ -93,7 +97,12 @@ inline bool add_tensor(Key& key, PyObject* object) {
         PyErr_Clear();
         return false;
     }
-    if (t.device.type != dlpack::kCpu) return false;
+    if (key.count == 0) {
+        if (t.device.type != dlpack::kCpu && t.device.type != dlpack::kCuda) return false;
+        key.device = t.device;
+    } else if (t.device.type != key.device.type || t.device.index != key.device.index) {
+        return false;
+    }
     // A tensor without memory is a zero tensor of torch, or its storage was freed.
     if (t.byte_offset != 0 || t.ndim > 8 || t.data == nullptr) return false;
     const int negated = is_negated(object, t);
@@ -178,12 +187,21 @@ inline bool is_observed() {
            attribute_is_set(t.forward_ad_module, t.forward_ad_name, true);
 }
 
-// Appends the state of autocast to the key if autocast is on for the CPU. Autocast of other devices does not change calls with
-// tensors on the CPU.
+// Appends the device of the tensors to the key if it is a CUDA device, and the settings that matter there: ops may choose a kernel
+// by whether gradients are recorded, even if no tensor requires one.
+inline bool add_device(Key& key) {
+    if (key.device.type == dlpack::kCpu) return true;
+    return key.add(kDevice) && key.add(key.device.type) && key.add(key.device.index) && key.add(is_true(torch().cublas_tf32)) &&
+           key.add(is_true(torch().grad_enabled));
+}
+
+// Appends the state of autocast to the key if autocast is on for the device of the tensors. Autocast of other devices does not
+// change the call.
 inline bool add_autocast(Key& key) {
     Torch& t = torch();
-    if (!is_true(t.any_autocast_enabled) || !is_true(t.autocast_enabled, t.cpu)) return true;
-    PyObject* dtype = PyObject_CallOneArg(t.autocast_dtype, t.cpu);
+    PyObject* name = key.device.type == dlpack::kCuda ? t.cuda : t.cpu;
+    if (!is_true(t.any_autocast_enabled) || !is_true(t.autocast_enabled, name)) return true;
+    PyObject* dtype = PyObject_CallOneArg(t.autocast_dtype, name);
     if (dtype == nullptr) {
         PyErr_Clear();
         return false;
@@ -215,10 +233,10 @@ inline bool add_gradients(Key& key) {
 inline bool make_key(Key& key, PyObject* const* args, Py_ssize_t n) {
     key.add(scope_threads() > 0 ? scope_threads() : call_for_int(torch().num_threads));
     key.add(static_cast<int64_t>(isa()));
-    if (!add_autocast(key) || !key.hold(args[0])) return false;
+    if (!key.hold(args[0])) return false;
     for (Py_ssize_t k = 1; k < n; ++k)
         if (!add_argument(key, args[k])) return false;
-    return key.count > 0 && add_gradients(key);
+    return key.count > 0 && add_device(key) && add_autocast(key) && add_gradients(key);
 }
 
 }  // namespace fastds::plans

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastds import ops
-from fastds.ops.core import plans
+from fastds.ops.core import plans, triton_loader
 from fastds.ops.core.backends import forced_backend, rank_backends
 from fastds.ops.core.gpu_measurements import describe_kernels
 from fastds.ops.core.registry import OPS, Op, has_active_transforms
@@ -29,7 +29,8 @@ def explain(op_name: str, *args: object, **kwargs: object) -> dict[str, str]:
         dict from the name of each backend to "chosen", "usable" or "refused: <reason>". It has the entry
         {"plan": "used"} if this call would repeat the recorded native calls of an earlier call of this thread. On a GPU
         the entry "kernels" states whether the speed of the kernels was "measured on" a GPU or is "estimated"; for
-        deform_conv2d it has the times by which the kernel is selected, the selected one first.
+        deform_conv2d it has the times by which the kernel is selected, the selected one first. The entry "launch plans"
+        is "none: <reason>" if Triton kernels cannot be launched by plans.
 
     Raises:
         ValueError: the op is unknown.
@@ -62,8 +63,11 @@ def _describe_backends(op: Op, args: tuple, planned: bool) -> dict[str, str]:
         for name, reason in reasons.items()
     }
     further = {} if op.describe is None else op.describe(*args)
-    if not further and chosen != "reference" and any(isinstance(a, Tensor) and a.is_cuda for a in args):
+    on_cuda = chosen != "reference" and any(isinstance(a, Tensor) and a.is_cuda for a in args)
+    if not further and on_cuda:
         further = {"kernels": describe_kernels(op.name, chosen)}
+    if on_cuda and (reason := triton_loader.find_reason_without_launch_plans()) is not None:
+        further = {**further, "launch plans": f"none: {reason}"}
     return described | further | ({"plan": "used"} if planned else {})
 
 

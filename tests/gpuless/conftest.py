@@ -5,14 +5,16 @@ Tests marked "interpreted" run in a subprocess under the Triton interpreter (tri
 fake_cuda run in a fork.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 from pathlib import Path
 
 import pytest
+import torch
 from _pytest.runner import runtestprotocol
-from gpuless.emu import emulated  # noqa: F401  a fixture
+from gpuless.emu import BUILD, emulated  # noqa: F401  a fixture
 from gpuless.fake_cuda import fake_cuda  # noqa: F401  a fixture
 from gpuless.triton_rig import interpret
 from gpuless.two_passes_cases import columns  # noqa: F401  a fixture
@@ -21,6 +23,7 @@ from triton.runtime.interpreter import interpreter_builder
 from fastds.ops.core import plans
 from fastds.ops.impl.deform_conv2d.selection import use_two_passes
 from tests.support.forked import in_a_child
+from tests.support.idle_driver import idle_driver
 
 _outcomes = {}  # path of a test module -> {test name: (outcome, text)}
 
@@ -39,11 +42,11 @@ def pytest_configure(config):
 
 
 def pytest_runtest_protocol(item, nextitem):
-    """Run tests with fake_cuda in a fork.
+    """Run tests with fake_cuda and idle_cuda in a fork.
 
     After fake CUDA tensors were used in a process, autograd does not work in its forks.
     """
-    if "fake_cuda" not in item.fixturenames:
+    if not {"fake_cuda", "idle_cuda"} & set(item.fixturenames):
         return None
 
     def reported(out):
@@ -89,8 +92,26 @@ def in_one_pass():
         yield
 
 
+@pytest.fixture
+def idle_cuda(monkeypatch):
+    """Make "cuda" a device that computes nothing, and yield the driver of Triton, which launches nothing."""
+    from bench import cpp_libraries, idle_cuda
+
+    library = BUILD.parent / "idle_cuda" / f"idle_cuda-{torch.__version__}.so"
+    source = Path(idle_cuda.__file__).with_suffix(".cpp")
+    if not library.exists() or library.stat().st_mtime < source.stat().st_mtime:
+        cpp_libraries.build_library(source, library, *idle_cuda.get_compiler_options())
+    idle_cuda.use_idle_cuda(library)
+    idle_cuda.stop_reuse()
+    for name in ("empty", "empty_like", "empty_strided"):  # poisoned in other tests
+        monkeypatch.setattr(torch, name, getattr(torch._C._VariableFunctions, name))
+    with idle_driver() as driver:
+        driver.device = 0
+        yield driver
+
+
 @pytest.fixture(autouse=True)
-def without_plans():
+def without_plans(request):
     """Switch plans of calls off: they run native CPU kernels, and these tests run GPU kernels on tensors of the CPU."""
-    with plans.suspended():
+    with contextlib.nullcontext() if "idle_cuda" in request.fixturenames else plans.suspended():
         yield

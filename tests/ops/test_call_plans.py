@@ -261,12 +261,12 @@ class Description(ctypes.Structure):
                 ("dtype", ctypes.c_uint32), ("shape", ctypes.POINTER(ctypes.c_int64)),
                 ("strides", ctypes.POINTER(ctypes.c_int64)), ("offset", ctypes.c_uint64)]
 
-DEVICE, SIZE, STRIDE = [1], (ctypes.c_int64 * 1)(3), (ctypes.c_int64 * 1)(1)
+DEVICE, SIZE, STRIDE = [1, 0], (ctypes.c_int64 * 1)(3), (ctypes.c_int64 * 1)(1)
 Describe = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(Description))
 
 @Describe
 def describe(address, out):
-    out[0] = Description(1 << 24, (DEVICE[0], 0), 1, 32 << 8 | 2, SIZE, STRIDE, 0)
+    out[0] = Description(1 << 24, tuple(DEVICE), 1, 32 << 8 | 2, SIZE, STRIDE, 0)
     return 0
 
 class Table(ctypes.Structure):
@@ -286,17 +286,36 @@ module.plans_initialize({
     "Tensor": FakeTensor, "Parameter": FakeTensor, "dtype": torch.dtype, "grad_enabled": bool, "num_threads": int,
     "dispatch_modes": int, "function_modes": int, "functorch": bool, "tracing": bool, "any_autocast_enabled": bool,
     "autocast_enabled": None, "autocast_dtype": None, "autocast_cache_enabled": None, "deterministic": bool,
-    "onednn_enabled": lambda: True,
+    "onednn_enabled": lambda: True, "cublas_tf32": bool,
     "profiler": observed, "forward_ad": observed, "empty_strided": None, "is_neg": None, "is_view": None,
 })
 x = FakeTensor()
 assert [module.find_plan("op", x) for _ in range(3)] == [None, True, True]
-DEVICE[0] = 2
+for DEVICE[:] in ((2, 0), (2, 1)):  # CUDA
+    assert [module.find_plan("op", x) for _ in range(3)] == [None, True, True]
+for DEVICE[:] in ((1, 0), (2, 0), (2, 1)):
+    assert module.find_plan("op", x) is True
+described = set()
+for DEVICE[:] in ((1, 0), (2, 0), (2, 1)):  # keys of launch plans
+    described.add(module.describe_tensors((x,)))
+assert len(described) == 3 and None not in described
+DEVICE[:] = 3, 0  # memory of the host that CUDA has pinned
 assert [module.find_plan("op", x) for _ in range(3)] == [None, None, None]
+
+other, asked = FakeTensor(), []
+
+@Describe
+def describe_in_turn(address, out):  # the second tensor is on another device
+    asked.append(address)
+    out[0] = Description(1 << 24, (2, len(asked) % 2), 1, 32 << 8 | 2, SIZE, STRIDE, 0)
+    return 0
+
+table.describe = describe_in_turn
+assert [module.find_plan("op", x, other) for _ in range(3)] == [None, None, None] and len(asked) == 6
 """
 
 
-def test_tensors_of_other_devices_have_no_key():
+def test_keys_belong_to_a_device():
     """A class with a DLPack table of its own stands for tensors of a GPU."""
     run = subprocess.run([sys.executable, "-c", DEVICES], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

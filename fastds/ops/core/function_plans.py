@@ -137,18 +137,23 @@ def describe_calls(calls: list[tuple], inputs: list[Tensor], result: Any) -> dic
 
 def _describe_argument(value: Any, nodes: dict[int, tuple], viewed: bool = False) -> tuple | None:
     """Describe an argument, or return None for a tensor that is neither in `nodes` nor a view of an input."""
+    if isinstance(value, tuple | list) and not has_tensor(value):
+        return "constant", value[:] if isinstance(value, list) else value  # the caller may change its list later
     if isinstance(value, tuple | list):
         items: list[Any] = [_describe_argument(item, nodes) for item in value]
         if None in items:
             return None
-        # The caller may change its list later. Tensors and their graphs would stay alive as long as the plan.
-        copy = value[:] if isinstance(value, list) else value
-        kind: Any = [] if isinstance(value, list) else ()
-        return "sequence", copy if all(item[0] == "constant" for item in items) else kind, items
+        kind: Any = [] if isinstance(value, list) else ()  # tensors and their graphs would stay alive with the plan
+        return "sequence", kind, items
     if not isinstance(value, Tensor):
         return "constant", value
     node = nodes.get(id(value))
     return (*node[:2], 1) if viewed and node is not None and node[0] == "input" else None if viewed else node
+
+
+def has_tensor(value: Any) -> bool:
+    """Return whether a value is a tensor, or a tuple or list that contains one."""
+    return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(map(has_tensor, value)))
 
 
 def _get_apply(function: Any) -> Callable:

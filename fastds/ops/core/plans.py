@@ -7,7 +7,7 @@ addresses of inputs, outputs, temporaries, packed weights or workspace. The reco
 stored if it gives the same bits as the Python code. Later calls with the key run in csrc/core/call_plans.h. A call has
 no plan if its result depends on anything else than native calls, copies and casts, or if its tensors are large. Under
 autocast, the plan includes its casts; a call in which a NaN is cast runs in Python. Calls with gradients and calls that
-torch computes have plans of another kind, see function_plans.py.
+torch computes have plans of another kind, see function_plans.py, and so do calls on a GPU, see gpu_plans.py.
 
 The environment variable FASTDS_PLANS=0 switches plans off.
 """
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
-from fastds.ops.core import function_plans, native
+from fastds.ops.core import function_plans, gpu_plans, native, triton_loader
 
 # 4 MiB: the Python code takes a negligible part of the time of a call with larger tensors.
 MAX_BYTES = 4 << 20
@@ -74,7 +74,7 @@ def _load() -> Any:
         "any_autocast_enabled": torch._C._is_any_autocast_enabled, "autocast_enabled": torch.is_autocast_enabled,
         "autocast_dtype": torch.get_autocast_dtype, "autocast_cache_enabled": torch.is_autocast_cache_enabled,
         "deterministic": torch._C._get_deterministic_algorithms, "onednn_enabled": torch._C._get_mkldnn_enabled,
-        "profiler": torch.autograd.profiler, "forward_ad": forward_ad,
+        "cublas_tf32": torch._C._get_cublas_allow_tf32, "profiler": torch.autograd.profiler, "forward_ad": forward_ad,
         "empty_strided": torch.empty_strided, "is_neg": torch.Tensor.is_neg, "is_view": torch.Tensor._is_view,
     })  # fmt: skip
     return module if module.plans_available() else None
@@ -276,14 +276,17 @@ def record(function: Callable[..., Any], owner: object, args: tuple, kwargs: dic
     Args:
         function: computes the result from the arguments.
         owner: the Op, Backend or function that the plan belongs to.
-        args: positional arguments with tensors on the CPU among them.
+        args: positional arguments with tensors among them.
         kwargs: keyword arguments.
     """
     key = (*args, *kwargs.values(), tuple(kwargs)) if kwargs else args
     tensors = list(_tensors(key))
     if _overlap(tensors):  # an address could belong to two inputs; a later call of the key is recorded
         return function(*args, **kwargs)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if tensors[0].is_cuda:
+        return _record_on_gpu(partial(function, *args, **kwargs), owner, key, None if tracked else tensors)
+    if tracked:
         with function_plans.observe_functions(_module) as calls:
             result = function(*args, **kwargs)
         _module.plans_set(function_plans.describe_calls(calls, tensors, result), owner, *key)
@@ -299,6 +302,24 @@ def record(function: Callable[..., Any], owner: object, args: tuple, kwargs: dic
         result, description = _describe(call, key)
         if description is not None and not _agrees(call, description, owner, key):
             description = None
+    finally:
+        _module.plans_recording(before)
+    _module.plans_set(description, owner, *key)
+    return result
+
+
+def _record_on_gpu(call: Callable[[], Any], owner: object, key: tuple, tensors: list[Tensor] | None) -> Any:
+    """Run a call on a GPU, store its plan or that it has none, and return its result.
+
+    Args:
+        call: makes the call.
+        owner: see record.
+        key: arguments of the call.
+        tensors: the tensors among the arguments, None for a call with gradients, which has no plan.
+    """
+    before, description = _module.plans_recording(True), None
+    try:
+        result, description = (call(), None) if tensors is None else gpu_plans.record(call, tensors)
     finally:
         _module.plans_recording(before)
     _module.plans_set(description, owner, *key)
@@ -604,3 +625,4 @@ def _is_equal(found: Any, expected: Any) -> bool:
 
 
 native.suspend_plans = suspended
+triton_loader.describe_tensors = None if _native is None else _native.describe_tensors

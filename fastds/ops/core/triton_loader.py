@@ -5,6 +5,7 @@ import functools
 import importlib
 import importlib.util
 import os
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from fastds.ops.core.arguments import DTYPES
 
 MIN_CAPABILITY = (8, 0)  # bfloat16 tensor cores and asynchronous copies
+describe_tensors: Callable[[tuple], bytes | None] | None = None  # for keys of launch plans; plans.py sets it
 
 
 @functools.cache
@@ -63,6 +65,17 @@ def atomic_unsupported_reason(tensor: Tensor, adds: bool) -> str | None:
     return unsupported_reason(tensor)
 
 
+def find_reason_without_launch_plans() -> str | None:
+    """Return the reason why every launch of a Triton kernel runs the Python code that prepares it, or None.
+
+    See fastds/kernels/launch_plans.py.
+    """
+    return get_missing_reason() or load_kernels("launch_plans").UNAVAILABLE_REASON
+
+
+@functools.cache
 def load_kernels(name: str):
     """Import and return the module fastds.kernels.<name>."""
+    if describe_tensors is not None:
+        importlib.import_module("fastds.kernels.launch_plans").use_native_description(describe_tensors)
     return importlib.import_module(f"fastds.kernels.{name}")
