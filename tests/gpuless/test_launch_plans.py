@@ -462,7 +462,7 @@ def test_number_of_plans_is_bounded(driver, monkeypatch):
 
 def test_threads_share_plans(driver, monkeypatch):
     monkeypatch.setattr(launch_plans, "MAX_PLANS", 8)
-    monkeypatch.setattr(driver, "get_current_stream", lambda device: threading.get_ident())
+    monkeypatch.setattr(driver, "get_current_stream", lambda device: threading.current_thread().name)
     calls = [
         call for name in ("null_op", "implicit_gemm", "upsample2") for seed in range(6) for call in draw(name, seed)
     ]
@@ -491,7 +491,7 @@ def test_threads_share_plans(driver, monkeypatch):
         found[one.stream].append(one.passed[4:])
     assert not errors
     for shift, thread in threads.items():
-        assert found[thread.ident] == [p for k in range(300) for p in expected[(k * shift) % len(calls)]]
+        assert found[thread.name] == [p for k in range(300) for p in expected[(k * shift) % len(calls)]]
 
 
 def test_launches_of_other_threads_are_not_recorded(driver):
