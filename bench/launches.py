@@ -4,8 +4,8 @@
 A launch is timed from the call of the launcher to the C function that passes the kernel to CUDA, which is replaced by
 one that does nothing. Launches without plans and by plans are timed interleaved (fastds/kernels/launch_plans.py). With
 `--networks`, the forward passes of three networks are timed on a device that computes nothing (bench/idle_cuda.py),
-under bfloat16 autocast and without gradients: without plans, and with plans of ops (fastds/ops/core/gpu_plans.py) and
-launches. A time is the least CPU time of the thread over many short rounds, with one thread.
+under bfloat16 autocast and without gradients: without plans, and with plans of launches and, as with FASTDS_PLANS=gpu,
+of ops (fastds/ops/core/gpu_plans.py). A time is the least CPU time of the thread over many short rounds, with one thread.
 
 The time of a network contains the Python code of the network, of fastds and of Triton, and in C++ the dispatch, shape
 computation and allocation of torch's operators. It does not contain CUDA's driver, which takes microseconds for each
@@ -95,6 +95,7 @@ def time_network(name: str) -> dict[str, Any]:
         with plans.suspended(), without_launch_plans():
             run()
 
+    plans.gpu_plans_enabled = True  # as with FASTDS_PLANS=gpu
     with idle_driver() as driver:
         driver.device, driver.launches = 0, []
         run()

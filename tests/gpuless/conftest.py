@@ -94,7 +94,10 @@ def in_one_pass():
 
 @pytest.fixture
 def idle_cuda(monkeypatch):
-    """Make "cuda" a device that computes nothing, and yield the driver of Triton, which launches nothing."""
+    """Make "cuda" a device that computes nothing, and yield the driver of Triton, which launches nothing.
+
+    Calls have plans, as with FASTDS_PLANS=gpu.
+    """
     from bench import cpp_libraries, idle_cuda
 
     library = BUILD.parent / "idle_cuda" / f"idle_cuda-{torch.__version__}.so"
@@ -103,6 +106,7 @@ def idle_cuda(monkeypatch):
         cpp_libraries.build_library(source, library, *idle_cuda.get_compiler_options())
     idle_cuda.use_idle_cuda(library)
     idle_cuda.stop_reuse()
+    monkeypatch.setattr(plans, "gpu_plans_enabled", True)
     for name in ("empty", "empty_like", "empty_strided"):  # poisoned in other tests
         monkeypatch.setattr(torch, name, getattr(torch._C._VariableFunctions, name))
     with idle_driver() as driver:

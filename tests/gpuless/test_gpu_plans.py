@@ -301,6 +301,13 @@ def test_without_launch_plans_there_are_no_plans(idle_cuda, monkeypatch):
         check(idle_cuda, function, tensors, planned=False)
 
 
+def test_plans_are_made_on_request(idle_cuda, monkeypatch):
+    monkeypatch.setattr(plans, "gpu_plans_enabled", False)
+    function, tensors, _ = list_calls()["conv3x3"]
+    with torch.no_grad():
+        check(idle_cuda, function, tensors, planned=False)
+
+
 def test_benchmark_of_networks(idle_cuda, monkeypatch):
     monkeypatch.setattr(launches, "time_calls", lambda runs: [float(run() is None) for run in runs])
     row = launches.time_network("db-convlstm")

@@ -9,7 +9,8 @@ no plan if its result depends on anything else than native calls, copies and cas
 autocast, the plan includes its casts; a call in which a NaN is cast runs in Python. Calls with gradients and calls that
 torch computes have plans of another kind, see function_plans.py, and so do calls on a GPU, see gpu_plans.py.
 
-The environment variable FASTDS_PLANS=0 switches plans off.
+The environment variable FASTDS_PLANS=0 switches plans off. Plans of calls on a GPU are only made with FASTDS_PLANS=gpu,
+until the tests have run on a GPU.
 """
 
 import functools
@@ -87,6 +88,7 @@ def _lack_memory(*args) -> bool:
 
 _native: Any = _load()
 lack_memory = _lack_memory if _native is None else _native.lack_memory
+gpu_plans_enabled = os.environ.get("FASTDS_PLANS") == "gpu"
 _module: Any = None if os.environ.get("FASTDS_PLANS") == "0" or os.environ.get("FASTDS_BACKEND") else _native
 find_plan = _no_plan if _module is None else _module.find_plan
 
@@ -285,7 +287,8 @@ def record(function: Callable[..., Any], owner: object, args: tuple, kwargs: dic
         return function(*args, **kwargs)
     tracked = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if tensors[0].is_cuda:
-        return _record_on_gpu(partial(function, *args, **kwargs), owner, key, None if tracked else tensors)
+        has_plan = gpu_plans_enabled and not tracked
+        return _record_on_gpu(partial(function, *args, **kwargs), owner, key, tensors if has_plan else None)
     if tracked:
         with function_plans.observe_functions(_module) as calls:
             result = function(*args, **kwargs)
@@ -315,7 +318,7 @@ def _record_on_gpu(call: Callable[[], Any], owner: object, key: tuple, tensors: 
         call: makes the call.
         owner: see record.
         key: arguments of the call.
-        tensors: the tensors among the arguments, None for a call with gradients, which has no plan.
+        tensors: the tensors among the arguments, None for a call that gets no plan.
     """
     before, description = _module.plans_recording(True), None
     try:
