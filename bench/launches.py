@@ -5,7 +5,8 @@ A launch is timed from the call of the launcher to the C function that passes th
 one that does nothing. Launches without plans and by plans are timed interleaved (fastds/kernels/launch_plans.py). With
 `--networks`, the forward passes of three networks are timed on a device that computes nothing (bench/idle_cuda.py),
 under bfloat16 autocast and without gradients: without plans, and with plans of launches and, as with FASTDS_PLANS=gpu,
-of ops (fastds/ops/core/gpu_plans.py). A time is the least CPU time of the thread over many short rounds, with one thread.
+of ops (fastds/ops/core/gpu_plans.py). A time is the least CPU time of the thread over many short
+rounds, with one thread.
 
 The time of a network contains the Python code of the network, of fastds and of Triton, and in C++ the dispatch, shape
 computation and allocation of torch's operators. It does not contain CUDA's driver, which takes microseconds for each
