@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ from fastds.ops.impl.deform_conv2d.selection import use_two_passes
 from tests.support.forked import in_a_child
 from tests.support.idle_driver import idle_driver
 
+# For tests that import bench. At the end: fastds is that of the environment.
+sys.path.append(str(Path(__file__).parents[2]))
 _outcomes = {}  # path of a test module -> {test name: (outcome, text)}
 
 

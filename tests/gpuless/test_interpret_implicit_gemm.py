@@ -60,7 +60,7 @@ def test_implicit_gemm_random_calls(seed):
     residual = maps(batch, outputs, *shape, dtype=dtype) if call["residual"] else None
     bias = guard(torch.randn(outputs)) if call["bias"] else None
     weight = maps(outputs, inputs, size, size, dtype=dtype).mul_((size**2 * inputs) ** -0.5)  # a slice of the inputs
-    assert triton_implicit_gemm._to_kernel_layout(weight, dtype) is weight
+    assert triton_implicit_gemm.to_kernel_layout(weight, dtype) is weight
     empty = torch.empty(batch, call["fine"], shape[0] * r, shape[1] * r, dtype=dtype)
     out = guard(empty.contiguous(memory_format=torch.channels_last))
     slope = {"none": None, "relu": 0.0, "leaky_relu": 0.1}[call["act"]]
