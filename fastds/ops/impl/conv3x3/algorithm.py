@@ -48,7 +48,7 @@ def use_conv_algorithm(algorithm: str) -> Iterator[None]:
             "direct": torch's convolution, for comparison with results of torch;
             "implicit_gemm": one Triton kernel on a GPU, with gradients by torch;
             "window": one CUDA C++ kernel on a GPU, for 16 bits and multiples of 8 channels that fit in shared memory,
-                with gradients by torch; "auto" for other calls on a GPU. No GPU has measured it yet.
+            with gradients by torch; "auto" for other calls on a GPU. No GPU has measured it yet.
 
     Raises:
         ValueError: another name.
