@@ -74,10 +74,9 @@ def select_window(
     offsets, necessary = find_offsets(cadence)
     requested = seconds[-1] - offsets
     is_missing = find_times(seconds, requested, JITTER * cadence) < 0
-    if is_missing[:necessary].any():
-        texts = ", ".join(
-            _format_seconds(times[0] + one) for one in sorted(requested[:necessary][is_missing[:necessary]])
-        )
+    missing = requested[:necessary][is_missing[:necessary]]
+    if len(missing):
+        texts = ", ".join(_format_seconds(times[0] + one) for one in sorted(missing))
         return Window([newest], f"no field of {texts}", cadence)
     if is_missing.any():
         requested = requested[: np.argmax(is_missing)]

@@ -102,7 +102,7 @@ def poison_outputs(monkeypatch) -> list[Tensor]:
 
 
 def is_untouched(buffers: list[Tensor]) -> bool:
-    """Return whether there are results of poison_outputs and nothing was written beside them."""
+    """Return whether there are poisoned outputs and nothing was written outside of them."""
     guards = [t for b in buffers for t in (b[:GUARD_ELEMENTS], b[-GUARD_ELEMENTS:])]
     return bool(guards) and all((t == GUARD_VALUE).all() for t in guards)
 

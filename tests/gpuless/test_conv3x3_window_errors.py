@@ -58,7 +58,7 @@ ERRORS = {
 
 
 def finds_an_error(case: Case, module, monkeypatch) -> bool:
-    """Return whether some order of threads gives a wrong result, raises an error or writes beside the result."""
+    """Return whether some order of threads gives a wrong result, an error or a write outside of the result."""
     emulator = Emulator([module])
     monkeypatch.setattr(native, "get_module", lambda: emulator)
     buffers = poison_outputs(monkeypatch)

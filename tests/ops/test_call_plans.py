@@ -302,16 +302,16 @@ assert len(described) == 3 and None not in described
 DEVICE[:] = 3, 0  # memory of the host that CUDA has pinned
 assert [module.find_plan("op", x) for _ in range(3)] == [None, None, None]
 
-other, asked = FakeTensor(), []
+other, described = FakeTensor(), []
 
 @Describe
 def describe_in_turn(address, out):  # the second tensor is on another device
-    asked.append(address)
-    out[0] = Description(1 << 24, (2, len(asked) % 2), 1, 32 << 8 | 2, SIZE, STRIDE, 0)
+    described.append(address)
+    out[0] = Description(1 << 24, (2, len(described) % 2), 1, 32 << 8 | 2, SIZE, STRIDE, 0)
     return 0
 
 table.describe = describe_in_turn
-assert [module.find_plan("op", x, other) for _ in range(3)] == [None, None, None] and len(asked) == 6
+assert [module.find_plan("op", x, other) for _ in range(3)] == [None, None, None] and len(described) == 6
 """
 
 

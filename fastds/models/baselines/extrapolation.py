@@ -92,15 +92,14 @@ def extrapolation(x: Tensor, steps: int, flow: Tensor | None = None) -> Tensor:
     Source: Germann and Zawadzki 2002 (semi-Lagrangian extrapolation of radar fields).
     """
     _check_input(x, steps, 2)
-    fields = fill_missing(x)
+    last = fill_missing(x[:, -1:])
     if flow is None:
         flow = estimate_backward_flow(x[:, :, :1])
-    b, c, h, w = fields[:, -1].shape
+    b, _, c, h, w = last.shape
     if tuple(flow.shape) != (b, 2, h, w):
         raise ValueError(f"flow must have shape {(b, 2, h, w)} to go with x, got {tuple(flow.shape)}")
     paths = compute_trajectories(flow, steps)
-    last = fields[:, -1:].expand(-1, steps, -1, -1, -1)
-    moved = warp(last.flatten(0, 1), paths.flatten(0, 1)).reshape(b, steps, c, h, w)
+    moved = warp(last.expand(-1, steps, -1, -1, -1).flatten(0, 1), paths.flatten(0, 1)).reshape(b, steps, c, h, w)
     return fill_inflow(moved, x[:, -1], paths)
 
 
