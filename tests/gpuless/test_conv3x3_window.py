@@ -107,8 +107,8 @@ def test_gradients_are_those_of_the_library(emulated):
         for algorithm in ("window", "direct")
         for leaves in ([t.detach().requires_grad_() for t in tensors],)
     )
-    for result, reference in zip(found, expected, strict=True):
-        torch.testing.assert_close(result, reference, rtol=2e-2, atol=2e-2)
+    for gradient, direct in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, direct, rtol=2e-2, atol=2e-2)
 
 
 def test_reasons_why_the_kernel_does_not_take_a_call(emulated):
