@@ -152,15 +152,16 @@ inline WindowMap to_window_map(const TensorArgs& t) {
 // A weight of cuda_window.cuh: (address, dtype, O, C, output stride, tap stride), with contiguous channels.
 using TapWeightArgs = std::tuple<intptr_t, int, int64_t, int64_t, int64_t, int64_t>;
 
-inline Conv3x3Window make_window_call(const GeometryArgs& geometry, const std::vector<TensorArgs>& sources,
-                                      const TapWeightArgs& weight, intptr_t bias, int bias_dtype,
-                                      const std::vector<TensorArgs>& residual, intptr_t y, float slope, int64_t shuffle) {
+// Sets the convolution of a kernel with a window. `residual` is empty for none.
+inline void set_window_convolution(WindowCall& call, const GeometryArgs& geometry, const std::vector<TensorArgs>& sources,
+                                   const TapWeightArgs& weight, intptr_t bias, int bias_dtype,
+                                   const std::vector<TensorArgs>& residual) {
     FASTDS_CHECK(sources.size() == 1 || sources.size() == 2, "conv3x3: expected one or two sources");
     const auto [address, dtype, O, C, weight_o, weight_tap] = weight;
     const Conv3x3Geometry g = to_geometry(geometry);
-    FASTDS_CHECK(g.B > 0 && g.Ho == g.H && g.Wo == g.W && O > 0 && shuffle >= 1, "conv3x3: wrong sizes for the kernel with a window");
-    Conv3x3Window call{};
+    FASTDS_CHECK(g.B > 0 && g.Ho == g.H && g.Wo == g.W && O > 0, "conv3x3: wrong sizes for the kernel with a window");
     call.dtype = to_dtype(dtype);
+    FASTDS_CHECK(call.dtype == f16 || call.dtype == bf16, "conv3x3: the kernel with a window has no other dtype than 16 bits");
     call.B = g.B, call.H = g.H, call.W = g.W, call.O = O;
     int64_t channels = 0;
     for (size_t i = 0; i < sources.size(); i++) {
@@ -171,15 +172,9 @@ inline Conv3x3Window make_window_call(const GeometryArgs& geometry, const std::v
     FASTDS_CHECK(channels == C, "conv3x3: filters and tensors differ in channels");
     call.weight = to_pointer(address), call.weight_o = weight_o, call.weight_tap = weight_tap;
     call.bias = to_pointer(bias), call.bias_dtype = to_dtype(bias_dtype);
-    if (!residual.empty()) {
-        FASTDS_CHECK(std::get<1>(residual[0]) == dtype && std::get<2>(residual[0]) == O, "conv3x3: residual and output differ");
-        call.residual = to_window_map(residual[0]);
-    }
-    call.y = to_pointer(y);
-    call.mode_h = g.mode_h, call.mode_w = g.mode_w;
-    call.shuffle = shuffle;
-    call.slope = slope;
-    return call;
+    if (residual.empty()) return;
+    FASTDS_CHECK(std::get<1>(residual[0]) == dtype && std::get<2>(residual[0]) == O, "conv3x3: residual and output differ");
+    call.residual = to_window_map(residual[0]);
 }
 
 #endif
@@ -300,7 +295,11 @@ inline void register_conv3x3(py::module_& m) {
         m, "conv3x3_window_cuda",
         [](const GeometryArgs& geometry, const std::vector<TensorArgs>& sources, const TapWeightArgs& weight, intptr_t bias,
            int bias_dtype, const std::vector<TensorArgs>& residual, intptr_t y, float slope, int64_t shuffle, int device, intptr_t stream) {
-            const Conv3x3Window call = make_window_call(geometry, sources, weight, bias, bias_dtype, residual, y, slope, shuffle);
+            Conv3x3Window call{};
+            set_window_convolution(call, geometry, sources, weight, bias, bias_dtype, residual);
+            call.y = to_pointer(y), call.shuffle = shuffle, call.slope = slope;
+            call.mode_h = std::get<7>(geometry), call.mode_w = std::get<8>(geometry);
+            FASTDS_CHECK(shuffle >= 1, "conv3x3: wrong factor of the pixel shuffle");
             py::gil_scoped_release release;
             conv3x3_window_cuda(call, device, to_pointer(stream));
         },

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sizes and addresses of the 3x3 convolution on tensor cores with a window of the map in shared memory (cuda_window.cuh).
+// Sizes and addresses of 3x3 convolutions on tensor cores with a window of the map in shared memory (cuda_window.cuh), which
+// recurrent cells share.
 #pragma once
 #include <stdint.h>
 
@@ -13,16 +14,20 @@ struct WindowMap {
     int64_t channels, b, h, w;
 };
 
-// y = shuffle(act(conv(concat(sources), weight) + bias + residual)) in float16 or bfloat16, with stride 1 and padding 1.
-struct Conv3x3Window {
-    DType dtype;         // of all tensors but the bias
-    int64_t B, H, W, O;  // O: outputs before the shuffle
-    WindowMap source[2];
+// The convolution of a kernel with a window, in float16 or bfloat16 with stride 1 and padding 1.
+struct WindowCall {
+    DType dtype;         // of all maps and the weight
+    int64_t B, H, W, O;  // O: outputs
+    WindowMap source[2];                     // concatenated along the channels
     const void* weight;                      // weight[o, c, i, j] is at o * weight_o + (3 i + j) * weight_tap + c
     int64_t weight_o, weight_tap;
     const void* bias;                        // null: none
     DType bias_dtype;                        // dtype or f32
     WindowMap residual;                      // O channels
+};
+
+// y = shuffle(act(conv(concat(sources), weight) + bias + residual)).
+struct Conv3x3Window : WindowCall {
     void* y;                                 // (B, O / shuffle^2, shuffle H, shuffle W), dense, channels_last
     int mode_h, mode_w;                      // Conv3x3Padding of params.h
     int64_t shuffle;                         // factor of the pixel shuffle, 1: none

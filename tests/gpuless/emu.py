@@ -112,15 +112,26 @@ def _pybind11(flags):
     return header
 
 
-def _change(folder, file, old, new):
-    """Return a folder with a changed copy of a header of `folder`, for the include path, and the text of the copy."""
-    text = (folder / file).read_text()
+def _change(file, old, new):
+    """Return a folder with a changed copy of a header of csrc, for the include path, and the text of the copy."""
+    text = (CSRC / file).read_text()
     assert text.count(old) == 1, f"{file} has {text.count(old)} times: {old}"
     changed = text.replace(old, new)
     root = BUILD / f"changed_{hashlib.sha256(changed.encode()).hexdigest()[:16]}"
-    (root / folder.name).mkdir(parents=True, exist_ok=True)
-    (root / folder.name / file).write_text(changed)
+    (root / file).parent.mkdir(parents=True, exist_ok=True)
+    (root / file).write_text(changed)
     return root, changed
+
+
+def _find_folders(folder):
+    """Return the folders of csrc whose headers the files of a folder include, with that folder."""
+    found, left = {}, [folder]
+    while left:
+        folder = left.pop()
+        found[folder.name] = folder
+        text = "".join(p.read_text() for p in folder.iterdir())
+        left += [CSRC / name for name in set(re.findall(r'#include "(\w+)/', text)) - found.keys()]
+    return sorted(found.values())
 
 
 def _units(folder, name, banks, change=None):
@@ -129,7 +140,7 @@ def _units(folder, name, banks, change=None):
     The file names contain a hash of the sources and flags.
     """
     op = folder.name
-    headers = [p for f in (CSRC / "core", CSRC / "emu", folder) for p in sorted(f.iterdir()) if p.suffix != ".cu"]
+    headers = [p for f in _find_folders(folder) for p in sorted(f.iterdir()) if p.suffix in (".h", ".cuh")]
     text = MODULE % {"op": op, "name": name}
     # The namespace differs from that of _fastds, so that pybind11 does not confuse the classes of both modules.
     common = ["-DFASTDS_EMU=1", "-DFASTDS_BUILD_AVX2=0", "-DFASTDS_BUILD_CUDA=1"]
@@ -150,7 +161,7 @@ def _units(folder, name, banks, change=None):
     python = ["-O0", f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
     yield unit("module.cpp", [*python, "-include", _pybind11(python)], text.encode())
     if change is not None:
-        root, changed = _change(folder, *change)
+        root, changed = _change(*change)
         common.insert(0, f"-I{root}")
         digest.update(changed.encode())
     for path in sorted(folder.glob("*.cu")):
@@ -164,7 +175,7 @@ def build(op, banks=False, change=None):
     Args:
         op: name of a folder in csrc, or the path of another folder.
         banks: whether the module counts conflicts of banks.
-        change: (.cuh file of the folder, text, text that replaces it), an error that a test must find.
+        change: (header in csrc, text, text that replaces it), an error that a test must find.
     """
     folder = op if isinstance(op, Path) else CSRC / op
     BUILD.mkdir(parents=True, exist_ok=True)

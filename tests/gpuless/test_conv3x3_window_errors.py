@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that are made in csrc/conv3x3/cuda_window.cuh are found by the comparison with the reference."""
+"""Errors that are made in csrc/conv3x3/cuda_window.cuh and window_product.cuh are found by the reference."""
 
 import pytest
 import torch
 from gpuless.conv3x3_window_cases import Case, is_untouched, poison_outputs
-from gpuless.emu import Emulator, build
+from gpuless.emu import CSRC, Emulator, build
 
 from fastds.ops.core import native
 
@@ -15,6 +15,7 @@ SOURCES = Case(2, (8, 16), 24, 3, 6, sliced=True)
 WRAPPED = Case(1, (16,), 8, 3, 18, padding_mode="circular_x")
 SHUFFLED = Case(1, (16,), 32, 3, 4, shuffle=2)
 SEEDS = 3  # orders of threads
+HEADERS = ("conv3x3/cuda_window.cuh", "conv3x3/window_product.cuh")
 # Text of the kernel, what replaces it, and the call that finds the error.
 ERRORS = {
     "no barrier before a window is overwritten": ("        FASTDS_SYNC_NAMED(1 + warpgroup, kWarpgroup);\n", "", TILES),
@@ -28,7 +29,7 @@ ERRORS = {
     "one barrier for all warpgroups": ("FASTDS_SYNC_NAMED(1 + warpgroup,", "FASTDS_SYNC_NAMED(1,", TILES),
     "the same window for all tiles": ("        slab++, stage ^= 1;", "        slab++;", TILES),
     "copy to the first window": ("windows + stage * Tile::kWindowBytes, at, slab", "windows, at, slab", TILES),
-    "sums of the tile before": ("            sums.set(outputs.bias);\n", "", TILES),
+    "sums of the tile before": ("            if (tile < a.tiles) epilogue.start(sums, LanePixels(at, row_warp));\n", "", TILES),
     "weights of the first slab": ("shared + slab * Tile::kSlabBytes", "shared", SLABS),
     "rows of the window": ("MapLine(at.row + r - 1, a.height, source.h, false), own)",
                            "MapLine(at.row + r, a.height, source.h, false), own)", SOURCES),
@@ -42,14 +43,14 @@ ERRORS = {
     "channels of the second source": (": first ? pack : pack - a.source[0].packs)", ": pack)", SOURCES),
     "order of outputs in a product": ("return place / 2 % 4 * 4 + place / 8 * 2 +", "return place + 0 *", SOURCES),
     "halves of the channels": ("* kPixelBytes + lane / 16 * 16", "* kPixelBytes + lane / 8 % 2 * 16", SOURCES),
-    "banks of the weights": ("(pack ^ place % 8) * 16", "pack * 16", SOURCES),
+    "banks of the weights": ("(pack ^ row % 8) * 16", "pack * 16", SOURCES),
     "order of taps": ("(dy * 3 + dx) * (Tile", "(dx * 3 + dy) * (Tile", SOURCES),
     "rows of a tap": ("m)[4] = map[r + dy]", "m)[4] = map[r + 2 - dy]", SOURCES),
     "columns of the residual": ("8 * half * a.residual_w", "half * a.residual_w", TILES),
     "residual after the activation": (
-        """                value[i] = sums.at(r, half, i) + unpack_value<T>(i < 2 ? added.x : added.y, i % 2);
+        """                value[i] = sums.value[r][i / 2][half * 2 + i % 2] + unpack_value<T>(i < 2 ? added.x : added.y, i % 2);
                 value[i] = value[i] < 0 ? (a.slope == 0 ? 0 : value[i] * a.slope) : value[i];""",
-        """                value[i] = sums.at(r, half, i);
+        """                value[i] = sums.value[r][i / 2][half * 2 + i % 2];
                 value[i] = value[i] < 0 ? value[i] * a.slope : value[i];
                 value[i] += unpack_value<T>(i < 2 ? added.x : added.y, i % 2);""", TILES,
     ),
@@ -77,7 +78,8 @@ def finds_an_error(case: Case, module, monkeypatch) -> bool:
 def test_error_in_the_kernel_is_found(emulated, monkeypatch, error):
     text, replacement, case = ERRORS[error]
     emulated("conv3x3")
-    module = build("conv3x3", change=("cuda_window.cuh", text, replacement))
+    (header,) = (name for name in HEADERS if text in (CSRC / name).read_text())
+    module = build("conv3x3", change=(header, text, replacement))
     assert finds_an_error(case, module, monkeypatch)
 
 
