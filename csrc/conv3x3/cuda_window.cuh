@@ -86,7 +86,8 @@ __device__ __forceinline__ void store_outputs(const WindowArguments& a, const La
             float value[4];
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                value[i] = sums.value[r][i / 2][half * 2 + i % 2] + unpack_value<T>(i < 2 ? added.x : added.y, i % 2);
+                value[i] = sums.value[r][i / 2][half * 2 + i % 2];
+                value[i] += unpack_value<T>(i < 2 ? added.x : added.y, i % 2);
                 value[i] = value[i] < 0 ? (a.slope == 0 ? 0 : value[i] * a.slope) : value[i];  // avoids infinity times zero
             }
             const uint64_t low = pack_pair<T>(value[0], value[1]), high = pack_pair<T>(value[2], value[3]);

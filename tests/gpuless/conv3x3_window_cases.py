@@ -86,9 +86,8 @@ class Case:
 GUARD_ELEMENTS, GUARD_VALUE = 1 << 14, 3.0
 
 
-def poison_outputs(monkeypatch) -> list[Tensor]:
-    """Make results NaN between guards before the kernel runs; return the list of their memory."""
-    buffers = []
+def make_poisoned_allocator(buffers: list[Tensor]):
+    """Return a function like layout.empty_map, whose maps are NaN between guards; it appends their memory to a list."""
 
     def empty_map(shape, dtype, like):
         batch, channels, height, width = shape
@@ -97,7 +96,13 @@ def poison_outputs(monkeypatch) -> list[Tensor]:
         result = buffers[-1][GUARD_ELEMENTS : GUARD_ELEMENTS + size].fill_(torch.nan)
         return result.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
-    monkeypatch.setattr(cuda_window, "empty_map", empty_map)
+    return empty_map
+
+
+def poison_outputs(monkeypatch) -> list[Tensor]:
+    """Make results NaN between guards before the kernel runs; return the list of their memory."""
+    buffers: list[Tensor] = []
+    monkeypatch.setattr(cuda_window, "empty_map", make_poisoned_allocator(buffers))
     return buffers
 
 

@@ -29,7 +29,7 @@ ERRORS = {
     "one barrier for all warpgroups": ("FASTDS_SYNC_NAMED(1 + warpgroup,", "FASTDS_SYNC_NAMED(1,", TILES),
     "the same window for all tiles": ("        slab++, stage ^= 1;", "        slab++;", TILES),
     "copy to the first window": ("windows + stage * Tile::kWindowBytes, at, slab", "windows, at, slab", TILES),
-    "sums of the tile before": ("            if (tile < a.tiles) epilogue.start(sums, LanePixels(at, row_warp));\n", "", TILES),
+    "sums of the tile before": ("            if (tile < a.tiles) epilogue.start(", "            if (false) epilogue.start(", TILES),
     "weights of the first slab": ("shared + slab * Tile::kSlabBytes", "shared", SLABS),
     "rows of the window": ("MapLine(at.row + r - 1, a.height, source.h, false), own)",
                            "MapLine(at.row + r, a.height, source.h, false), own)", SOURCES),
@@ -48,10 +48,9 @@ ERRORS = {
     "rows of a tap": ("m)[4] = map[r + dy]", "m)[4] = map[r + 2 - dy]", SOURCES),
     "columns of the residual": ("8 * half * a.residual_w", "half * a.residual_w", TILES),
     "residual after the activation": (
-        """                value[i] = sums.value[r][i / 2][half * 2 + i % 2] + unpack_value<T>(i < 2 ? added.x : added.y, i % 2);
+        """                value[i] += unpack_value<T>(i < 2 ? added.x : added.y, i % 2);
                 value[i] = value[i] < 0 ? (a.slope == 0 ? 0 : value[i] * a.slope) : value[i];""",
-        """                value[i] = sums.value[r][i / 2][half * 2 + i % 2];
-                value[i] = value[i] < 0 ? value[i] * a.slope : value[i];
+        """                value[i] = value[i] < 0 ? value[i] * a.slope : value[i];
                 value[i] += unpack_value<T>(i < 2 ? added.x : added.y, i % 2);""", TILES,
     ),
     "order of sub-pixels": ("    if (a.shuffle == 1) return n;\n", "    return n;\n", SHUFFLED),

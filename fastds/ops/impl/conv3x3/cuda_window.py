@@ -36,7 +36,21 @@ def get_call_reason(x, weight, x2, residual, shuffle, out_dtype) -> str | None:
     """
     if x.dtype not in triton_implicit_gemm.HALF_DTYPES or out_dtype != x.dtype:
         return f"the kernel has no {x.dtype} with results in {out_dtype}"
-    for t in (x, x2, residual):
+    if (reason := get_maps_reason((x, x2, residual))) is not None:
+        return reason
+    outputs = weight.shape[0]
+    if outputs % (PACK * shuffle**2):
+        return f"the channels of the result must be a multiple of {PACK}"
+    if residual is not None and shuffle > 1:
+        return "the kernel adds no residual before a pixel shuffle"
+    if not native.get_module().conv3x3_window_fits(weight.shape[1], outputs, x.device.index or 0):
+        return "the weights of 16 outputs do not fit in shared memory"
+    return None
+
+
+def get_maps_reason(maps) -> str | None:
+    """Return the reason why a kernel with a window cannot read some of the maps, or None. None is an absent map."""
+    for t in maps:
         if t is None:
             continue
         # A map with another channel stride is copied to dense memory.
@@ -45,13 +59,6 @@ def get_call_reason(x, weight, x2, residual, shuffle, out_dtype) -> str | None:
             return f"the channels, strides and addresses must be multiples of {PACK} elements"
         if (t.shape[2] * strides[1] + t.shape[3] * strides[2]) * t.element_size() > MAX_IMAGE_BYTES:
             return "an image is larger than 32-bit positions reach"
-    outputs = weight.shape[0]
-    if outputs % (PACK * shuffle**2):
-        return f"the channels of the result must be a multiple of {PACK}"
-    if residual is not None and shuffle > 1:
-        return "the kernel adds no residual before a pixel shuffle"
-    if not native.get_module().conv3x3_window_fits(weight.shape[1], outputs, x.device.index or 0):
-        return "the weights of 16 outputs do not fit in shared memory"
     return None
 
 
@@ -94,19 +101,38 @@ def forward(x, weight, bias, x2, residual, act, negative_slope, padding_mode, sh
     x, x2, residual = (None if t is None else as_nhwc(t) for t in (x, x2, residual))
     batch, _, height, width = x.shape
     out = empty_map((batch, weight.shape[0] // shuffle**2, height * shuffle, width * shuffle), out_dtype, x)
-    weight, bias = _to_tap_layout(weight, x.dtype), None if bias is None else to_contiguous(bias)
+    weight, bias = to_tap_layout(weight, x.dtype), None if bias is None else to_contiguous(bias)
     native.get_module().conv3x3_window_cuda(
-        (batch, height, width, height, width, 1, 1, *PADDING_CODES[padding_mode]),
-        [_describe(t) for t in (x, x2) if t is not None],
-        (weight.data_ptr(), native.DTYPE_CODES[x.dtype], *weight.shape[:2], weight.stride(0), weight.stride(3)),
-        native.get_address(bias), native.DTYPE_CODES[x.dtype if bias is None else bias.dtype],
-        [] if residual is None else [_describe(residual)], out.data_ptr(),
+        *describe_convolution(x, x2, weight, bias, residual, padding_mode), out.data_ptr(),
         {"none": 1.0, "relu": 0.0}.get(act, negative_slope), shuffle, *native.get_cuda_launch_arguments(x),
     )  # fmt: skip
     return out
 
 
-def _to_tap_layout(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def describe_convolution(x, x2, weight, bias, residual, padding_mode: str = "zeros") -> tuple:
+    """Return the arguments of a kernel with a window that describe its convolution (csrc/conv3x3/bind.h).
+
+    The caller keeps references to the tensors until the kernel is started.
+
+    Args:
+        x: (B, C1, H, W), first source.
+        x2: (B, C2, H, W), second source, or None.
+        weight: (O, C1 + C2, 3, 3), result of to_tap_layout.
+        bias: (O,), contiguous, or None.
+        residual: (B, O, H, W) or None. Maps have channel stride 1.
+        padding_mode: "zeros", "replicate" or "circular_x".
+    """
+    batch, _, height, width = x.shape
+    return (
+        (batch, height, width, height, width, 1, 1, *PADDING_CODES[padding_mode]),
+        [describe_map(t) for t in (x, x2) if t is not None],
+        (weight.data_ptr(), native.DTYPE_CODES[x.dtype], *weight.shape[:2], weight.stride(0), weight.stride(3)),
+        native.get_address(bias), native.DTYPE_CODES[x.dtype if bias is None else bias.dtype],
+        [] if residual is None else [describe_map(residual)],
+    )  # fmt: skip
+
+
+def to_tap_layout(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the weight in dtype and channels_last memory, or a slice of its inputs, whose channels are aligned."""
     weight = triton_implicit_gemm.to_kernel_layout(weight, dtype)
     if (weight.stride(0) | weight.stride(3)) % PACK or _is_misaligned(weight):
@@ -114,6 +140,6 @@ def _to_tap_layout(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight
 
 
-def _describe(t: Tensor) -> tuple:
+def describe_map(t: Tensor) -> tuple:
     """Describe a map as native.describe_map does."""
     return t.data_ptr(), native.DTYPE_CODES[t.dtype], t.shape[1], *_get_strides(t), 1

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ops that fuse a 3x3 convolution with the pointwise gates of a recurrent cell.
 
-The native engine computes the gates as its epilogue. Where the engine cannot run or is not faster, the op runs conv3x3
-and the pointwise op one after the other. The last result of each op is the output of the convolution (the
-pre-activations), for the backward pass; it has no channels unless `keep_pre` is true. Inside recompute_gates the
-pre-activations are not saved, and the backward pass computes them again.
+The native engine computes the gates as its epilogue, and so do kernels on a GPU. Where none of them can run or is
+faster, the op runs conv3x3 and the pointwise op one after the other. The last result of each op is the output of the
+convolution (the pre-activations), for the backward pass; it has no channels unless `keep_pre` is true. Inside
+recompute_gates the pre-activations are not saved, and the backward pass computes them again.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from fastds.ops.core import buffer_pool, native, triton_loader
 from fastds.ops.core.arguments import DTYPES, check_choice, check_filters, check_shape, check_tensor
-from fastds.ops.core.backends import Backend
+from fastds.ops.core.backends import Backend, forced_backend
 from fastds.ops.core.function_plans import slice_channels
+from fastds.ops.core.gpu_measurements import describe_source
 from fastds.ops.core.layout import as_nhwc, empty_map, to_channels_last, to_contiguous
 from fastds.ops.core.registry import compute_vjp, define, needs_weight_grad
 from fastds.ops.core.settings import ProcessSetting
@@ -27,6 +28,7 @@ from fastds.ops.impl.conv3x3.costs import ENGINES
 from fastds.ops.impl.conv3x3.op import CONV3X3, CONV3X3_BACKWARD, conv3x3
 from fastds.ops.impl.conv3x3.op import unsupported_reason as convolution_refusal
 from fastds.ops.impl.conv3x3.reference import conv3x3 as reference_convolution
+from fastds.ops.impl.conv_rnn import cuda_window
 from fastds.ops.impl.gates.pointwise import PointwiseOps
 
 SMALL_MAP_ELEMENTS = 1 << 14  # see select_engine
@@ -140,6 +142,7 @@ class ConvPointwiseOps:
             fake=lambda *args: self._empty(self._parse_arguments(args)),
             check=self._check,
             function=self._function(),
+            describe=self._describe,
         )
 
     def _parse_arguments(self, args) -> CellCall:
@@ -231,6 +234,10 @@ class ConvPointwiseOps:
 
     def _forward(self, *args):
         call = self._parse_arguments(args)
+        if call.algorithm == "window" and cuda_window.unsupported_reason(call.convolution.x) is None:
+            if self._get_window_reason(call) is None:
+                return self._forward_window(call)
+            call = call._replace(algorithm="auto")
         if (algorithm := select_engine(call.convolution, call.others, call.algorithm)) is not None:
             return self._fused(call, algorithm)
         pre = call.convolution.compute(call.algorithm, kernels.forward)
@@ -244,6 +251,28 @@ class ConvPointwiseOps:
         formula, saved_pre = self._get_formula_name(suffix), pre if call.keep_pre else None
         run_engine(formula, option, slope, call.convolution, call.others, results, saved_pre, algorithm)
         return *results, pre
+
+    def _get_window_reason(self, call: CellCall) -> str | None:
+        """Return the reason why the kernel with a window cannot compute a call on a GPU, or None."""
+        c = call.convolution
+        return cuda_window.get_call_reason(c.x, c.x2, c.weight, c.residual, call.others, self.gates)
+
+    def _forward_window(self, call: CellCall):
+        *results, pre = self._empty(call)
+        suffix, option, slope = self.spec.variant(*call.options)
+        saved_pre = pre if call.keep_pre else None
+        formula = self._get_formula_name(suffix)
+        cuda_window.launch(formula, option, slope, call.convolution, call.others, results, saved_pre)
+        return *results, pre
+
+    def _describe(self, *args) -> dict[str, str]:
+        """Return the entry "kernels" of fastds.explain for a request of the kernel with a window."""
+        call = self._parse_arguments(args)
+        is_other = call.algorithm != "window" or forced_backend() not in (None, "native")
+        if is_other or cuda_window.unsupported_reason(call.convolution.x) is not None:
+            return {}
+        reason = self._get_window_reason(call)
+        return {"kernels": f"window: {describe_source(False)}" if reason is None else f"as with 'auto': {reason}"}
 
     def _forward_triton(self, *args):
         call = self._parse_arguments(args)
@@ -259,10 +288,15 @@ class ConvPointwiseOps:
     def _prefers_triton(self, *args) -> bool:
         """Return True for 16-bit tensors on a GPU with enough channels to fill a tile of the tensor cores.
 
-        The algorithm must be "auto".
+        The algorithm must be "auto", or "window" for a call that its kernel cannot compute.
         """
         x, weight, algorithm = args[0], args[2], args[-2]
-        if not x.is_cuda or algorithm != "auto":
+        if not x.is_cuda or algorithm not in ("auto", "window"):
+            return False
+        if algorithm == "window" and (
+            cuda_window.unsupported_reason(x) is not None
+            or self._get_window_reason(self._parse_arguments(args)) is None
+        ):
             return False
         return x.dtype in (torch.float16, torch.bfloat16) and weight.shape[0] >= 16 * self.gates
 
