@@ -16,9 +16,6 @@ struct Blocks {
     static constexpr int kChannels = Tile::kOutputs / kGates;
 };
 
-// Blocks by the number of gates. A warp has at least two products, because it reads the window for them once.
-#define FASTDS_BLOCKS(X) X(4, 1, 2) X(4, 1, 1) X(3, 1, 2) X(3, 1, 1) X(2, 2, 1) X(2, 1, 1) X(1, 3, 1) X(1, 2, 1)
-
 int count_gates(GateFormula formula) {
     switch (formula) {
 #define FASTDS_CASE(name, type, first, gates) \
@@ -45,12 +42,12 @@ bool select_blocks(int64_t inputs, int64_t channels, int gates, int device, cons
             selected = index, least = padded, most = fitting;                                                              \
     }                                                                                                                      \
     index++;
-    FASTDS_BLOCKS(FASTDS_CONSIDER)
+    FASTDS_CELL_BLOCKS(FASTDS_CONSIDER)
 #undef FASTDS_CONSIDER
     index = 0;
 #define FASTDS_CALL(g, parts, warps) \
     if (index++ == selected) f(Blocks<g, parts, warps>{});
-    FASTDS_BLOCKS(FASTDS_CALL)
+    FASTDS_CELL_BLOCKS(FASTDS_CALL)
 #undef FASTDS_CALL
     return selected >= 0;
 }

@@ -16,6 +16,10 @@ namespace {
 
 constexpr int kMaxCellWarpgroups = 2;  // of a block: the sums of four gates need up to 255 registers
 
+// Blocks that are compiled: gates, times 8 channels of a warp, and kOutputWarps of WindowTile. A warp has at least two products,
+// because shared memory is read for its rows of pixels once.
+#define FASTDS_CELL_BLOCKS(X) X(4, 1, 2) X(4, 1, 1) X(3, 1, 2) X(3, 1, 1) X(2, 2, 1) X(2, 1, 1) X(1, 3, 1) X(1, 2, 1)
+
 // An input that the convolution does not compute; sizes in bytes.
 struct CellMap {
     const char* data;

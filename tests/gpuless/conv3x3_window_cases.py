@@ -5,9 +5,11 @@ import random
 from dataclasses import dataclass
 
 import torch
+from gpuless.emu import Emulator
 from torch import Tensor
 
 from fastds.ops import conv3x3
+from fastds.ops.core import native
 from fastds.ops.impl.conv3x3 import cuda_window, reference
 
 KERNEL = "conv3x3_window_kernel"
@@ -110,6 +112,31 @@ def is_untouched(buffers: list[Tensor]) -> bool:
     """Return whether there are poisoned outputs and nothing was written outside of them."""
     guards = [t for b in buffers for t in (b[:GUARD_ELEMENTS], b[-GUARD_ELEMENTS:])]
     return bool(guards) and all((t == GUARD_VALUE).all() for t in guards)
+
+
+SEEDS = 3  # orders of threads
+
+
+def finds_an_error(case, module, buffers: list[Tensor], monkeypatch) -> bool:
+    """Return whether some order of threads gives a wrong result, an error or a write outside of the results.
+
+    Args:
+        case: Case of this file or of conv_rnn_window_cases.py.
+        module: result of emu.build.
+        buffers: memory of poisoned results.
+        monkeypatch: fixture of the test.
+    """
+    emulator = Emulator([module])
+    monkeypatch.setattr(native, "get_module", lambda: emulator)
+    for emulator.seed in range(SEEDS):
+        torch.manual_seed(0)
+        tensors = case.make_tensors()
+        try:
+            if case.measure_error(tensors, case.compute(tensors)) > 1 or not is_untouched(buffers):
+                return True
+        except RuntimeError:
+            return True
+    return False
 
 
 def draw_case(seed: int) -> Case:

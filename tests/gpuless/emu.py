@@ -112,15 +112,19 @@ def _pybind11(flags):
     return header
 
 
-def _change(file, old, new):
-    """Return a folder with a changed copy of a header of csrc, for the include path, and the text of the copy."""
-    text = (CSRC / file).read_text()
-    assert text.count(old) == 1, f"{file} has {text.count(old)} times: {old}"
-    changed = text.replace(old, new)
-    root = BUILD / f"changed_{hashlib.sha256(changed.encode()).hexdigest()[:16]}"
-    (root / file).parent.mkdir(parents=True, exist_ok=True)
-    (root / file).write_text(changed)
-    return root, changed
+def _make_changes(changes):
+    """Return a folder with changed copies of headers of csrc, for the include path, and the text of the copies."""
+    changed = {}
+    for file, old, new in changes:
+        text = changed.get(file) or (CSRC / file).read_text()
+        assert text.count(old) == 1, f"{file} has {text.count(old)} times: {old}"
+        changed[file] = text.replace(old, new)
+    together = "".join(changed.values())
+    root = BUILD / f"changed_{hashlib.sha256(together.encode()).hexdigest()[:16]}"
+    for file, text in changed.items():
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text(text)
+    return root, together
 
 
 def _find_folders(folder):
@@ -134,7 +138,7 @@ def _find_folders(folder):
     return sorted(found.values())
 
 
-def _units(folder, name, banks, change=None):
+def _units(folder, name, banks, changes=()):
     """Return (object file, command) for the bindings and for each .cu file of a folder.
 
     The file names contain a hash of the sources and flags.
@@ -160,8 +164,8 @@ def _units(folder, name, banks, change=None):
 
     python = ["-O0", f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
     yield unit("module.cpp", [*python, "-include", _pybind11(python)], text.encode())
-    if change is not None:
-        root, changed = _change(*change)
+    if changes:
+        root, changed = _make_changes(changes)
         common.insert(0, f"-I{root}")
         digest.update(changed.encode())
     for path in sorted(folder.glob("*.cu")):
@@ -169,18 +173,18 @@ def _units(folder, name, banks, change=None):
         yield unit(path, [*flags, "-include", CSRC / "emu" / "cuda.h"], path.read_bytes())
 
 
-def build(op, banks=False, change=None):
+def build(op, banks=False, changes=()):
     """Build the extension module with the CUDA kernels of an op.
 
     Args:
         op: name of a folder in csrc, or the path of another folder.
         banks: whether the module counts conflicts of banks.
-        change: (header in csrc, text, text that replaces it), an error that a test must find.
+        changes: tuples (header in csrc, text, text that replaces it), such as an error that a test must find.
     """
     folder = op if isinstance(op, Path) else CSRC / op
     BUILD.mkdir(parents=True, exist_ok=True)
     name = f"_emulated_{folder.name}" + "_banks" * banks
-    units = list(_units(folder, name, banks, change))
+    units = list(_units(folder, name, banks, changes))
 
     def compiled(unit):
         target, command = unit
@@ -197,7 +201,7 @@ def build(op, banks=False, change=None):
         fresh = library.with_suffix(f".{os.getpid()}")
         _run([*compiler(), "-shared", *(SANITIZERS if sanitizing() else []), *(t for t, _ in units), "-o", fresh])
         fresh.rename(library)
-    if change is not None:
+    if changes:
         name = f"{digest}.{name}"  # pybind11 returns a loaded module of the same name
     loader = importlib.machinery.ExtensionFileLoader(name, str(library))
     spec = importlib.util.spec_from_file_location(name, library, loader=loader)
