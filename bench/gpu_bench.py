@@ -51,7 +51,7 @@ FIRST = (
 PROFILED = {  # (op, mode): peers of the rows to profile, in this order
     ("deform_conv2d", "forward"): ("fastds two passes", "fastds cuda", "fastds triton"),
     ("conv3x3", "forward"): ("fastds window", "fastds implicit_gemm"),
-    ("conv_lstm_cell", "forward"): ("fastds triton",),
+    ("conv_lstm_cell", "forward"): ("fastds window", "fastds triton"),
 }
 AHEAD_CYCLES = 40_000_000  # of a kernel that waits while the CPU enqueues the calls, about 20 ms
 CEILING_DTYPES = (torch.bfloat16, torch.float16, torch.float32)

@@ -65,7 +65,8 @@ class Problem:
         op, case: op and case of the rows.
         inputs: function that returns the CPU tensors, the same at every call and exact in bfloat16.
         reference: the op in PyTorch, run in float64.
-        peers: pairs (name, function). The names "fastds cuda" and "fastds triton" select that backend.
+        peers: pairs (name, function). The names "fastds cuda" and "fastds triton" select that backend, and "fastds
+            window" the algorithm of the convolutions.
         flops: floating-point operations of the forward pass; the backward pass counts `backward` times as many.
         elements: numbers that the forward and the backward pass have to read or write.
         backward: see flops.
@@ -175,7 +176,9 @@ def capture_network(model, *inputs, dtype):
 
 
 def select_backend(name):
-    """Return a context manager that selects the backend named by a peer "fastds cuda" or "fastds triton"."""
+    """Return a context manager that selects the backend or the algorithm of convolutions named by a peer."""
+    if name == "fastds window":
+        return fastds.use_conv_algorithm("window")
     backend = {"fastds cuda": "native", "fastds triton": "triton"}.get(name)
     return contextlib.nullcontext() if backend is None else fastds.use_backend(backend)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ConvGRU step without gradients: Triton, cuDNN with pointwise kernels of fastds, eager torch and torch.compile.
+"""A ConvGRU step without gradients, by the kernels of fastds as for a ConvLSTM, eager torch and torch.compile.
 
 With gradients a step always consists of the convolutions of cuDNN and pointwise kernels of fastds.
 """
@@ -34,7 +34,8 @@ def make_rows(small: bool) -> list[Row]:
         peers = [("fastds", conv_gru_cell), ("torch eager", compute_gru_cell)]
         return replace(make_problem((1, 8, 6, 6), peers), first=True).make_rows(BOTH[1:])
     peers = [("fastds triton", conv_gru_cell), ("fastds cuda", conv_gru_cell), ("torch eager", compute_gru_cell)]
-    rows = replace(make_problem(SHAPES[0], peers), first=True).make_rows(BOTH[:1])
+    in_16_bits = make_problem(SHAPES[0], [("fastds window", conv_gru_cell), *peers])
+    rows = replace(in_16_bits, first=True).make_rows(BOTH[:1])
     rows += make_problem(SHAPES[0], peers).make_rows(BOTH[1:])
     rows += [row for shape in SHAPES[1:] for row in make_problem(shape, peers).make_rows(BOTH)]
     return rows + make_problem(SHAPES[0], [("torch.compile", compile_lazily(compute_gru_cell))]).make_rows(BOTH[:1])

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A ConvLSTM step: Triton, cuDNN with a pointwise kernel of fastds, eager torch, and torch.compile in channels_last."""
+"""A ConvLSTM step in channels_last, by the kernels of fastds, cuDNN, eager torch, and torch.compile.
+
+The kernels are those of Triton and of CUDA C++ ("window"), and the pointwise kernel after cuDNN ("cuda").
+"""
 
 import functools
 from dataclasses import replace
@@ -47,10 +50,11 @@ def make_rows(small: bool) -> list[Row]:
     ours = [("fastds triton", conv_lstm_cell), ("fastds cuda", conv_lstm_cell)]
     rows = []
     for shape in SHAPES:
-        problem = make_problem(shape, [*ours, ("torch eager", compute_lstm_cell)])
-        rows += replace(problem, first=shape == SHAPES[0]).make_rows(BOTH[:1])
-        rows += problem.make_rows(BOTH[1:])
+        peers = [*ours, ("torch eager", compute_lstm_cell)]
+        in_16_bits = make_problem(shape, [("fastds window", conv_lstm_cell), *peers])
+        rows += replace(in_16_bits, first=shape == SHAPES[0]).make_rows(BOTH[:1])
+        rows += make_problem(shape, peers).make_rows(BOTH[1:])
     tried = [(f"fastds {t}", functools.partial(run_with_tiles, t)) for t in TILES]
     tiles = replace(make_problem(SHAPES[0], tried), op="conv_lstm_cell tiles", modes=("forward",)).make_rows(BOTH[:1])
     last = make_problem(SHAPES[0], [("torch.compile", compile_lazily(compute_lstm_cell))]).make_rows(BOTH[:1])
-    return [*rows[:6], *tiles, *rows[6:], *last]
+    return [*rows[:8], *tiles, *rows[8:], *last]

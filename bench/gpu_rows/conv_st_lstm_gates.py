@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of an ST-LSTM in channels_last: Triton, cuDNN with a pointwise kernel of fastds, and eager torch."""
+"""The stages of an ST-LSTM in channels_last, by the kernels of fastds as for a ConvLSTM, and eager torch."""
 
 import functools
 from dataclasses import replace
@@ -60,5 +60,6 @@ def make_rows(small: bool) -> list[Row]:
                 rows += problem.make_rows(BOTH[1:])
                 continue
             of_cell = name == "conv_st_lstm_gates" and shape == SHAPES[0]
-            rows += replace(problem, first=of_cell).make_rows(BOTH[:1]) + problem.make_rows(BOTH[1:])
+            in_16_bits = replace(problem, peers=[("fastds window", function), *peers], first=of_cell)
+            rows += in_16_bits.make_rows(BOTH[:1]) + problem.make_rows(BOTH[1:])
     return rows

@@ -64,7 +64,7 @@ __device__ __forceinline__ LaneResidual load_residual(const WindowArguments& a, 
     for (int r = 0; r < kWarpRows; r++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
-            if (pixels.exist(a, r, half))
+            if (pixels.exist(r, half))
                 residual.words[r][half] = *reinterpret_cast<const uint2*>(from + r * a.residual_h + 8 * half * a.residual_w);
     return residual;
 }
@@ -91,7 +91,7 @@ __device__ __forceinline__ void store_outputs(const WindowArguments& a, const La
                 value[i] = value[i] < 0 ? (a.slope == 0 ? 0 : value[i] * a.slope) : value[i];  // avoids infinity times zero
             }
             const uint64_t low = pack_pair<T>(value[0], value[1]), high = pack_pair<T>(value[2], value[3]);
-            if (pixels.exist(a, r, half)) *reinterpret_cast<uint64_t*>(to + r * line + 8 * half * pixel) = low | high << 32;
+            if (pixels.exist(r, half)) *reinterpret_cast<uint64_t*>(to + r * line + 8 * half * pixel) = low | high << 32;
         }
 }
 

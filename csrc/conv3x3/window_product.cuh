@@ -182,12 +182,12 @@ __device__ __forceinline__ void multiply(WarpSums<Tile>& sums, const char* windo
 // The pixels of a lane in a tile: those of its rows in two columns.
 struct LanePixels {
     int image, row, column;
+    int rows, columns;  // from the first pixel to the end of the map
 
-    __device__ __forceinline__ LanePixels(const TilePosition& at, int row_warp)
-        : image(at.image), row(at.row + row_warp * kWarpRows), column(at.column + static_cast<int>(threadIdx.x) % 32 / 4) {}
-    __device__ __forceinline__ bool exist(const WindowConvolution& a, int r, int half) const {
-        return row + r < a.height && column + 8 * half < a.width;
-    }
+    __device__ __forceinline__ LanePixels(const WindowConvolution& a, const TilePosition& at, int row_warp)
+        : image(at.image), row(at.row + row_warp * kWarpRows), column(at.column + static_cast<int>(threadIdx.x) % 32 / 4),
+          rows(a.height - row), columns(a.width - column) {}
+    __device__ __forceinline__ bool exist(int r, int half) const { return r < rows && 8 * half < columns; }
 };
 
 // Computes the tiles of the warpgroups of a block. Shared memory: the weights, then two windows for each warpgroup. An Epilogue is
@@ -209,12 +209,12 @@ __device__ __forceinline__ void compute_tiles(const WindowConvolution& a, char* 
     commit_copies();
     epilogue.prepare();
     WarpSums<Tile> sums;
-    if (tile < a.tiles) epilogue.start(sums, LanePixels(at, row_warp));
+    if (tile < a.tiles) epilogue.start(sums, LanePixels(a, at, row_warp));
     wait_for_copies<0>();
     __syncthreads();
     while (tile < a.tiles) {
         const bool is_last = slab + 1 == a.slabs;
-        const LanePixels pixels(at, row_warp);
+        const LanePixels pixels(a, at, row_warp);
         typename Epilogue::Loaded loaded{};
         if (is_last) loaded = epilogue.load(pixels);
         const char* const window = windows + stage * Tile::kWindowBytes;
@@ -227,7 +227,7 @@ __device__ __forceinline__ void compute_tiles(const WindowConvolution& a, char* 
         multiply<T>(sums, window, weights, steps);
         if (is_last) {
             epilogue.finish(sums, pixels, loaded);
-            if (tile < a.tiles) epilogue.start(sums, LanePixels(at, row_warp));
+            if (tile < a.tiles) epilogue.start(sums, LanePixels(a, at, row_warp));
         }
         // All copies of the next window are complete, and all warps have read this one.
         wait_for_copies<0>();

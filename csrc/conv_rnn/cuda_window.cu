@@ -58,6 +58,8 @@ CellArguments make_arguments(const ConvGatesWindow& call) {
     set_convolution<T>(a, call);
     FASTDS_CHECK(call.C % kPack == 0 && call.O == call.C * count_gates(call.formula),
                  "conv_gates: the kernel with a window needs multiples of 8 channels for each gate");
+    FASTDS_CHECK((kWarpRows * call.W + kTileColumns) * call.O * int64_t{sizeof(float)} <= INT32_MAX,
+                 "conv_gates: an image is larger than 32-bit positions reach");
     a.formula = call.formula, a.option = call.option, a.slope = call.slope;
     a.channels = static_cast<int>(call.C);
     for (int k = 0; k < kWindowOperands; k++) {

@@ -103,7 +103,7 @@ struct CellEpilogue {
 #pragma unroll
                 for (int n = 0; n < Tile::kProducts; n++) {
                     uint32_t added = 0;
-                    if (a.residual != nullptr && exists(n / kGates) && pixels.exist(a, r, half)) {
+                    if (a.residual != nullptr && exists(n / kGates) && pixels.exist(r, half)) {
                         const int gate = n % kGates * a.channels + n / kGates * kProductOutputs;
                         added = *reinterpret_cast<const uint32_t*>(from + r * a.residual_h + 8 * half * a.residual_w + gate);
                     }
@@ -126,7 +126,7 @@ struct CellEpilogue {
                 for (int half = 0; half < 2; half++)
 #pragma unroll
                     for (int part = 0; part < kParts; part++)
-                        if (exists(part) && pixels.exist(a, r, half))
+                        if (exists(part) && pixels.exist(r, half))
                             loaded.other[k][r][half][part] = load_pair<T>(
                                 map, from + r * map.h + 8 * half * map.w + part * kProductOutputs * map.item);
         }
@@ -150,10 +150,13 @@ struct CellEpilogue {
     __device__ __forceinline__ void apply(const WarpSums<Tile>& sums, const LanePixels& pixels, const Loaded& loaded) const {
         const GateOptions<float> options{a.option, a.slope};
         const int64_t pixel = (int64_t{pixels.image} * a.height + pixels.row) * a.width + pixels.column;
+        char* const pre = a.pre + (pixel * a.outputs + channel) * sizeof(T);
+        char* result[Formula::outputs];
+        for (int k = 0; k < Formula::outputs; k++)
+            result[k] = a.result[k].data + (pixel * a.channels + channel) * a.result[k].item;
 #pragma unroll
         for (int part = 0; part < kParts; part++) {
             if (!exists(part)) return;
-            const int c = channel + part * kProductOutputs;
 #pragma unroll
             for (int r = 0; r < kWarpRows; r++)
 #pragma unroll
@@ -174,20 +177,20 @@ struct CellEpilogue {
 #pragma unroll
                         for (int k = 0; k < Formula::outputs; k++) out[k][i] = results[k].value;
                     }
-                    if (!pixels.exist(a, r, half)) continue;
-                    const int64_t at = pixel + r * a.width + 8 * half;
+                    if (!pixels.exist(r, half)) continue;
+                    const int at = r * a.width + 8 * half;  // from the first pixel
                     if (a.pre != nullptr) {
 #pragma unroll
                         for (int gate = 0; gate < kGates; gate++) {
                             const float(&sum)[4] = sums.value[r][part * kGates + gate];
-                            char* const to = a.pre + (at * a.outputs + gate * a.channels + c) * sizeof(T);
-                            store_pair<T>(to, sizeof(T), sum[half * 2], sum[half * 2 + 1]);
+                            const int distance = at * a.outputs + gate * a.channels + part * kProductOutputs;
+                            store_pair<T>(pre + distance * int{sizeof(T)}, sizeof(T), sum[half * 2], sum[half * 2 + 1]);
                         }
                     }
 #pragma unroll
                     for (int k = 0; k < Formula::outputs; k++) {
-                        const CellResult& result = a.result[k];
-                        store_pair<T>(result.data + (at * a.channels + c) * result.item, result.item, out[k][0], out[k][1]);
+                        const int item = a.result[k].item, distance = at * a.channels + part * kProductOutputs;
+                        store_pair<T>(result[k] + distance * item, item, out[k][0], out[k][1]);
                     }
                 }
         }

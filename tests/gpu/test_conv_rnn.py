@@ -82,10 +82,12 @@ def test_conv_lstm_cell_autocast_and_errors(backend, device):
         conv_lstm_cell(x, h.double(), c, weight, bias)
 
 
-def gru_inputs(dtype):
-    x, h = (torch.randn(2, n, 9, 7).to(dtype).contiguous(memory_format=torch.channels_last) for n in (5, 20))
-    weights = [torch.randn(n, 25, 3, 3).to(dtype) / 15 for n in (40, 20)]
-    return [x, h, weights[0], torch.randn(40).to(dtype), weights[1], torch.randn(20).to(dtype)]
+def gru_inputs(dtype, given=5, channels=20, size=(9, 7)):
+    x, h = (torch.randn(2, n, *size).to(dtype).contiguous(memory_format=torch.channels_last) for n in (given, channels))
+    counts = (2 * channels, channels)
+    weights = [torch.randn(n, given + channels, 3, 3).to(dtype) / 15 for n in counts]
+    biases = [torch.randn(n).to(dtype) for n in counts]
+    return [x, h, weights[0], biases[0], weights[1], biases[1]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -113,6 +115,10 @@ STAGES = {  # reference, gates
 @pytest.mark.parametrize("dtype", checks.dtypes(DTYPES))
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
 def test_conv_st_lstm_stages(stage, dtype, backend, device):
+    compare_stage(stage, dtype, device)
+
+
+def compare_stage(stage, dtype, device):
     reference, gates = STAGES[stage]
     tensors = inputs(LARGE, dtype)
     tensors[3:] = [t[: gates * LARGE[2]] for t in tensors[3:]]
@@ -122,6 +128,55 @@ def test_conv_st_lstm_stages(stage, dtype, backend, device):
 
     exact = checks.value_and_gradients(both(reference), [t.double() for t in tensors])
     checks.close(checks.value_and_gradients(both(stage), checks.moved(tensors, device)), exact, DTYPES[dtype])
+
+
+def use_window(device):
+    """Return a context manager that requests the kernel with a window; the dry run has tensors of the CPU."""
+    return fastds.use_conv_algorithm("window" if device.type == "cuda" else "auto")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 24, 24, 9, 7), LARGE, (1, 8, 32, 33, 50), (1, 96, 16, 20, 18), (4, 24, 24, 160, 160)], ids=str
+)
+def test_window_agrees_with_the_reference(shape, dtype, device):
+    """Many tiles for each warpgroup, slabs of channels, one and two warps with different channels, and gradients."""
+    tensors = inputs(shape, dtype)
+    with use_window(device):
+        compare(shape, dtype, device)
+        given = checks.moved(tensors, device)
+        if device.type == "cuda":
+            assert fastds.explain("conv_lstm_cell", *given)["kernels"] == "window: estimated"
+        with torch.no_grad():
+            first = op()(*given)
+            assert all(torch.equal(op()(*given), first) for _ in range(20))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
+def test_window_in_st_lstm_stages(stage, dtype, device):
+    with use_window(device):
+        compare_stage(stage, dtype, device)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("channels", [16, 24])
+def test_window_in_conv_gru_cell(channels, dtype, device):
+    tensors = gru_inputs(dtype, 8, channels, (65, 50))
+    with fastds.use_backend("reference"):
+        exact = conv_gru_cell(*(t.double() for t in tensors))
+    with use_window(device), torch.no_grad():
+        checks.close([conv_gru_cell(*checks.moved(tensors, device))], [exact], DTYPES[dtype])
+
+
+def test_window_in_streams_graphs_compile_and_layouts(device):
+    tensors = checks.moved(inputs((2, 24, 16, 9, 7), torch.bfloat16), device)
+
+    def windowed(*given):
+        with use_window(device):
+            return op()(*given)
+
+    checks.check_everything(windowed, tensors, 2e-2)  # misaligned tensors go to the Triton kernel
 
 
 def as_list(y):

@@ -37,9 +37,9 @@ ERRORS = {
     "options of the formula": ("options{a.option, a.slope}", "options{a.slope, a.option}", UPDATE),
     "sums of the first part": ("value[r][part * kGates + k - kFirst]", "value[r][k - kFirst]", PARTS),
     "channels that do not exist": ("            if (!exists(part)) return;\n", "", UPDATE),
-    "pixels outside of the map": ("                    if (!pixels.exist(a, r, half)) continue;\n", "", TILES),
-    "pre-activations of the first gate": ("a.outputs + gate * a.channels + c)", "a.outputs + c)", TILES),
-    "first result twice": ("result = a.result[k]", "result = a.result[0]", MEMORY),
+    "pixels outside of the map": ("                    if (!pixels.exist(r, half)) continue;\n", "", TILES),
+    "pre-activations of the first gate": ("a.outputs + gate * a.channels", "a.outputs", TILES),
+    "first result twice": ("(result[k] + distance", "(result[0] + distance", MEMORY),
     "result in 16 bits": ("    if (item == sizeof(float))\n", "    if (false)\n", MEMORY),
     "no barrier before a window is overwritten": ("        FASTDS_SYNC_NAMED(1 + warpgroup, kWarpgroup);\n", "", TILES),
     "wait of one window too few": (

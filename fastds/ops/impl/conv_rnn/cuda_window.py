@@ -34,6 +34,8 @@ def get_call_reason(x, x2, weight, residual, others, gates: int) -> str | None:
         return f"the kernel has no states other than {x.dtype} and torch.float32"
     if (reason := cuda_window.get_maps_reason((x, x2, residual, *others))) is not None:
         return reason
+    if 16 * (x.shape[3] + 4) * weight.shape[0] > cuda_window.MAX_IMAGE_BYTES:  # four rows of float32
+        return "a row is larger than 32-bit positions reach"
     channels = weight.shape[0] // gates
     if not native.get_module().conv_gates_window_fits(weight.shape[1], channels, gates, x.device.index or 0):
         return "the weights of 8 channels of all gates do not fit in shared memory"
