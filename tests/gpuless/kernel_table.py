@@ -87,6 +87,8 @@ def _make_rows() -> list[Row]:
     runs = "BFloat16*, ShuffleRuns, Activation<float>)"
     tiles, window, weights = 50 * 13, 6 * 18 * 128, 9 * 64 * 128  # a convolution; bytes in shared memory
     loads = 4 * 4 * 27 * 4  # lines of shared memory that the warps of a tile read in 4 steps of 16 channels
+    step, states = 4 * 400, 4 * 25_600 * 24  # a ConvLSTM: tiles of 256 pixels, of which three blocks compute 8 channels
+    cell_window, cell_loads = 18 * 18 * 96, 4 * 3 * 36 * 4
     return [
         Row(
             "lstm_gates, 8 x 64 x 160 x 160", "gates/cuda.cuh",
@@ -109,6 +111,13 @@ def _make_rows() -> list[Row]:
             tiles * (loads + (window + 2 * 64 * 128) / 128) + MULTIPROCESSORS * weights / 128,
             tiles * window + MULTIPROCESSORS * weights + 2 * maps, 3 * maps, products=tiles * 4 * 8 * 36, inner="HMMA",
             repeats=3,
+        ),
+        Row(
+            "conv_lstm_cell 24, 4 x 160 x 160, window", "conv_rnn/cuda_window.cuh",
+            "conv_gates_window_kernel<BFloat16, 4, 1, 1>(const CellArguments)", "STG", 3 * step,
+            3 * step / 4 * (cell_loads + cell_window / 128) + states * 10 / 128,
+            3 * step / 4 * cell_window + MULTIPROCESSORS * 9 * 32 * 96 + states * 10, states * 14,
+            products=3 * step * 3 * 144, inner="HMMA", repeats=2,
         ),
         Row(
             "deform_conv2d (1, 64, 200, 200), samples of two passes", "deform_conv2d/cuda_sample.cuh",

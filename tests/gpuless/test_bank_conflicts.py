@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from gpuless import conv_rnn_window_cases
 from gpuless.conv3x3_window_cases import Case
 from gpuless.emu import CSRC, Emulator, build
 from gpuless.test_emulator import RIG
@@ -35,6 +36,11 @@ def run_deform_conv2d(problem, dtype, gradients=False, misaligned=False):
 
 def run_conv3x3(outputs):
     case = Case(1, (24,), outputs, 5, 18, bias=BF16, residual=True)
+    case.compute(case.make_tensors())
+
+
+def run_cell(formula, channels):
+    case = conv_rnn_window_cases.Case(formula, 1, (16, 8), channels, 5, 18, residual=True, keep=True)
     case.compute(case.make_tensors())
 
 
@@ -88,6 +94,8 @@ CASES = {
     ),
     "conv3x3, window": ("conv3x3", lambda: run_conv3x3(64), {"conv3x3_window_kernel": 1.0}),
     "conv3x3, window, few outputs": ("conv3x3", lambda: run_conv3x3(16), {"conv3x3_window_kernel": 1.0}),
+    "cell, window": ("conv_rnn", lambda: run_cell("lstm_gates", 8), {"conv_gates_window_kernel": 1.0}),
+    "cell, window, three gates": ("conv_rnn", lambda: run_cell("memory_gates", 16), {"conv_gates_window_kernel": 1.0}),
     "inr_query": (
         "inr_query",
         lambda: run_inr_query(F32),

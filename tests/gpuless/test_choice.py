@@ -20,6 +20,7 @@ from fastds.ops.core import triton_loader as _triton
 from fastds.ops.core.backends import select_backend
 from fastds.ops.core.registry import OPS
 from fastds.ops.impl.conv3x3 import kernels, triton_implicit_gemm
+from fastds.ops.impl.conv_rnn.op import LSTM
 from fastds.ops.impl.deform_conv2d import guided as guided
 from fastds.ops.impl.deform_conv2d import kernel_times, selection
 from fastds.ops.impl.deform_conv2d.kernel_times import rank_kernels
@@ -199,9 +200,8 @@ def test_deterministic_algorithms_exclude_the_atomic_gradient(native):
 )
 def test_backend_of_conv_lstm_cell(dtype, channels, algorithm, chosen, native_cuda):
     with FakeTensorMode():
-        x, c = (torch.empty(1, channels, 9, 9, dtype=d, device="cuda") for d in (dtype, torch.float32))
-        weight = torch.empty(4 * channels, 2 * channels, 3, 3, dtype=dtype, device="cuda")
-    found = fastds.explain("conv_lstm_cell", x, x, weight, None, None, c, algorithm, False)
+        tensors = make_lstm_step(channels, dtype)
+    found = fastds.explain("conv_lstm_cell", *tensors, algorithm, False)
     other = "native" if chosen == "triton" else "triton"
     assert found[chosen] == "chosen" and found[other] == "usable", found
 
@@ -267,6 +267,34 @@ def test_explain_states_which_kernel_convolves_on_request(monkeypatch):
 
     assert explain("window") == "window: estimated" and explain("auto") == "native: measured on NVIDIA H200"
     assert explain("window", narrow, few).startswith("as with 'auto': the channels, strides and addresses")
+
+
+def make_lstm_step(channels=24, dtype=torch.bfloat16, device="cuda"):
+    """Return the tensors of torch.ops.fastds.conv_lstm_cell: x, h, weight, bias, residual and c."""
+    x, c = (torch.empty(1, channels, 9, 9, dtype=d, device=device) for d in (dtype, torch.float32))
+    return x, x, torch.empty(4 * channels, 2 * channels, 3, 3, dtype=dtype, device=device), None, None, c
+
+
+def test_explain_states_which_kernel_computes_a_cell_on_request(monkeypatch):
+    """Calls that the kernel does not take run as with "auto", by Triton if they have enough channels."""
+    monkeypatch.setattr(_native, "_module", BuiltWithCuda())
+    monkeypatch.setattr(BuiltWithCuda, "conv_gates_window_fits", lambda *_: True, raising=False)
+
+    def explain(algorithm, *options):
+        with FakeTensorMode():
+            found = fastds.explain("conv_lstm_cell", *make_lstm_step(*options), algorithm, False)
+        return [name for name in ("native", "triton") if found[name] == "chosen"], found["kernels"]
+
+    assert explain("window") == (["native"], "window: estimated")
+    assert explain("auto") == (["triton"], "triton: measured on NVIDIA H200")
+    wide, narrow, single = explain("window", 20), explain("window", 12), explain("window", 24, torch.float32)
+    assert wide[0] == ["triton"] and narrow[0] == ["native"] and single[0] == ["native"]
+    assert wide[1] == narrow[1] == "as with 'auto': the channels, strides and addresses must be multiples of 8 elements"
+    assert single[1] == "as with 'auto': the kernel has no torch.float32"
+    with fastds.use_backend("triton"):
+        assert explain("window") == (["triton"], "triton: measured on NVIDIA H200")
+    monkeypatch.setattr(BuiltWithCuda, "conv_gates_window_fits", lambda *_: False)
+    assert explain("window")[0] == ["triton"] and "shared memory" in explain("window")[1]
 
 
 def test_measured_kernels_have_rows_in_the_results():
@@ -387,3 +415,30 @@ def test_algorithms_of_conv3x3_on_a_gpu(fake_cuda, monkeypatch):
     assert len(calls) == 1 and started == 3 * ["_convolution_kernel"]
     with pytest.raises(RuntimeError, match="'winograd' was requested, but the engine runs on the CPU"):
         run("winograd")
+
+
+def test_kernel_of_a_cell_on_request(fake_cuda, monkeypatch):
+    """The backend is called directly, because fake tensors do not pass the dispatcher."""
+    started, calls = [], []
+    monkeypatch.setattr(JITFunction, "run", lambda self, *_, **__: started.append(self.fn.__name__))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    functions = {
+        "conv_gates_window_fits": lambda *_: True,
+        "conv3x3_window_fits": lambda *_: True,
+        "GATE_FORMULAS": {"lstm_gates": 3},
+        "conv_gates_window_cuda": lambda self, *a: calls.append(a),
+    }
+    module = type("Module", (), functions)
+    monkeypatch.setattr(_native, "_module", module())
+    monkeypatch.setattr(_native, "get_cuda_launch_arguments", lambda tensor: (0, 0))
+    monkeypatch.setattr(torch.Tensor, "data_ptr", lambda self: 0)
+    tensors = make_lstm_step()
+    h, c, pre = LSTM._forward(*tensors, "window", True)
+    assert [t.shape[1] for t in (h, c, pre)] == [24, 24, 96] and c.dtype == torch.float32
+    (call,) = calls
+    assert call[:3] == (3, 0.0, 0.0) and len(call[9]) == 1 and len(call[10]) == 2 and not started
+    monkeypatch.setattr(module, "conv_gates_window_fits", lambda *_: False)
+    assert LSTM._prefers_triton(*tensors, "window", True)
+    del module.conv_gates_window_cuda
+    with pytest.raises(RuntimeError, match="'window' was requested, but this build of _fastds has no"):
+        LSTM._forward(*tensors, "window", True)

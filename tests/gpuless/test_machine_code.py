@@ -44,6 +44,10 @@ WINDOWS = tuple(
     for dtype in ("BFloat16", "Half")
     for warps in (4, 2, 1)
 )
+CELLS = tuple(  # gates, products of a warp
+    (gates, gates * parts, f"conv_gates_window_kernel<{dtype}, {gates}, {parts}, 1>(const CellArguments)")
+    for dtype, gates, parts in (("BFloat16", 4, 1), ("BFloat16", 3, 1), ("BFloat16", 1, 3), ("Half", 2, 2))
+)
 UNSHUFFLE_ARGUMENTS = "(const {0}*, const {0}*, {0}*, float*, UnshuffleTiles, Activation<float>)"
 UNSHUFFLES = tuple(
     f"pixel_unshuffle_kernel<{dtype}, {vector}>" + UNSHUFFLE_ARGUMENTS.format(dtype)
@@ -130,6 +134,24 @@ def test_convolution_with_a_window_is_mostly_products(arch):
         assert len(residual) == 8 and max(i.address for i in residual) < step[0].address, instance
         branches = [i.name for i in step[:-1] if i.name.startswith(("BRA", "BSSY", "BAR", "DEPBAR"))]
         assert not branches and kernel.stack == 0 and kernel.registers <= 168, (instance, branches, kernel.registers)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_cell_with_a_window_loads_its_state_before_the_products(arch):
+    kernels = compile_kernels("conv_rnn/cuda_window.cuh", tuple(instance for *_, instance in CELLS), arch)
+    for (gates, count, instance), kernel in zip(CELLS, kernels, strict=True):
+        step = kernel.find_loop("HMMA")  # 16 channels
+        products = sum(i.name.startswith("HMMA") for i in step)
+        loads = [i.name for i in step if i.name.startswith("LDSM")]
+        assert products == 36 * count and len(loads) == 18 + 9 * (-(-count // 2)), (instance, products, len(loads))
+        assert all(".x4" in name or name.endswith(".4") for name in loads) and len(step) <= products * 1.46, instance
+        states = kernel.find("LDG.E.64")  # in float32
+        assert len(states) == 8 * count // gates * (2 if gates == 1 else 1), (instance, states)
+        assert max(i.address for i in states) < step[0].address, instance
+        assert all(i.width == 16 for i in kernel.find("LDGSTS")), instance
+        assert {i.width for i in kernel.find("STG")} == {4, 8}, instance  # two channels
+        branches = [i.name for i in step[:-1] if i.name.startswith(("BRA", "BSSY", "BAR", "DEPBAR"))]
+        assert not branches and kernel.stack == 0 and kernel.registers <= 255, (instance, branches, kernel.registers)
 
 
 def test_table_of_kernels_is_that_of_the_machine_code():
