@@ -47,8 +47,9 @@ def use_conv_algorithm(algorithm: str) -> Iterator[None]:
             "product": im2col and one matrix product over all pixels;
             "direct": torch's convolution, for comparison with results of torch;
             "implicit_gemm": one Triton kernel on a GPU, with gradients by torch;
-            "window": one CUDA C++ kernel on a GPU, for 16 bits and multiples of 8 channels that fit in shared memory,
-            with gradients by torch; "auto" for other calls on a GPU. No GPU has measured it yet.
+            "window": one CUDA C++ kernel on a GPU, for a convolution or a step of a recurrent cell in 16 bits, with
+            multiples of 8 channels that fit in shared memory, and with gradients by torch; "auto" for other calls on a
+            GPU. No GPU has measured it yet.
 
     Raises:
         ValueError: another name.
