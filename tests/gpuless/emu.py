@@ -169,7 +169,8 @@ def _units(folder, name, banks, changes=()):
         common.insert(0, f"-I{root}")
         digest.update(changed.encode())
     for path in sorted(folder.glob("*.cu")):
-        flags = ["-g1", *(["-O0", *SANITIZERS] if sanitizing() else ["-O1"]), *(BANK_FLAGS if banks else [])]
+        level = "-O0" if changes or sanitizing() else "-O1"  # a changed kernel runs a few small calls
+        flags = ["-g1", level, *(SANITIZERS if sanitizing() else []), *(BANK_FLAGS if banks else [])]
         yield unit(path, [*flags, "-include", CSRC / "emu" / "cuda.h"], path.read_bytes())
 
 

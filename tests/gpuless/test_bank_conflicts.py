@@ -39,9 +39,10 @@ def run_conv3x3(outputs):
     case.compute(case.make_tensors())
 
 
-def run_cell(formula, channels):
-    case = conv_rnn_window_cases.Case(formula, 1, (16, 8), channels, 5, 18, residual=True, keep=True)
-    case.compute(case.make_tensors())
+def run_cells():
+    for formula, channels in (("lstm_gates", 8), ("memory_gates", 16)):
+        case = conv_rnn_window_cases.Case(formula, 1, (16, 8), channels, 5, 18, residual=True, keep=True)
+        case.compute(case.make_tensors())
 
 
 def run_inr_query(dtype):
@@ -94,8 +95,7 @@ CASES = {
     ),
     "conv3x3, window": ("conv3x3", lambda: run_conv3x3(64), {"conv3x3_window_kernel": 1.0}),
     "conv3x3, window, few outputs": ("conv3x3", lambda: run_conv3x3(16), {"conv3x3_window_kernel": 1.0}),
-    "cell, window": ("conv_rnn", lambda: run_cell("lstm_gates", 8), {"conv_gates_window_kernel": 1.0}),
-    "cell, window, three gates": ("conv_rnn", lambda: run_cell("memory_gates", 16), {"conv_gates_window_kernel": 1.0}),
+    "cells, window": ("conv_rnn", run_cells, {"conv_gates_window_kernel": 1.0}),
     "inr_query": (
         "inr_query",
         lambda: run_inr_query(F32),

@@ -28,11 +28,9 @@ ERRORS = {
         "part = n / kGates, gate = n % kGates;", "part = n % kParts, gate = n / kParts;", PARTS
     ),
     "weights of the second warp": ("first + get_first_channel(row / Tile::kWarpOutputs)", "first", WARPS),
-    "channels of a lane": ("threadIdx.x % 4 * 2", "threadIdx.x % 2 * 2", TILES),
     "bias of the first gate": ("output = n % kGates * a.channels + channel", "output = channel", TILES),
     "residual of the first gate": ("gate = n % kGates * a.channels + n", "gate = n", PARTS),
     "columns of the state": ("8 * half * map.w", "half * map.w", TILES),
-    "state in float32": ("if (map.item == sizeof(float)) return", "if (false) return", TILES),
     "second other input": ("= k < kFirst ? k : k < kFirst", "= k < kFirst ? 1 : k < kFirst", UPDATE),
     "options of the formula": ("options{a.option, a.slope}", "options{a.slope, a.option}", UPDATE),
     "sums of the first part": ("value[r][part * kGates + k - kFirst]", "value[r][k - kFirst]", PARTS),
@@ -40,7 +38,6 @@ ERRORS = {
     "pixels outside of the map": ("                    if (!pixels.exist(r, half)) continue;\n", "", TILES),
     "pre-activations of the first gate": ("a.outputs + gate * a.channels", "a.outputs", TILES),
     "first result twice": ("(result[k] + distance", "(result[0] + distance", MEMORY),
-    "result in 16 bits": ("    if (item == sizeof(float))\n", "    if (false)\n", MEMORY),
     "no barrier before a window is overwritten": ("        FASTDS_SYNC_NAMED(1 + warpgroup, kWarpgroup);\n", "", TILES),
     "wait of one window too few": (
         "        wait_for_copies<0>();\n        FASTDS", "        wait_for_copies<1>();\n        FASTDS", TILES
