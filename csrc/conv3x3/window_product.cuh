@@ -166,7 +166,7 @@ __device__ __forceinline__ void multiply(WarpSums<Tile>& sums, const char* windo
                 const char* const tap = row + (dy * 3 + dx) * (Tile::kOutputs * kWeightBytes);
 #pragma unroll
                 for (int n = 0; n < Tile::kProducts; n += 2)
-                    load_matrices(w[n / 2], tap + n * (kProductOutputs * kWeightBytes) - (n + 1 < Tile::kProducts ? 0 : second));
+                    load_matrices(w[n / 2], tap + n * kProductOutputs * kWeightBytes - (n + 1 < Tile::kProducts ? 0 : second));
 #pragma unroll
                 for (int r = 0; r < kWarpRows; r++)
 #pragma unroll

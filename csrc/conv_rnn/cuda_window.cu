@@ -70,7 +70,8 @@ CellArguments make_arguments(const ConvGatesWindow& call) {
                      "conv_gates: the kernel with a window loads two channels of an operand at once");
         a.other[k] = {static_cast<const char*>(map.data), map.b * item, static_cast<int>(map.h * item),
                       static_cast<int>(map.w * item), static_cast<int>(item)};
-        a.result[k] = {static_cast<char*>(call.result[k].data), static_cast<int>(call.result[k].is_float32 ? sizeof(float) : sizeof(T))};
+        const WindowResult& result = call.result[k];
+        a.result[k] = {static_cast<char*>(result.data), static_cast<int>(result.is_float32 ? sizeof(float) : sizeof(T))};
     }
     a.pre = static_cast<char*>(call.pre);
     return a;

@@ -42,7 +42,6 @@ struct CellArguments : WindowConvolution {
 };
 
 // Two neighbouring channels of an input: two floats, or one word of 16-bit values.
-template <class T>
 __device__ __forceinline__ uint2 load_pair(const CellMap& map, const char* from) {
     if (map.item == sizeof(float)) return *reinterpret_cast<const uint2*>(from);
     return {*reinterpret_cast<const uint32_t*>(from), 0};
@@ -119,7 +118,8 @@ struct CellEpilogue {
         for (int k = 0; k < kOthers; k++) {
             const CellMap& map = a.other[k];
             if (map.data == nullptr) continue;
-            const char* const from = map.data + pixels.image * map.b + pixels.row * map.h + pixels.column * map.w + channel * map.item;
+            const int at = pixels.row * map.h + pixels.column * map.w + channel * map.item;
+            const char* const from = map.data + pixels.image * map.b + at;
 #pragma unroll
             for (int r = 0; r < kWarpRows; r++)
 #pragma unroll
@@ -127,7 +127,7 @@ struct CellEpilogue {
 #pragma unroll
                     for (int part = 0; part < kParts; part++)
                         if (exists(part) && pixels.exist(r, half))
-                            loaded.other[k][r][half][part] = load_pair<T>(
+                            loaded.other[k][r][half][part] = load_pair(
                                 map, from + r * map.h + 8 * half * map.w + part * kProductOutputs * map.item);
         }
         return loaded;

@@ -6,8 +6,8 @@
 
 namespace fastds {
 
-// Formulas that the kernel computes: number in GateFormula, struct of gates/math.h, first input that the convolution computes, and
-// number of such inputs.
+// Formulas that the kernel computes: number in GateFormula, struct of gates/math.h, first input that the convolution computes,
+// and number of such inputs.
 #define FASTDS_WINDOW_GATES(X)                        \
     X(lstm_gates, LstmGates, 0, 4)                    \
     X(st_lstm_gates, StLstmGates, 0, 4)               \
@@ -34,7 +34,7 @@ struct ConvGatesWindow : WindowCall {
     WindowMap other[kWindowOperands];   // inputs that the convolution does not compute, in the order of the formula
     bool is_float32[kWindowOperands];   // of `other`; false: the dtype of the sources
     WindowResult result[kWindowOperands];
-    void* pre;                          // the convolution's outputs, dense, channels_last, in the dtype of the sources; null: not stored
+    void* pre;                          // pre-activations in the dtype of the sources, dense, channels_last; null: not stored
 };
 
 // Returns whether the weights of some outputs and the windows of a tile fit in the shared memory of a block.
