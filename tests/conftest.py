@@ -44,6 +44,8 @@ if not CPU.exists() or "avx512_bf16" not in CPU.read_text().split():  # the buil
     EXPECTED_SKIPS += ["avx512 is not available", "this machine cannot run avx512"]
 if not CPU.exists() or "amx_bf16" not in CPU.read_text().split():
     EXPECTED_SKIPS += ["no matrix tiles in this processor"]
+if "asan" in os.environ.get("LD_PRELOAD", ""):
+    EXPECTED_SKIPS += ["AddressSanitizer holds freed memory"]
 
 
 def unexpected(reason):
