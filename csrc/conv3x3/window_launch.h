@@ -15,7 +15,7 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline int64_t count_slabs(int64_t channels) { return divide_up(channels, kSlabPacks * kPack); }
 
-// Returns how many warpgroups of a block have space for their windows beside the weights of `slabs` slabs.
+// Returns how many warpgroups fit in a block whose shared memory has the weights of `slabs` slabs and the windows of each.
 template <class Tile>
 int64_t count_fitting_warpgroups(int64_t slabs, int device) {
     return std::max<int64_t>(get_max_shared_bytes(device) - slabs * Tile::kSlabBytes, 0) / (2 * Tile::kWindowBytes);

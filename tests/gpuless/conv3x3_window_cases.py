@@ -17,6 +17,14 @@ DTYPES = (torch.bfloat16, torch.float16)
 TOLERANCES = {torch.bfloat16: 8e-3, torch.float16: 1e-3}  # one rounding of the result
 
 
+def make_map(case, channels: int, dtype: torch.dtype) -> Tensor:
+    """Return a map of random values of the size of a case; if case.sliced, channels of a larger tensor of NaN."""
+    extra = 16 if case.sliced else 0
+    t = torch.full((case.batch, channels + extra, case.height, case.width), torch.nan, dtype=dtype)
+    t = t.contiguous(memory_format=torch.channels_last)[:, extra // 2 : extra // 2 + channels]
+    return t.copy_(torch.randn(t.shape))
+
+
 @dataclass(frozen=True)
 class Case:
     """A call of conv3x3 by the kernel.
@@ -48,18 +56,11 @@ class Case:
 
     def make_tensors(self) -> list[Tensor | None]:
         """Return x, weight, bias, x2 and residual, which depend on torch's seed."""
-
-        def make_map(channels: int) -> Tensor:
-            extra = 16 if self.sliced else 0
-            t = torch.full((self.batch, channels + extra, self.height, self.width), torch.nan, dtype=self.dtype)
-            t = t.contiguous(memory_format=torch.channels_last)[:, extra // 2 : extra // 2 + channels]
-            return t.copy_(torch.randn(t.shape))
-
-        x, *rest = (make_map(n) for n in self.inputs)
+        x, *rest = (make_map(self, n, self.dtype) for n in self.inputs)
         scale = (9 * sum(self.inputs)) ** -0.5
         weight = (torch.randn(self.outputs, sum(self.inputs), 3, 3) * scale).to(self.bias or self.dtype)
         bias = None if self.bias is None else torch.randn(self.outputs).to(self.bias)
-        residual = make_map(self.outputs) if self.residual else None
+        residual = make_map(self, self.outputs, self.dtype) if self.residual else None
         return [x, weight, bias, rest[0] if rest else None, residual]
 
     def compute(self, tensors, algorithm: str = "window") -> Tensor:

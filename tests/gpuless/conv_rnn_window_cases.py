@@ -5,7 +5,7 @@ import random
 from dataclasses import dataclass
 
 import torch
-from gpuless.conv3x3_window_cases import TOLERANCES, make_poisoned_allocator
+from gpuless.conv3x3_window_cases import TOLERANCES, make_map, make_poisoned_allocator
 from torch import Tensor
 
 from fastds.ops.impl.conv3x3 import reference
@@ -72,21 +72,21 @@ class Case:
 
     def make_tensors(self) -> list[Tensor | None]:
         """Return x, x2, weight, bias, residual and the other inputs, which depend on torch's seed."""
-
-        def make_map(channels: int, dtype: torch.dtype = self.dtype) -> Tensor:
-            extra = 16 if self.sliced else 0
-            t = torch.full((self.batch, channels + extra, self.height, self.width), torch.nan, dtype=dtype)
-            t = t.contiguous(memory_format=torch.channels_last)[:, extra // 2 : extra // 2 + channels]
-            return t.copy_(torch.randn(t.shape))
-
         outputs = self.ops.gates * self.channels
-        x, *rest = (make_map(n) for n in self.inputs)
+        x, *rest = (make_map(self, n, self.dtype) for n in self.inputs)
         scale = (9 * sum(self.inputs)) ** -0.5
         weight = (torch.randn(outputs, sum(self.inputs), 3, 3) * scale).to(self.bias or self.dtype)
         bias = None if self.bias is None else torch.randn(outputs).to(self.bias)
-        residual = make_map(outputs) if self.residual else None
+        residual = make_map(self, outputs, self.dtype) if self.residual else None
         states = [self.state if spec.allows_float32 else self.dtype for spec in self.ops.others]
-        return [x, rest[0] if rest else None, weight, bias, residual, *(make_map(self.channels, s) for s in states)]
+        return [
+            x,
+            rest[0] if rest else None,
+            weight,
+            bias,
+            residual,
+            *(make_map(self, self.channels, s) for s in states),
+        ]
 
     def compute(self, tensors, algorithm: str = "window") -> tuple[Tensor, ...]:
         """Return the results and the pre-activations."""
@@ -96,9 +96,7 @@ class Case:
         """Return the same in float64, from the weight as the kernel reads it."""
         x, x2, weight, bias, residual, *others = (None if t is None else t.double() for t in tensors)
         weight = tensors[2].to(self.dtype).double()
-        pre = reference.conv3x3(
-            x, weight, bias, x2, residual, "none", 0.0, "zeros", 1, torch.float64, "auto"
-        )  # fmt: skip
+        pre = reference.conv3x3(x, weight, bias, x2, residual, "none", 0.0, "zeros", 1, torch.float64, "auto")
         position = self.ops.position
         results = self.ops.spec.reference(*others[:position], pre, *others[position:], *self.options)
         return [*([results] if isinstance(results, Tensor) else results), *([pre] if self.keep else [])]
