@@ -42,6 +42,28 @@ def compute_trajectory_gates(x_part: Tensor, h_part: Tensor, h: Tensor) -> Tenso
     return (1 - z) * F.leaky_relu(nx + r * nh, 0.2) + z * h
 
 
+def attend_by_unfolding(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return the attention of each pixel to the 3 x 3 pixels around it."""
+    k, v = (F.unfold(t, 3, padding=1).view(*t.shape[:2], 9, *t.shape[2:]) for t in (k, v))
+    weights = (q[:, :, None] * k).sum(1).softmax(1)
+    return (weights[:, None] * v).sum(2)
+
+
+def query_by_grid_sample(maps: Tensor, points: Tensor, w: Tensor, b: Tensor, v: Tensor, d: Tensor) -> Tensor:
+    """Return a network of two layers of bilinear values of feature maps.
+
+    Args:
+        maps: (1, C, H, W).
+        points: (1, Q, 1, 2), normalised coordinates (x, y).
+        w: (D, C), weight of the first layer.
+        b: (D,), its bias.
+        v: (O, D), weight of the second layer.
+        d: (O,), its bias.
+    """
+    values = F.grid_sample(maps, points, padding_mode="border", align_corners=False)[..., 0].transpose(1, 2)
+    return F.linear(F.relu(F.linear(values, w, b)), v, d)
+
+
 def list_calls() -> dict[str, Call]:
     """Return the calls by name. The peer of deform_conv2d is a clone, because PyTorch has no such operator."""
     torch.manual_seed(0)
@@ -79,6 +101,13 @@ def list_calls() -> dict[str, Call]:
             states.append(h)
         return torch.stack(states, 1)
 
+    grid = ops.GridSpec.cells((SIDE, SIDE), (SIDE, SIDE))
+    centres = (torch.arange(SIDE) + 0.5) * 2 / SIDE - 1
+    points = torch.stack(torch.meshgrid(centres, centres, indexing="ij")[::-1], -1).view(1, -1, 1, 2)
+
+    def query(maps: Tensor, w: Tensor, b: Tensor, v: Tensor, d: Tensor) -> Tensor:
+        return ops.inr_query(maps, grid, [(w, b), (v, d)], ensemble="early_area", activation="none")
+
     calls = {
         "null_op": Call(ops.null_op, torch.clone, [x]),
         "conv3x3": Call(ops.conv3x3, lambda x, w, b: F.conv2d(x, w, b, padding=1), [x, three, bias]),
@@ -103,6 +132,14 @@ def list_calls() -> dict[str, Call]:
         "conv_st_lstm_gates": Call(ops.conv_st_lstm_gates, compute_st_gates, [x, h, state, four, bias4]),
         "pixel_shuffle": Call(lambda x: ops.pixel_shuffle(x, 2), lambda x: F.pixel_shuffle(x, 2), [x]),
         "pixel_unshuffle": Call(lambda x: ops.pixel_unshuffle(x, 2), lambda x: F.pixel_unshuffle(x, 2), [x]),
+        "window_attention2d 3x3": Call(
+            lambda q, k, v: ops.window_attention2d(q, k, v, window=3), attend_by_unfolding, [x, h, state]
+        ),
+        "inr_query": Call(
+            query,
+            lambda maps, *layers: query_by_grid_sample(maps, points, *layers),
+            [x, draw(c, c), bias, draw(3, c), draw(3)],
+        ),
         "ConvLSTMCell.sequence, 4 steps": Call(lambda x: cell.sequence(x)[0], run_torch_sequence, [sequence]),
     }
     return calls

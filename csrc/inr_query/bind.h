@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
+#include <algorithm>
 #include <array>
+#include <tuple>
 #include <vector>
 
 #include "core/arguments.h"
@@ -24,11 +26,6 @@ inline int64_t inr_trunk_workspace(const InrQueryDims& d) {
 
 namespace inr_query_bind {
 
-struct Call {
-    InrQueryDims dims{};
-    InrQueryTensors tensors{};
-};
-
 inline void check(const InrQueryDims& d) {
     FASTDS_CHECK(d.feature >= inr_affine && d.feature <= inr_slope && d.ensemble >= inr_none && d.ensemble <= inr_early_attn,
                  "inr_query: unknown feature or ensemble");
@@ -41,18 +38,12 @@ inline void check(const InrQueryDims& d) {
     FASTDS_CHECK(d.layers == 0 || d.width[d.layers - 1] == d.O, "inr_query: the trunk must end with O outputs");
 }
 
-using Addresses = std::vector<intptr_t>;
-
-inline Call make_call(const py::kwargs& given) {
+inline InrQueryDims make_dims(const py::kwargs& given) {
     Keywords keywords(given);
     const auto axes = keywords.take<std::vector<int64_t>>("axes"), widths = keywords.take<std::vector<int64_t>>("widths");
-    const auto tensors = keywords.take<Addresses>("tensors"), weights = keywords.take<Addresses>("weights"),
-               biases = keywords.take<Addresses>("biases");
-    FASTDS_CHECK(widths.size() <= kInrLayers && weights.size() == widths.size() && biases.size() == widths.size(),
-                 "inr_query: the trunk may have up to " + std::to_string(kInrLayers) + " layers");
-    FASTDS_CHECK(tensors.size() == 11 && (axes.empty() || axes.size() == 8), "inr_query: wrong number of tensors or axes");
-    Call call;
-    InrQueryDims& d = call.dims;
+    FASTDS_CHECK(widths.size() <= kInrLayers, "inr_query: the trunk may have up to " + std::to_string(kInrLayers) + " layers");
+    FASTDS_CHECK(axes.empty() || axes.size() == 8, "inr_query: expected 8 numbers of axes, got " + std::to_string(axes.size()));
+    InrQueryDims d{};
     d.dtype = to_dtype(keywords.take<int>("dtype"));
     d.tiles = has_amx();
     d.feature = keywords.take<int>("feature"), d.ensemble = keywords.take<int>("ensemble");
@@ -72,12 +63,20 @@ inline Call make_call(const py::kwargs& given) {
         FASTDS_CHECK(d.rows.den > 0 && d.columns.den > 0 && d.Q == d.rows.size * d.columns.size, "inr_query: axes do not fit Q");
     }
     d.layers = static_cast<int>(widths.size());
-    for (int l = 0; l < d.layers; l++) {
-        d.width[l] = widths[l];
-        call.tensors.weight[l] = to_pointer(weights[l]);
-        call.tensors.layer_bias[l] = to_pointer(biases[l]);
-    }
-    InrQueryTensors& t = call.tensors;
+    std::copy(widths.begin(), widths.end(), d.width);
+    check(d);
+    return d;
+}
+
+// Addresses of a call: those of InrQueryTensors in their order up to mask, then of the weights, then of the biases of the trunk.
+// They are arguments apart from the sizes, so that plans can repeat the call on other tensors (core/call_plans.h).
+using Addresses = std::tuple<std::array<intptr_t, 11>, std::vector<intptr_t>, std::vector<intptr_t>>;
+
+inline InrQueryTensors make_tensors(const InrQueryDims& d, const Addresses& addresses) {
+    const auto& [tensors, weights, biases] = addresses;
+    FASTDS_CHECK(static_cast<int>(weights.size()) == d.layers && static_cast<int>(biases.size()) == d.layers,
+                 "inr_query: expected a weight and a bias for each layer");
+    InrQueryTensors t{};
     t.maps = to_pointer(tensors[0]);
     t.base = static_cast<const int32_t*>(to_pointer(tensors[1]));
     t.frac = to_pointer(tensors[2]);
@@ -89,56 +88,67 @@ inline Call make_call(const py::kwargs& given) {
     t.cell = to_pointer(tensors[8]);
     t.skip = to_pointer(tensors[9]);
     t.mask = static_cast<const uint8_t*>(to_pointer(tensors[10]));
+    for (int l = 0; l < d.layers; l++) {
+        t.weight[l] = to_pointer(weights[l]);
+        t.layer_bias[l] = to_pointer(biases[l]);
+    }
+    FASTDS_CHECK(d.rows.den > 0 || (t.base && t.frac), "inr_query: without axes, base and frac are needed");
     FASTDS_CHECK((!t.cell_w && !t.phase) || t.cell, "inr_query: cell_w and phase need cell");
-    check(d);
-    return call;
+    return t;
 }
 
 }  // namespace inr_query_bind
 
 inline void register_inr_query(py::module_& m) {
     using namespace inr_query_bind;
-    py::class_<Call>(m, "InrQueryCall", "Sizes and addresses of one inr_query call (csrc/inr_query/params.h).")
-        .def(py::init(&make_call))
-        .def_property_readonly("workspace", [](const Call& call) { return inr_query_workspace(call.dims); })
-        .def_property_readonly("trunk_workspace", [](const Call& call) { return inr_trunk_workspace(call.dims); });
-    bind(m, "inr_query_forward", [](const Call& call, intptr_t y, int threads) {
+    py::class_<InrQueryDims>(m, "InrQueryDims", "Sizes and options of one inr_query call (csrc/inr_query/params.h).")
+        .def(py::init(&make_dims))
+        .def_property_readonly("workspace", &inr_query_workspace)
+        .def_property_readonly("trunk_workspace", &inr_trunk_workspace);
+    bind(m, "inr_query_forward", [](const InrQueryDims& dims, const Addresses& addresses, intptr_t y, int threads) {
+        const InrQueryTensors tensors = make_tensors(dims, addresses);
         py::gil_scoped_release release;
-        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_forward, call.dims, call.tensors, to_pointer(y), threads);
+        FASTDS_DISPATCH_TYPED(dims.dtype == f64, inr_query_forward, dims, tensors, to_pointer(y), threads);
     });
-    bind(m, "inr_query_features", [](const Call& call, intptr_t rows, intptr_t weights, int threads) {
+    bind(m, "inr_query_features", [](const InrQueryDims& dims, const Addresses& addresses, intptr_t rows, intptr_t weights,
+                                     int threads) {
+        const InrQueryTensors tensors = make_tensors(dims, addresses);
         py::gil_scoped_release release;
-        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_features, call.dims, call.tensors, to_pointer(rows),
+        FASTDS_DISPATCH_TYPED(dims.dtype == f64, inr_query_features, dims, tensors, to_pointer(rows),
                               to_pointer(weights), threads);
     });
-    bind(m, "inr_query_features_backward", [](const Call& call, intptr_t grad_rows, intptr_t maps, intptr_t offsets,
-                                            intptr_t rho_bias, intptr_t workspace, int threads) {
+    bind(m, "inr_query_features_backward", [](const InrQueryDims& dims, const Addresses& addresses, intptr_t grad_rows,
+                                              intptr_t maps, intptr_t offsets, intptr_t rho_bias, intptr_t workspace,
+                                              int threads) {
+        const InrQueryTensors tensors = make_tensors(dims, addresses);
         py::gil_scoped_release release;
         const InrQueryGradients gradients{to_pointer(maps), to_pointer(offsets), to_pointer(rho_bias), to_pointer(workspace)};
-        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_features_backward, call.dims, call.tensors,
+        FASTDS_DISPATCH_TYPED(dims.dtype == f64, inr_query_features_backward, dims, tensors,
                               to_pointer(grad_rows), gradients, threads);
     });
-    bind(m, "inr_query_trunk_backward", [](const Call& call, intptr_t grad_y, intptr_t grad_rows, intptr_t grad_layers,
-                                         intptr_t workspace, int threads) {
-        FASTDS_CHECK(call.dims.layers > 0, "inr_query: the call has no trunk");
+    bind(m, "inr_query_trunk_backward", [](const InrQueryDims& dims, const Addresses& addresses, intptr_t grad_y,
+                                           intptr_t grad_rows, intptr_t grad_layers, intptr_t workspace, int threads) {
+        FASTDS_CHECK(dims.layers > 0, "inr_query: the call has no trunk");
+        const InrQueryTensors tensors = make_tensors(dims, addresses);
         py::gil_scoped_release release;
-        FASTDS_DISPATCH_TYPED(call.dims.dtype == f64, inr_query_trunk_backward, call.dims, call.tensors, to_pointer(grad_y),
-                              to_pointer(grad_rows),
-                              to_pointer(grad_layers), to_pointer(workspace), threads);
+        FASTDS_DISPATCH_TYPED(dims.dtype == f64, inr_query_trunk_backward, dims, tensors, to_pointer(grad_y),
+                              to_pointer(grad_rows), to_pointer(grad_layers), to_pointer(workspace), threads);
     });
 #if FASTDS_BUILD_CUDA
-    bind(m, "inr_query_features_cuda", [](const Call& call, intptr_t rows, intptr_t weights, int device, intptr_t stream) {
+    bind(m, "inr_query_features_cuda", [](const InrQueryDims& dims, const Addresses& addresses, intptr_t rows,
+                                          intptr_t weights, int device, intptr_t stream) {
+        const InrQueryTensors tensors = make_tensors(dims, addresses);
         py::gil_scoped_release release;
-        inr_query_features_cuda(call.dims, call.tensors, to_pointer(rows), to_pointer(weights), device, to_pointer(stream));
+        inr_query_features_cuda(dims, tensors, to_pointer(rows), to_pointer(weights), device, to_pointer(stream));
     });
-    bind(m, "inr_query_features_backward_cuda", [](const Call& call, intptr_t grad_rows, intptr_t grad_maps, intptr_t partials,
-                                                 int device, intptr_t stream) {
+    bind(m, "inr_query_features_backward_cuda", [](const InrQueryDims& dims, const Addresses& addresses, intptr_t grad_rows,
+                                                   intptr_t grad_maps, intptr_t partials, int device, intptr_t stream) {
+        const InrQueryTensors tensors = make_tensors(dims, addresses);
         py::gil_scoped_release release;
-        inr_query_features_backward_cuda(call.dims, call.tensors, to_pointer(grad_rows), to_pointer(grad_maps),
-                                         to_pointer(partials),
-                                         device, to_pointer(stream));
+        inr_query_features_backward_cuda(dims, tensors, to_pointer(grad_rows), to_pointer(grad_maps),
+                                         to_pointer(partials), device, to_pointer(stream));
     });
-    bind(m, "inr_query_cuda_partials", [](const Call& call) { return inr_query_cuda_partials(call.dims); });
+    bind(m, "inr_query_cuda_partials", [](const InrQueryDims& dims) { return inr_query_cuda_partials(dims); });
 #endif
 }
 

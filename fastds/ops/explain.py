@@ -41,7 +41,7 @@ def explain(op_name: str, *args: object, **kwargs: object) -> dict[str, str]:
     if op_name not in OPS and op_name not in public:
         raise ValueError(f"op_name: expected one of {', '.join(sorted({*OPS, *public}))}, got {op_name!r}")
     if op_name in public and (op_name not in OPS or _can_bind(public[op_name], args, kwargs)):
-        planned = plans.has_plan(public[op_name], args, kwargs)
+        planned = plans.has_plan(*plans.find_planned_call(public[op_name], args, kwargs))
         return _describe_backends(*_find_first_op_call(public[op_name], args, kwargs), planned)
     try:
         bound = OPS[op_name].bind(args, kwargs)

@@ -20,7 +20,7 @@ from fastds import ops
 from fastds.ops.core import native, packed_weight_cache, plans
 from fastds.ops.core.registry import OPS
 from fastds.ops.impl.conv3x3.algorithm import assume_height
-from fastds.ops.impl.inr_query.points import GridSpec
+from fastds.ops.impl.inr_query.points import GridSpec, from_index
 
 pytestmark = pytest.mark.skipif(plans._module is None, reason="plans are switched off, or torch has no DLPack table")
 CHANNELS = 8
@@ -533,21 +533,48 @@ def test_temporaries_share_memory_unless_both_are_needed():
 
 
 @pytest.mark.parametrize("value", [float("nan"), 0.0])
-def test_addresses_inside_of_native_objects_are_not_repeated(value):
-    """Calls of inr_query pass their addresses in an object. Equal results of all values would hide that it is old."""
+def test_addresses_inside_of_native_objects_are_not_repeated(value, monkeypatch):
+    """An object of an unknown class may hold addresses. Equal results of all values would hide that they are old."""
+    monkeypatch.setattr(plans, "_CONSTANTS", plans._CONSTANTS - {"InrQueryDims"})
     where = GridSpec.cells((4, 5), (8, 10))
 
     def query(fill=None):
         maps, *weights = (draw(*shape) for shape in ((1, CHANNELS, 4, 5), (CHANNELS, 2), (3, CHANNELS), (3,)))
         tensors = [maps, *weights] if fill is None else [torch.full_like(t, fill) for t in (maps, *weights)]
         maps, rho_w, weight, bias = tensors
-        return ops.inr_query(maps.requires_grad_(), where, [(weight, bias)], ensemble="none", rho_w=rho_w)
+        return ops.inr_query(maps, where, [(weight, bias)], ensemble="none", rho_w=rho_w)
 
     for _ in range(3):
         query(value)
-    with plans.suspended():
-        expected = query()
-    assert torch.equal(query(), expected)
+    check(query, planned=False)
+
+
+def test_points_of_queries_are_part_of_the_key():
+    maps, rho_w = draw(1, CHANNELS, 4, 5), draw(CHANNELS, 2)
+
+    def query(where):
+        return ops.inr_query(maps, where, ensemble="early_area", rho_w=rho_w)
+
+    grids = [GridSpec.cells((4, 5), (8, 10)), GridSpec.corners((4, 5), (8, 10))]
+    record(lambda: query(grids[0]))
+    assert not run_planned(lambda: query(grids[1]))[1]
+    record(lambda: query(grids[1]))
+    points = [from_index(draw(80, 2, seed=seed).abs(), (4, 5)) for seed in (1, 2)]
+    record(lambda: query(points[0]))
+    for where in (*grids, *points):  # the values of points are read by each call
+        check(lambda where=where: query(where))
+    for where in (points[0], grids[0]):
+        assert fastds.explain("inr_query", maps, where, ensemble="early_area", rho_w=rho_w)["plan"] == "used"
+    assert "plan" not in fastds.explain("inr_query", maps, grids[0], ensemble="none", rho_w=rho_w)
+
+
+def test_gradients_of_queries_own_their_memory():
+    maps, where, width = draw(1, CHANNELS, 4, 5), GridSpec.cells((4, 5), (8, 10)), CHANNELS
+    tensors = [draw(width, 2), draw(width), draw(6, width), draw(6), draw(3, 6), draw(3)]
+    rho_w, bias, *trunk = [t.requires_grad_() for t in tensors]
+    y = ops.inr_query(maps, where, [trunk[:2], trunk[2:]], ensemble="late", rho_w=rho_w, bias=bias)
+    for gradient in torch.autograd.grad(y.sum(), tensors):
+        assert gradient.untyped_storage().nbytes() == gradient.nbytes
 
 
 def test_a_call_that_reads_values_has_no_plan():

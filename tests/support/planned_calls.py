@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastds import ops
+from fastds.ops.impl.inr_query.points import GridSpec, from_index
 
 C = 8  # channels of most feature maps
 
@@ -21,6 +22,8 @@ def list_calls() -> dict[str, tuple[Callable, tuple[Tensor, ...]]]:
     """Return functions of float32 tensors and their arguments, by name."""
     x, h, c, bias, three = draw(1, C, 6, 5), draw(1, C, 6, 5), draw(1, C, 6, 5), draw(C), draw(C, C, 3, 3)
     large = draw(1, C, 24, 20)
+    grid, points = GridSpec.cells((6, 5), (9, 7)), from_index(draw(11, 2).abs(), (6, 5))
+    attention = {"heads": 2, "dk": 2}
     return {
         "conv3x3 by torch": (
             lambda x, w, b, r: ops.conv3x3(x, w, b, residual=r, activation="relu"),
@@ -39,6 +42,14 @@ def list_calls() -> dict[str, tuple[Callable, tuple[Tensor, ...]]]:
         "conv_gru_cell": (
             lambda *t: ops.conv_gru_cell(*t, keep="1-z"),
             (x, h, draw(2 * C, 2 * C, 3, 3), draw(2 * C), draw(C, 2 * C, 3, 3), bias),
+        ),
+        "inr_query of a grid": (
+            lambda x, r, b, w, u: ops.inr_query(x, grid, [(w, u)], rho_w=r, bias=b, **attention),
+            (draw(1, C + 8, 6, 5), draw(C, 2), bias, draw(3, C), draw(3)),
+        ),
+        "inr_query of points": (
+            lambda x, r, w, u, skip: ops.inr_query(x, points, [(w, u)], ensemble="late", rho_w=r, skip=skip),
+            (x, draw(C, 2), draw(3, C), draw(3), draw(1, 3, 6, 5)),
         ),
         "pixel_shuffle": (lambda x, b: ops.pixel_shuffle(x, 2, bias=b), (x, draw(C))),
         "null_op": (lambda x, y: ops.null_op(x, y, 2.0), (x, h)),

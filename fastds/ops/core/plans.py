@@ -36,7 +36,9 @@ MAX_SCRATCH_BYTES = 16 << 20  # temporaries and workspace; each thread holds the
 ALIGNMENT = 64  # bytes, of temporaries
 MIN_ADDRESS = 1 << 22  # no tensor has a smaller address; smaller integers are constants
 # Classes of native arguments that a plan repeats unchanged. Objects of other classes may hold addresses.
-_CONSTANTS = frozenset(("NoneType", "bool", "int", "float", "str", "DeformConv2dDims", "PixelShuffleParams"))
+_CONSTANTS = frozenset(
+    ("NoneType", "bool", "int", "float", "str", "DeformConv2dDims", "InrQueryDims", "PixelShuffleParams")
+)
 _CAST_CODES = {t: c for t, c in native.DTYPE_CODES.items() if t != torch.float64}  # dtypes that a plan can cast
 _ALLOCATIONS = frozenset(("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided"))
 # Names of functions of torch that return views and properties. A call that uses functions other than these,
@@ -108,6 +110,34 @@ def planned(function: Function) -> Function:
         return record(function, function, args, kwargs) if found is True else found
 
     return cast(Function, call)
+
+
+_inner_calls: dict[object, Callable[..., tuple]] = {}  # see finds_planned_calls_of
+
+
+def finds_planned_calls_of(function: Callable[..., Any]) -> Callable[[Function], Function]:
+    """Decorator for a function that finds the planned function which a public op calls, for `explain`.
+
+    It is needed where the arguments of the public op cannot be in the key of a plan. The decorated function takes these
+    arguments and returns the planned function and its arguments.
+
+    Args:
+        function: the public op.
+    """
+
+    def note(find: Function) -> Function:
+        _inner_calls[function] = find
+        return find
+
+    return note
+
+
+def find_planned_call(function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> tuple:
+    """Return the planned function that a call of a public op makes, or the op itself, and its args and kwargs."""
+    if function not in _inner_calls:
+        return function, args, kwargs
+    inner, args = _inner_calls[function](*args, **kwargs)
+    return inner, args, {}
 
 
 def has_plan(owner: object, args: tuple, kwargs: dict[str, Any]) -> bool:

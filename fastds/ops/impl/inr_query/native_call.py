@@ -21,7 +21,11 @@ _BLOCK_ROWS = 1 << 13  # rows of one partial weight gradient
 
 
 class NativeCall:
-    """An InrQueryCall and the tensors whose addresses it holds.
+    """First arguments of the native functions, and the tensors whose addresses are among them.
+
+    Attributes:
+        dims: sizes and options, InrQueryDims.
+        addresses: of the tensors in the order of csrc/inr_query/params.h, of the trunk's weights, and of its biases.
 
     Args:
         query: the arguments of the op.
@@ -44,7 +48,7 @@ class NativeCall:
         per_query = q.cell is not None and q.cell.dim() == 3
         outputs = q.outputs if trunk or q.feature == "dot" else q.depth
         b, _, h, w = self.maps.stride()
-        self.native = native.get_module().InrQueryCall(
+        self.dims = native.get_module().InrQueryDims(
             dtype=native.DTYPE_CODES[q.maps.dtype], feature=FEATURES.index(q.feature),
             ensemble=ENSEMBLES.index(q.ensemble), relu=q.act == "relu", areas=q.weighting == "areas", wrap=list(q.wrap),
             sizes=[batch, q.queries, height, width, q.depth, outputs, q.heads, q.dk], maps_strides=[b, h, w],
@@ -53,9 +57,9 @@ class NativeCall:
                 0 if q.base is None or q.base.shape[0] == 1 else q.queries,
                 0 if q.cell is None else (2 * q.queries if per_query else 2), 2 if per_query else 0,
             ],
-            widths=[w.shape[0] for w in self.weights], tensors=[native.get_address(t) for t in self.tensors],
-            weights=[w.data_ptr() for w in self.weights], biases=[b.data_ptr() for b in self.biases],
+            widths=[w.shape[0] for w in self.weights],
         )  # fmt: skip
+        self.addresses = tuple([native.get_address(t) for t in ts] for ts in (self.tensors, self.weights, self.biases))
 
 
 def _to_dtype(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -83,7 +87,7 @@ def forward(query: Query) -> Tensor:
         return y.to(query.out_dtype)
     call = NativeCall(query)
     y = torch.empty((maps.shape[0], query.queries, query.outputs), dtype=query.compute_dtype, device=maps.device)
-    native.get_module().inr_query_forward(call.native, y.data_ptr(), native.get_threads())
+    native.get_module().inr_query_forward(call.dims, call.addresses, y.data_ptr(), native.get_threads())
     return y.to(query.out_dtype)
 
 
@@ -117,10 +121,10 @@ def _compute_features(call: NativeCall, query: Query) -> tuple[Tensor, Tensor]:
     omega = torch.empty((total, 4), dtype=query.compute_dtype, device=maps.device)
     if cuda:
         module.inr_query_features_cuda(
-            call.native, rows.data_ptr(), omega.data_ptr(), *native.get_cuda_launch_arguments(maps)
+            call.dims, call.addresses, rows.data_ptr(), omega.data_ptr(), *native.get_cuda_launch_arguments(maps)
         )
     else:
-        module.inr_query_features(call.native, rows.data_ptr(), omega.data_ptr(), native.get_threads())
+        module.inr_query_features(call.dims, call.addresses, rows.data_ptr(), omega.data_ptr(), native.get_threads())
     return rows, omega
 
 
@@ -195,7 +199,12 @@ def backward(grad_y: Tensor, query: Query, with_skip: bool) -> list[Tensor]:
     tensors = query.get_differentiable()
     pairs: list[Any] = list(zip((total.maps, *total.trunk, *single), tensors, strict=True))
     pairs = [(g, t) for g, t in (pairs if with_skip else pairs[:-1]) if t is not None]
-    return [g.to(t.dtype).contiguous() if g.dim() < 4 else g.to(t.dtype) for g, t in pairs]
+    return [g.to(t.dtype) if g.dim() == 4 else _copy_part(g, t.dtype) for g, t in pairs]
+
+
+def _copy_part(gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a contiguous copy, which does not keep the memory of the gradients of other tensors alive."""
+    return gradient.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _find_valid_queries(query: Query, omega: Tensor, skip_weights: Tensor | None = None) -> Tensor:
@@ -235,7 +244,7 @@ def _backward_chunk(grad_y: Tensor, query: Query, with_skip: bool) -> Gradients:
         grad_rows = (omega[:, :, None] * grad_y[:, None]).reshape(-1, outputs) if by_corner else grad_y
         grad_rows, grad_trunk = _trunk_backward_by_library(rows.to(grad_y.dtype), grad_rows, query)
     grad_maps, offsets, grad_rho_bias = _features_backward(call, grad_rows.contiguous(), query)
-    grad_skip = grad_y.new_zeros(0)
+    grad_skip = grad_y.new_empty(0)
     if with_skip:
         skip = query.make_skip_query()
         grad_skip = _features_backward(NativeCall(skip, trunk=False), grad_y.contiguous(), skip)[0]
@@ -249,16 +258,16 @@ def _features_backward(call: NativeCall, grad_rows: Tensor, query: Query) -> tup
     shape = (maps.shape[0], *maps.shape[2:], maps.shape[1])
     if native.runs_on_cuda(maps):
         grad_maps = grad_rows.new_zeros(shape)
-        partials = grad_rows.new_zeros((module.inr_query_cuda_partials(call.native), 5 * depth + 2 * heads))
-        addresses = [t.data_ptr() for t in (grad_rows, grad_maps, partials)]
-        module.inr_query_features_backward_cuda(call.native, *addresses, *native.get_cuda_launch_arguments(maps))
+        partials = grad_rows.new_zeros((module.inr_query_cuda_partials(call.dims), 5 * depth + 2 * heads))
+        addresses = [call.addresses, *(t.data_ptr() for t in (grad_rows, grad_maps, partials))]
+        module.inr_query_features_backward_cuda(call.dims, *addresses, *native.get_cuda_launch_arguments(maps))
         offsets, rho_bias = partials.sum(0).split([5 * depth, 2 * heads])
         return grad_maps.permute(0, 3, 1, 2), offsets.reshape(5, depth), rho_bias.reshape(2, heads)
     grad_maps = torch.empty(shape, dtype=exact)
     offsets, rho_bias = torch.empty((5, depth), dtype=exact), torch.empty((2, heads), dtype=exact)
-    workspace = torch.empty(call.native.workspace, dtype=torch.uint8)
+    workspace = torch.empty(call.dims.workspace, dtype=torch.uint8)
     addresses = [t.data_ptr() for t in (grad_rows, grad_maps, offsets, rho_bias, workspace)]
-    module.inr_query_features_backward(call.native, *addresses, native.get_threads())
+    module.inr_query_features_backward(call.dims, call.addresses, *addresses, native.get_threads())
     return grad_maps.permute(0, 3, 1, 2), offsets, rho_bias
 
 
@@ -267,9 +276,9 @@ def _trunk_backward(call: NativeCall, grad_y: Tensor, query: Query) -> tuple[Ten
     sizes = [n for w, b in zip(call.weights, call.biases, strict=True) for n in (w.numel(), b.numel())]
     grad_y, grad_layers = to_contiguous(grad_y), torch.empty(sum(sizes), dtype=grad_y.dtype)
     grad_rows = torch.empty((grad_y.shape[0] * query.rows_per_query, query.depth), dtype=grad_y.dtype)
-    workspace = torch.empty(call.native.trunk_workspace, dtype=torch.uint8)
+    workspace = torch.empty(call.dims.trunk_workspace, dtype=torch.uint8)
     addresses = [t.data_ptr() for t in (grad_y, grad_rows, grad_layers, workspace)]
-    native.get_module().inr_query_trunk_backward(call.native, *addresses, native.get_threads())
+    native.get_module().inr_query_trunk_backward(call.dims, call.addresses, *addresses, native.get_threads())
     parts = grad_layers.split(sizes)
     return grad_rows, [*(g.view_as(w) for g, w in zip(parts[::2], call.weights, strict=True)), *parts[1::2]]
 

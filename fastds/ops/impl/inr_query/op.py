@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backends, gradients and registration of inr_query, and the public function."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from fastds._suggestions import add_article
 from fastds.ops.core import native, triton_loader
 from fastds.ops.core.arguments import DTYPES, cast_for_autocast, check_dense, check_shape, check_tensor
 from fastds.ops.core.backends import Backend
-from fastds.ops.core.plans import planned
+from fastds.ops.core.plans import finds_planned_calls_of, planned
 from fastds.ops.core.registry import compute_vjp, define
 from fastds.ops.core.tracing import Proxy, record_op
 from fastds.ops.impl.inr_query import native_call
@@ -47,7 +48,7 @@ def _native_unsupported_reason(*args):
     query = Query(*args)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query.frac, query.cell)):
         return "only the reference computes gradients of coordinates and cells"
-    return native.unsupported_reason({"cpu": "InrQueryCall", "cuda": "inr_query_features_cuda"}, query.maps)
+    return native.unsupported_reason({"cpu": "InrQueryDims", "cuda": "inr_query_features_cuda"}, query.maps)
 
 
 def _triton_unsupported_reason(*args):
@@ -109,6 +110,9 @@ def _check_backward(grad_y, with_skip, *args) -> None:
         raise ValueError("with_skip requests the gradient of skip, but skip is None")
 
 
+_FIRST_OPTION = Query._fields.index("feature")
+
+
 class _InrQuery(torch.autograd.Function):
     """Autograd function with the arguments run, query and *query.get_differentiable().
 
@@ -117,18 +121,20 @@ class _InrQuery(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, run, query, *tensors):
-        unfollowed = {name: getattr(query, name) for name in ("base", "frac", "cell", "mask")}
-        ctx.save_for_backward(*tensors, *unfollowed.values())
-        nothing = query.replace_tensors([None] * len(tensors))
-        ctx.query = nothing._replace(**dict.fromkeys(unfollowed))  # autograd checks only saved tensors
+        ctx.save_for_backward(*tensors, query.base, query.frac, query.cell, query.mask)
+        ctx.layers, ctx.axes, ctx.options = len(query.weights), query.axes, query[_FIRST_OPTION:]
         return run(*query)
 
     @staticmethod
     def backward(ctx, grad_y):
-        *tensors, base, frac, cell, mask = ctx.saved_tensors
-        query = ctx.query.replace_tensors(tensors)._replace(base=base, frac=frac, cell=cell, mask=mask)
-        with_skip = ctx.needs_input_grad[-1]
-        grads = iter(INR_QUERY_BACKWARD.call_unchecked(grad_y, with_skip, *query))
+        *tensors, base, frac, cell, mask = ctx.saved_tensors  # autograd checks that these have not changed
+        n, with_skip = 1 + ctx.layers, ctx.needs_input_grad[-1]
+        *parameters, skip = tensors[n + ctx.layers :]
+        args = (
+            tensors[0], tensors[1:n], tensors[n : n + ctx.layers], base, frac, ctx.axes, *parameters, cell, skip, mask,
+            *ctx.options,
+        )  # fmt: skip
+        grads = iter(INR_QUERY_BACKWARD.call_unchecked(grad_y, with_skip, *args))
         given = [t is not None for t in tensors[:-1]] + [with_skip]
         return None, None, *(next(grads) if there else None for there in given)
 
@@ -190,7 +196,6 @@ def _cast_for_autocast(maps, trunk, *parameters):
     return maps, rest[:n], rest[n : 2 * n], *rest[2 * n :]
 
 
-@planned
 def inr_query(
     maps: Tensor,
     where: GridSpec | PointSpec,
@@ -285,26 +290,45 @@ def inr_query(
         raise TypeError(f"where is {add_article(type(where).__name__)}, expected GridSpec or PointSpec")
     if compat not in (None, "liif"):
         raise ValueError(f"compat must be None or 'liif', got {compat!r}")
+    y = _query_points(
+        *_get_coordinates(where), maps, trunk, feature, ensemble, rho_w, cell_w, bias, heads, dk, rho_bias, phase, cell,
+        skip, activation, edge, mask, compat, out_dtype,
+    )  # fmt: skip
+    if isinstance(where, PointSpec) and where.outside is not None:
+        y = torch.where(where.outside[..., None], float("nan"), y)
+    return y
+
+
+def _get_coordinates(where: GridSpec | PointSpec) -> tuple[Tensor | None, Tensor | None, list[int]]:
+    """Return base, frac and axes, see Query: a plan's key takes tensors and numbers, but no objects that hold them."""
+    return (None, None, where.numbers()) if isinstance(where, GridSpec) else (where.base, where.frac, [])
+
+
+@planned
+def _query_points(
+    base, frac, axes, maps, trunk, feature, ensemble, rho_w, cell_w, bias, heads, dk, rho_bias, phase, cell, skip,
+    activation, edge, mask, compat, out_dtype,
+):  # fmt: skip
+    """Compute inr_query for base, frac and axes in place of `where`. The other arguments are those of inr_query."""
     maps, weights, biases, rho_w, cell_w, bias, rho_bias, phase = _cast_for_autocast(
         maps, _split_trunk(trunk), rho_w, cell_w, bias, rho_bias, phase
     )
     exact = torch.float64 if isinstance(maps, Tensor) and maps.dtype == torch.float64 else torch.float32
-    base: Any
-    axes: Any
-    if isinstance(where, GridSpec):
-        base, frac, axes, outside = None, None, where.numbers(), None
-    else:
-        base, frac, axes, outside = where.base, where.frac, [], where.outside
     wrap = [e == "wrap" for e in check_edge(edge)]
     weighting = "areas" if compat else "bilinear"
     if ensemble != "early_attn":
         heads, dk = 1, 0
-    y = INR_QUERY(
+    return INR_QUERY(
         *Query(
             maps, weights, biases, base, frac, axes, rho_w, cell_w, bias, rho_bias, phase, cell, skip, mask, feature,
             ensemble, heads, dk, activation, weighting, wrap, out_dtype or exact,
         )
     )  # fmt: skip
-    if outside is not None:
-        y = torch.where(outside[..., None], float("nan"), y)
-    return y
+
+
+@finds_planned_calls_of(inr_query)
+def _find_planned_call(*args, **kwargs):
+    bound = inspect.signature(inr_query).bind(*args, **kwargs)
+    bound.apply_defaults()
+    given = dict(bound.arguments)
+    return _query_points, (*_get_coordinates(given.pop("where")), *given.values())

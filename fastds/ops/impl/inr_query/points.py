@@ -169,7 +169,8 @@ class GridSpec:
 
     def numbers(self) -> list[int]:
         """Return size, step, start and den of the rows, then of the columns."""
-        return [v for a in (self.rows, self.columns) for v in (a.size, a.step, a.start, a.den)]
+        y, x = self.rows, self.columns
+        return [y.size, y.step, y.start, y.den, x.size, x.step, x.start, x.den]
 
     def points(self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> "PointSpec":
         """Return the same points as a PointSpec of batch 1.
