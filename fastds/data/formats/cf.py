@@ -2,11 +2,9 @@
 """Reader of NetCDF-4 (h5netcdf), NetCDF-3 (scipy) and Zarr. xarray opens the files lazily."""
 
 import os
-import re
 import warnings
 
 import h5py
-import numpy as np
 import xarray as xr
 
 from fastds.data.errors import find_system_errno, format_names, summarize_error, warn_left_out
@@ -14,6 +12,7 @@ from fastds.data.formats.file_format import Format
 from fastds.data.formats.file_probe import HDF5_SIGNATURE, FileProbe
 from fastds.data.formats.hdf5 import check_filters, translate_hdf5_errors
 from fastds.data.formats.masking import VALID_ATTRIBUTES, decode_dataset
+from fastds.data.formats.wrf import apply_wrf_conventions
 from fastds.data.packages import require
 
 _CLASSIC = (b"CDF\x01", b"CDF\x02")
@@ -118,7 +117,7 @@ def _open(probe: FileProbe, engine: str, form: str, **options) -> xr.Dataset:
             if engine == "zarr":
                 _declare_zarr_fill(raw, path)
             dataset = decode_dataset(raw, default_fill=engine != "zarr")
-            return add_time_dimension(_decode_wrf_times(dataset.load() if probe.is_compressed else dataset))
+            return add_time_dimension(apply_wrf_conventions(dataset.load() if probe.is_compressed else dataset))
         except Exception as error:
             reason = summarize_error(error)
             number = find_system_errno(error)
@@ -177,22 +176,6 @@ def _can_open_without_times(path, engine: str, options: dict) -> bool:
     except Exception:
         return False
     return True
-
-
-def _decode_wrf_times(dataset: xr.Dataset) -> xr.Dataset:
-    """Decode the character variable `Times` of WRF output and make it the coordinate of its dimension."""
-    times = dataset.variables.get("Times")
-    if times is None or times.dtype.kind not in "SU" or not times.dims or times.dims[0] in dataset.coords:
-        return dataset
-    letters = np.atleast_2d(times.values) if times.ndim == 2 else times.values[:, None]
-    texts = [b"".join(np.asarray(row, "S").tolist()).decode("ascii", "replace") for row in letters]
-    dates = [text.replace("_", "T") for text in texts]
-    if not all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", date) for date in dates):
-        return dataset
-    attrs = {"standard_name": "time", "axis": "T"}
-    return dataset.drop_vars("Times").assign_coords(
-        {times.dims[0]: (times.dims[0], np.array(dates, "datetime64[ns]"), attrs)}
-    )
 
 
 def add_time_dimension(dataset: xr.Dataset) -> xr.Dataset:

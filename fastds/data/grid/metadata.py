@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Propagation of CF metadata from input to output: attributes, grid mappings and bounds of coordinates."""
 
+import re
 from collections.abc import Hashable
 
 import numpy as np
@@ -33,7 +34,10 @@ _STALE_GLOBAL_ATTRIBUTES = (
     "time_coverage_resolution",
     "geospatial_lat_resolution",
     "geospatial_lon_resolution",
+    "DX",  # of WRF, as the following
+    "DY",
 )
+_WRF_SIZES = re.compile(r"(WEST-EAST|SOUTH-NORTH)_(GRID_DIMENSION|PATCH_\w+)")
 
 
 def get_preserved_attributes(variable: xr.DataArray | xr.Variable) -> dict[Hashable, object]:
@@ -48,7 +52,8 @@ def get_global_attributes(dataset: xr.Dataset, *others: str) -> dict[Hashable, o
         dataset: Dataset.
         *others: Names of further attributes to leave out.
     """
-    return {key: value for key, value in dataset.attrs.items() if key not in (*_STALE_GLOBAL_ATTRIBUTES, *others)}
+    stale = {*_STALE_GLOBAL_ATTRIBUTES, *others}
+    return {k: v for k, v in dataset.attrs.items() if k not in stale and not _WRF_SIZES.fullmatch(str(k))}
 
 
 def get_field_attributes(dataset: xr.Dataset, field: xr.DataArray) -> dict[Hashable, object]:

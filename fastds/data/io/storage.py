@@ -99,8 +99,9 @@ def choose_encoding(dataset: xr.Dataset, name: Hashable, unpacked: frozenset[Has
         return _encode_floats(variable, encoding, name in unpacked)
     if kind in "iu":
         return _encode_integers(variable, encoding)
-    if kind in "MO" and "units" in encoding:
-        encoding |= _encode_times(dataset, name)
+    if kind in "MO" and "units" in encoding and (times := _encode_times(dataset, name)):
+        encoding.pop("_FillValue", None)  # that of times stored as floating-point numbers would not fit
+        encoding |= times
     return encoding
 
 
