@@ -7,19 +7,12 @@
 
 namespace fastds {
 
-// Formulas that can be an epilogue: number in GateFormula, struct of gates/math.h, first input that the convolution computes,
-// and number of such inputs.
-#define FASTDS_CONV_GATES(X)                                     \
-    X(lstm_gates, LstmGates, 0, 4)                               \
-    X(gru_reset, GruReset, 0, 2)                                 \
-    X(gru_update, GruUpdate<false>, 1, 1)                        \
-    X(gru_update_leaky, GruUpdate<true>, 1, 1)                   \
-    X(gru_reset_kept, GruResetKept, 0, 2)                        \
-    X(gru_update_kept, GruUpdateKept<false>, 1, 1)               \
-    X(gru_update_leaky_kept, GruUpdateKept<true>, 1, 1)          \
-    X(memory_gates, MemoryGates<false>, 0, 3)                    \
-    X(st_lstm_gates, StLstmGates, 0, 4)                          \
-    X(output_gate, OutputGate<false>, 0, 1)
+// Formulas that can be an epilogue on a CPU; the last three also write what their gradients need.
+#define FASTDS_CONV_GATES(X)                            \
+    FASTDS_CONVOLVED_GATES(X)                           \
+    X(gru_reset_kept, GruResetKept, 0, 2)               \
+    X(gru_update_kept, GruUpdateKept<false>, 1, 1)      \
+    X(gru_update_leaky_kept, GruUpdateKept<true>, 1, 1)
 
 struct ConvGatesOperand {
     Conv3x3View view;

@@ -6,17 +6,10 @@
 
 namespace fastds {
 
-// Formulas that the kernel computes: number in GateFormula, struct of gates/math.h, first input that the convolution computes,
-// and number of such inputs.
-#define FASTDS_WINDOW_GATES(X)                        \
-    X(lstm_gates, LstmGates, 0, 4)                    \
-    X(st_lstm_gates, StLstmGates, 0, 4)               \
-    X(memory_gates, MemoryGates<false>, 0, 3)         \
-    X(memory_gates_tanh, MemoryGates<true>, 0, 3)     \
-    X(gru_reset, GruReset, 0, 2)                      \
-    X(gru_update, GruUpdate<false>, 1, 1)             \
-    X(gru_update_leaky, GruUpdate<true>, 1, 1)        \
-    X(output_gate, OutputGate<false>, 0, 1)           \
+// Formulas that the kernel computes.
+#define FASTDS_WINDOW_GATES(X)                    \
+    FASTDS_CONVOLVED_GATES(X)                     \
+    X(memory_gates_tanh, MemoryGates<true>, 0, 3) \
     X(output_gate_tanh, OutputGate<true>, 0, 1)
 
 constexpr int kWindowOperands = 2;  // most inputs that the convolution does not compute, and most results

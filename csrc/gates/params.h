@@ -44,6 +44,17 @@ namespace fastds {
     X(traj_gru_gates, TrajGruGates)                                  \
     X(traj_gru_gates_backward, TrajGruGatesBackward)
 
+// Formulas that every kernel of csrc/conv_rnn has as epilogue of a convolution: number in GateFormula, struct of math.h, first
+// input that the convolution computes, and number of such inputs.
+#define FASTDS_CONVOLVED_GATES(X)                \
+    X(lstm_gates, LstmGates, 0, 4)               \
+    X(st_lstm_gates, StLstmGates, 0, 4)          \
+    X(memory_gates, MemoryGates<false>, 0, 3)    \
+    X(gru_reset, GruReset, 0, 2)                 \
+    X(gru_update, GruUpdate<false>, 1, 1)        \
+    X(gru_update_leaky, GruUpdate<true>, 1, 1)   \
+    X(output_gate, OutputGate<false>, 0, 1)
+
 #define FASTDS_GATE_NUMBER(name, ...) name,
 enum class GateFormula : int { FASTDS_GATE_FORMULAS(FASTDS_GATE_NUMBER) count };
 #undef FASTDS_GATE_NUMBER

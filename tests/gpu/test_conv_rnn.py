@@ -160,7 +160,7 @@ def test_window_in_st_lstm_stages(stage, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("channels", [16, 24])
+@pytest.mark.parametrize("channels", [pytest.param(16, marks=pytest.mark.sanitize), 24])
 def test_window_in_conv_gru_cell(channels, dtype, device):
     tensors = gru_inputs(dtype, 8, channels, (65, 50))
     with fastds.use_backend("reference"):
