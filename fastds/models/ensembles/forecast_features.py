@@ -27,6 +27,7 @@ class ForecastFeatures:
         origins: BackTrajectories of the forecast.
         last: (H, W), the last input frame, missing pixels filled.
         before: (H, W), the frame before, filled and advected to the time of the last one.
+        similar: correlation of `last` and `before`, clipped to 0.3 ... 0.99.
     """
 
     def __init__(self, known: Tensor, mean: Tensor, paths: Tensor):

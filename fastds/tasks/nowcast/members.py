@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,11 +18,13 @@ from fastds.models.baselines.boundary import BackTrajectories
 from fastds.models.baselines.extrapolation import compute_trajectories
 from fastds.models.baselines.motion import estimate_backward_flow
 from fastds.models.ensembles import (
+    EchoShift,
     ErrorModel,
     ForecastFeatures,
     LagrangianNoise,
     compute_expected_rain,
     convert_to_rain_rate,
+    match_echo_areas,
     match_mean_rain,
     sample_reflectivity,
 )
@@ -37,6 +39,7 @@ _RANGE_DB = 60.0  # dynamic range of the frames from which the motion is estimat
 _MAX_THRESHOLD = (
     20.0  # dBZ; upper limit of a detection threshold, which cannot be estimated from fields that are wet everywhere
 )
+_STRONG_RATE = 5.0  # mm/h; weaker echo is not shifted to areas of the last frame
 _THRESHOLD_QUANTILE = 0.02  # fraction of the wet pixels below the detection threshold; ignores single pixels
 
 
@@ -89,8 +92,8 @@ class Ensemble:
 
     At each pixel, a member is z = m + s h(n) with noise n and the parameters m and s of the error model, and no echo if
     z is below the detection threshold of the last frame. The parameter m is shifted at all pixels, so that the mean
-    rain of the members is about that of the advected last frame, as far as it was observed (see
-    fastds.models.ensembles).
+    rain of the members is about that of the advected last frame, as far as it was observed. Echo above 5 mm/h is
+    shifted, so that its areas are nearer to those of the advected last frame (see fastds.models.ensembles).
 
     Args:
         method: method of the mean forecast.
@@ -121,10 +124,10 @@ class Ensemble:
         if features is None:
             yield from (np.full((steps, *z.shape[1:]), self.floor, np.float32) for _ in range(members))
             return
-        parameters = self._compute_parameters(features, threshold)
+        distributions = self._compute_distributions(features, threshold)
 
         def field(lead: int, numbers: np.ndarray) -> np.ndarray:
-            z = (sample_reflectivity(parameters[lead], torch.from_numpy(numbers)) + self.floor).clamp(max=self.ceiling)
+            z = (distributions[lead].sample(torch.from_numpy(numbers)) + self.floor).clamp(max=self.ceiling)
             return torch.where(z < threshold, self.floor, z).numpy()
 
         noise = LagrangianNoise.from_features(features)
@@ -151,7 +154,8 @@ class Ensemble:
         if features is None:
             return np.full((steps, *z.shape[1:]), self.floor, np.float32)
         rain = functools.partial(self._convert_to_rain, threshold=threshold)
-        expected = [compute_expected_rain(p, rain).numpy() for p in self._compute_parameters(features, threshold)]
+        distributions = self._compute_distributions(features, threshold)
+        expected = [compute_expected_rain(d.parameters, d.shift_before(rain)).numpy() for d in distributions]
         return rate_to_reflectivity(np.stack(expected), self.z_r, self.floor)
 
     def _compute_features(self, z: np.ndarray, paths: Tensor, steps: int, threshold: float) -> ForecastFeatures | None:
@@ -170,19 +174,52 @@ class Ensemble:
         z = (z + self.floor).clamp(max=self.ceiling)
         return torch.where(z < threshold, 0.0, convert_to_rain_rate(z, self.z_r))
 
-    def _compute_parameters(self, features: ForecastFeatures, threshold: float) -> list[tuple[Tensor, ...]]:
-        """Return the fields m, s, g and e that the error model gives for each lead time.
+    def _compute_distributions(self, features: ForecastFeatures, threshold: float) -> list[_Distribution]:
+        """Return the distributions of reflectivity at each lead time.
 
-        m is shifted, so that the expected mean rain approaches the mean rain of the advected last frame.
+        m is shifted, so that the expected mean rain approaches the mean rain of the advected last frame, and strong
+        echo is shifted to the areas that it has there. The second shift becomes weaker with the lead time, as the
+        advected frame resembles the future less.
         """
         rain = functools.partial(self._convert_to_rain, threshold=threshold)
-        parameters, slope = [], 10 * self.z_r[1]
-        for lead, target in enumerate(features.advect(rain(features.last))):
+        strong = float(rate_to_reflectivity(np.float64(_STRONG_RATE), self.z_r)) - self.floor
+        strongest = self.ceiling - self.floor
+        distributions, slope = [], 10 * self.z_r[1]
+        advected = zip(features.advect(rain(features.last)), features.advect(features.last), strict=True)
+        for lead, (target, echo) in enumerate(advected):
             raw = self.error_model(features.compute(lead, threshold - self.floor))
-            parameters.append(
-                match_mean_rain(raw, target, features.compute_observed_weight(lead), features.valid, rain, slope)
-            )
-        return parameters
+            observed = features.compute_observed_weight(lead)
+            parameters = match_mean_rain(raw, target, observed, features.valid, rain, slope)
+            weight = features.similar ** ((lead + 1) / 2)
+            shift = match_echo_areas(parameters, echo, features.valid & (observed > 0.5), weight, strong, strongest)
+            made = _Distribution(parameters, shift)
+            if shift is not None:
+                balanced = match_mean_rain(raw, target, observed, features.valid, made.shift_before(rain), slope)
+                made = _Distribution(balanced, shift)
+            distributions.append(made)
+        return distributions
+
+
+class _Distribution(NamedTuple):
+    """Distribution of reflectivity at each pixel at one lead time.
+
+    Attributes:
+        parameters: m, s, g and e of the error model.
+        shift: shift of strong echo, or None.
+    """
+
+    parameters: tuple[Tensor, ...]
+    shift: EchoShift | None
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Return reflectivity in dB above the floor from standard normal noise (H, W)."""
+        z = sample_reflectivity(self.parameters, noise)
+        return z if self.shift is None else self.shift(z)
+
+    def shift_before(self, convert: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Return `convert`, applied to shifted reflectivity."""
+        shift = self.shift
+        return convert if shift is None else lambda z: convert(shift(z))
 
 
 class NetworkEnsemble:
