@@ -33,9 +33,11 @@ class EchoShift:
         self.first, self.shifts = first, shifts
 
     def __call__(self, z: Tensor) -> Tensor:
-        position = ((z - self.first) / _STEP).clamp(0, len(self.shifts) - 1.001)
+        strong = (z > self.first).nonzero(as_tuple=True)
+        position = ((z[strong] - self.first) / _STEP).clamp(0, len(self.shifts) - 1.001)
         level = position.long()
-        return z + torch.lerp(self.shifts[level], self.shifts[level + 1], position - level)
+        shift = torch.lerp(self.shifts[level], self.shifts[level + 1], position - level)
+        return z.index_put(strong, shift, accumulate=True)
 
 
 def match_echo_areas(

@@ -194,8 +194,11 @@ class Ensemble:
             shift = match_echo_areas(parameters, echo, features.valid & (observed > 0.5), weight, strong, strongest)
             made = _Distribution(parameters, shift)
             if shift is not None:
-                balanced = match_mean_rain(raw, target, observed, features.valid, made.shift_before(rain), slope)
-                made = _Distribution(balanced, shift)
+                shifted_rain = made.shift_before(rain)
+                parameters = match_mean_rain(
+                    parameters, target, observed, features.valid, shifted_rain, slope, rounds=1
+                )
+                made = _Distribution(parameters, shift)
             distributions.append(made)
         return distributions
 
