@@ -58,8 +58,43 @@ struct TapGrid {
     int row;
 };
 
-// A pixel, its tensors at the channels of a lane, and its row of the columns. Offset is the type of the offsets, T or float, and
-// Column is T, or const T for columns that are read.
+// Loads the displacement and the mask of a sample. Offset is the type of the offsets, T or float. A mask of null is 1.
+template <class T, class Offset>
+__device__ __forceinline__ Displacement load_displacement(const Offset* offset, const T* mask) {
+    const auto pair = *reinterpret_cast<const Pack<Offset, 2>*>(offset);
+    return {load(pair.value[0]), load(pair.value[1]), mask != nullptr ? load(*mask) : 1.f};
+}
+
+// Returns the sample at a position in the image.
+template <class T>
+__device__ __forceinline__ SampleCorners find_corners(const DeformConv2dDims& d, const Inputs<T>& in, float y, float x, float mask,
+                                                      bool sigmoid_of_mask) {
+    SampleCorners sample;
+    sample.inside = sample_inside(y, x, in.height, in.width);
+    y = sample.inside ? y : 0, x = sample.inside ? x : 0;
+    const float floor_y = floorf(y), floor_x = floorf(x);
+    sample.y0 = static_cast<int>(floor_y), sample.x0 = static_cast<int>(floor_x);
+    sample.height = static_cast<int>(d.H), sample.width = static_cast<int>(d.W);
+    sample.ly = y - floor_y, sample.lx = x - floor_x;
+    sample.mask = sigmoid_of_mask ? sigmoid<float>(FastFloat(mask)).value : mask;
+    return sample;
+}
+
+// Loads the corners of kPacks * 16 bytes of channels, of which `x` has the first one. Strides are in bytes. Corners outside the
+// image are not loaded, so that a NaN of a pixel nearby does not become NaN * 0.
+template <int kPacks, class T>
+__device__ __forceinline__ void load_corners(const SampleCorners& sample, const T* x, int x_h, int x_w,
+                                             SampleWords (&corner)[kPacks][4]) {
+    const char* corner_00 = reinterpret_cast<const char*>(x) + (sample.y0 * x_h + sample.x0 * x_w);
+#pragma unroll
+    for (int n = 0; n < 4; n++)
+#pragma unroll
+        for (int pack = 0; pack < kPacks; pack++)
+            if (sample.has(n))
+                corner[pack][n] = reinterpret_cast<const SampleWords*>(corner_00 + n / 2 * x_h + n % 2 * x_w)[pack];
+}
+
+// A pixel, its tensors at the channels of a lane, and its row of the columns. Column is T, or const T for columns that are read.
 template <class T, class Offset, class Column>
 struct SampledPixel {
     const T* x;
@@ -71,10 +106,7 @@ struct SampledPixel {
     int kernel_row, kernel_column;  // of the next tap
     Displacement next;
 
-    __device__ __forceinline__ void load_displacement() {
-        const auto pair = *reinterpret_cast<const Pack<Offset, 2>*>(offset);
-        next = {load(pair.value[0]), load(pair.value[1]), mask != nullptr ? load(*mask) : 1.f};
-    }
+    __device__ __forceinline__ void load_next() { next = load_displacement<T>(offset, mask); }
 
     // Returns the sample of the next tap, and loads the displacement of the tap after it unless this is the last one. The caller
     // advances `at`.
@@ -83,19 +115,11 @@ struct SampledPixel {
         const Displacement now = next;
         const int ahead = is_last ? 0 : 1;
         offset += 2 * ahead, mask += mask != nullptr ? ahead : 0;
-        load_displacement();
-        float y = row + static_cast<float>(kernel_row) * taps.height + now.y;
-        float x = column + static_cast<float>(kernel_column) * taps.width + now.x;
+        load_next();
+        const float y = row + static_cast<float>(kernel_row) * taps.height + now.y;
+        const float x = column + static_cast<float>(kernel_column) * taps.width + now.x;
         if (++kernel_column == taps.row) kernel_column = 0, kernel_row++;
-        SampleCorners sample;
-        sample.inside = sample_inside(y, x, in.height, in.width);
-        y = sample.inside ? y : 0, x = sample.inside ? x : 0;
-        const float floor_y = floorf(y), floor_x = floorf(x);
-        sample.y0 = static_cast<int>(floor_y), sample.x0 = static_cast<int>(floor_x);
-        sample.height = static_cast<int>(d.H), sample.width = static_cast<int>(d.W);
-        sample.ly = y - floor_y, sample.lx = x - floor_x;
-        sample.mask = sigmoid_of_mask ? sigmoid<float>(FastFloat(now.mask)).value : now.mask;
-        return sample;
+        return find_corners(d, in, y, x, now.mask, sigmoid_of_mask);
     }
 };
 
@@ -183,19 +207,11 @@ deform_conv2d_sample_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
         const int place = item / lines.packs, channel = (item - place * lines.packs) * kPacks * kVector<T>;
         SampledPixel<T, Offset, T> pixel;
         if (!find_pixel(d, in, size, epilogue, lines, place, channel, share.first, columns, pixel)) continue;
-        pixel.load_displacement();
+        pixel.load_next();
         for (int k = share.first; k < share.end; k++) {
             const SampleCorners sample = pixel.take_tap(d, in, taps, epilogue.sigmoid, k + 1 == share.end);
-            const char* corner_00 = reinterpret_cast<const char*>(pixel.x) + (sample.y0 * x_h + sample.x0 * x_w);
-            // Corners outside the image are not loaded, so that a NaN of a pixel nearby does not become NaN * 0.
             SampleWords corner[kPacks][4] = {};
-#pragma unroll
-            for (int n = 0; n < 4; n++)
-#pragma unroll
-                for (int pack = 0; pack < kPacks; pack++)
-                    if (sample.has(n))
-                        corner[pack][n] =
-                            reinterpret_cast<const SampleWords*>(corner_00 + n / 2 * x_h + n % 2 * x_w)[pack];
+            load_corners(sample, pixel.x, x_h, x_w, corner);
             float weight[4];
             sample.get_weights(weight);
 #pragma unroll
