@@ -7,8 +7,6 @@ using namespace FASTDS_ISA;
 
 namespace {
 
-constexpr int kStaticBytes = 1024;  // at least the statically allocated shared memory
-
 // Returns the division of a call of `terms` terms for `outputs` outputs of a group, without tiles.
 FusedWork divide_outputs(int64_t terms, int64_t outputs) {
     FusedWork work{};
@@ -19,7 +17,8 @@ FusedWork divide_outputs(int64_t terms, int64_t outputs) {
 }
 
 int64_t count_shared_bytes(const FusedWork& work) {
-    return kFusedStages * int64_t{get_stage_bytes(work)} + work.slabs * int64_t{kSlabGroups} * static_cast<int64_t>(sizeof(TermGroup));
+    constexpr int64_t slab_bytes = kSlabGroups * sizeof(TermGroup);
+    return static_cast<int64_t>(sizeof(FusedShared)) + kFusedStages * get_stage_bytes(work) + work.slabs * slab_bytes;
 }
 
 template <class T, class Offset>
@@ -50,7 +49,7 @@ void run_fused(const DeformConv2dDims& d, const DeformConv2dForward& t, const De
 
 bool deform_conv2d_fused_fits(int64_t terms, int64_t outputs, int device) {
     const DeviceGuard guard(device);
-    return count_shared_bytes(divide_outputs(terms, outputs)) + kStaticBytes <= get_max_shared_bytes(device) &&
+    return count_shared_bytes(divide_outputs(terms, outputs)) <= get_max_shared_bytes(device) &&
            get_compiled_capability(deform_conv2d_fused_kernel<Half, Half>) >= 80;
 }
 

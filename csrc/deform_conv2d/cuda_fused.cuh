@@ -41,6 +41,12 @@ struct FusedWork {
 // Bytes of a stage: samples, then weights.
 FASTDS_HD int get_stage_bytes(const FusedWork& work) { return kStageSamples + work.outputs * kStageRow; }
 
+// Start of the dynamic shared memory, before the stages and the TermGroups.
+struct FusedShared {
+    PhaseBarrier filled[kFusedStages], emptied[kFusedStages];
+    float bias[kMaxFusedOutputs];
+};
+
 // The 16 bytes of a TermGroup in a row of a stage. They are exchanged between rows, so that 8 rows of a load are in different
 // banks.
 __device__ __forceinline__ int find_in_row(int row, int term_group) { return row * kStageRow + (term_group ^ row % 8) * 16; }
@@ -85,8 +91,10 @@ struct FusedPixel {
         }
         if (own_i >= height || own_j >= width) row = NAN;
     }
-    __device__ __forceinline__ Displacement load_next(int q) const {
-        return load_displacement<T>(offset + 2 * q, mask != nullptr ? mask + q : nullptr);
+    // Returns the displacement and the mask of offset group * K + tap.
+    __device__ __forceinline__ Displacement load_sample(int q) const {
+        const auto pair = reinterpret_cast<const Pack<Offset, 2>*>(offset)[q];
+        return {load(pair.value[0]), load(pair.value[1]), mask != nullptr ? load(mask[q]) : 1.f};
     }
 };
 
@@ -95,16 +103,18 @@ template <class T, class Offset>
 __device__ __forceinline__ void sample_tiles(const DeformConv2dDims& d, const Inputs<T>& in,
                                              const DeformConv2dOffsetEpilogue& epilogue, const FusedWork& work, int first, int end,
                                              const TermGroup* term_groups, const T* weight, int outputs, int terms, char* stages,
-                                             PhaseBarrier* filled, PhaseBarrier* emptied) {
-    const int place = threadIdx.x / kSlabGroups, own = threadIdx.x % kSlabGroups, to = find_in_row(place, own);
+                                             FusedShared& shared) {
+    const int place = threadIdx.x / kSlabGroups, own = threadIdx.x % kSlabGroups;
     const int x_h = static_cast<int>(d.x_h * sizeof(T)), x_w = static_cast<int>(d.x_w * sizeof(T));
-    // Rows `place` and `place` + kFusedPixels of the weights.
-    const int output = get_output_of_row(place);
-    const T* const of_output = weight + int64_t{output} * terms + own * kGroupTerms;
+    // Rows `place` and `place` + kFusedPixels of the weights. Sums of outputs that do not exist are not written.
+    const int output = get_output_of_row(place), rows = (work.outputs - place + kFusedPixels - 1) / kFusedPixels;
+    const T* const from[2] = {weight + int64_t{min(output, outputs - 1)} * terms + own * kGroupTerms,
+                              weight + int64_t{min(output + kFusedPixels, outputs - 1)} * terms + own * kGroupTerms};
+    term_groups += own, stages += find_in_row(place, own), terms -= own * kGroupTerms;
     int tile = first, slab = 0;
     FusedPixel<T, Offset> pixel(d, in, epilogue.base, find_fused_tile(work, tile), place);
-    TermGroup term_group = term_groups[own];
-    Displacement next = pixel.load_next(term_group.q);
+    TermGroup term_group = *term_groups;
+    Displacement next = pixel.load_sample(term_group.q);
     for (int step = 0; tile < end; step++) {
         const SampleCorners sample = find_corners(d, in, pixel.row + term_group.row + next.y,
                                                   pixel.column + term_group.column + next.x, next.mask, epilogue.sigmoid);
@@ -115,27 +125,24 @@ __device__ __forceinline__ void sample_tiles(const DeformConv2dDims& d, const In
             slab = 0, tile++;
             if (tile < end) pixel = FusedPixel<T, Offset>(d, in, epilogue.base, find_fused_tile(work, tile), place);
         }
-        term_group = term_groups[slab * kSlabGroups + own];
-        next = pixel.load_next(term_group.q);
+        term_group = term_groups[slab * kSlabGroups];
+        next = pixel.load_sample(term_group.q);
 
         const int stage = step % kFusedStages;
         char* const at = stages + stage * get_stage_bytes(work);
-        if (step >= kFusedStages) FASTDS_WAIT_FOR_PHASE(emptied[stage], step / kFusedStages % 2 ^ 1);
-#pragma unroll
-        for (int i = 0; i < kMaxFusedOutputs; i += kFusedPixels) {
-            if (place + i >= work.outputs) continue;
-            const bool exists = output + i < outputs && term + own * kGroupTerms < terms;
-            copy_async(at + kStageSamples + to + i * kStageRow, exists ? of_output + int64_t{i} * terms + term : weight, exists);
-        }
+        if (step >= kFusedStages) FASTDS_WAIT_FOR_PHASE(shared.emptied[stage], step / kFusedStages % 2 ^ 1);
+        const bool exist = term < terms;  // a sum has no terms after its last one
+        if (rows > 0) copy_async(at + kStageSamples, from[0] + (exist ? term : 0), exist);
+        if (rows > 1) copy_async(at + kStageSamples + kFusedPixels * kStageRow, from[1] + (exist ? term : 0), exist);
         commit_copies();
         float factors[4];
         SampleWords words;
         sample.get_weights(factors);
         blend<T>(factors, corner[0], words.value);
-        *reinterpret_cast<uint4*>(at + to) = make_uint4(words.value[0], words.value[1], words.value[2], words.value[3]);
+        *reinterpret_cast<uint4*>(at) = make_uint4(words.value[0], words.value[1], words.value[2], words.value[3]);
         wait_for_copies<0>();
         __syncwarp();
-        if (threadIdx.x % 32 == 0) arrive(filled[stage]);
+        if (threadIdx.x % 32 == 0) arrive(shared.filled[stage]);
     }
 }
 
@@ -194,33 +201,35 @@ __device__ __forceinline__ void store_sums(const DeformConv2dDims& d, const Fuse
 }
 
 // weight: (O, K, C/groups), contiguous; y: NHWC, contiguous. The block has kSamplingThreads threads and 64 for every 32 outputs.
-// Dynamic shared memory: the stages, then the TermGroups.
+// Dynamic shared memory: FusedShared, the stages, and the TermGroups.
 template <class T, class Offset>
 __global__ void __launch_bounds__(kMaxFusedThreads, 1)
 deform_conv2d_fused_kernel(const DeformConv2dDims d, const Inputs<T> in, const DeformConv2dOffsetEpilogue epilogue,
                            const FusedWork work, const T* __restrict__ weight, const T* __restrict__ bias, T* __restrict__ y) {
-    FASTDS_DYNAMIC_SHARED(char, stages);
-    FASTDS_SHARED(PhaseBarrier, filled, [kFusedStages]);
-    FASTDS_SHARED(PhaseBarrier, emptied, [kFusedStages]);
-    FASTDS_SHARED(float, biases, [kMaxFusedOutputs]);
+    FASTDS_DYNAMIC_SHARED(FusedShared, shared);
+    char* const stages = reinterpret_cast<char*>(shared + 1);
+    const auto term_groups = reinterpret_cast<TermGroup*>(stages + kFusedStages * get_stage_bytes(work));
     const Groups size(d);
     const int part = static_cast<int>(blockIdx.x) / work.shares, group = part / work.parts, share = blockIdx.x % work.shares;
     const int skipped = part % work.parts * work.outputs, o0 = group * size.outputs + skipped, outputs = size.outputs - skipped;
     const int terms = size.K * size.channels, thread = threadIdx.x;
-    const auto term_groups = reinterpret_cast<TermGroup*>(stages + kFusedStages * get_stage_bytes(work));
     for (int i = thread; i < work.slabs * kSlabGroups; i += blockDim.x)
         term_groups[i] = find_term_group(d, size, group, i * kGroupTerms);
-    for (int n = thread; n < work.outputs; n += blockDim.x) biases[n] = bias != nullptr && n < outputs ? load(bias[o0 + n]) : 0;
-    if (thread < kFusedStages) {
-        init_barrier(filled[thread], kSamplingWarps);
-        init_barrier(emptied[thread], (blockDim.x - kSamplingThreads) / 32);
+    for (int n = thread; n < work.outputs; n += blockDim.x)
+        shared->bias[n] = bias != nullptr && n < outputs ? load(bias[o0 + n]) : 0;
+    if (thread == 0) {
+#pragma unroll
+        for (int stage = 0; stage < kFusedStages; stage++) {
+            init_barrier(shared->filled[stage], kSamplingWarps);
+            init_barrier(shared->emptied[stage], (blockDim.x - kSamplingThreads) / 32);
+        }
     }
     __syncthreads();
-    const int first = static_cast<int>(int64_t{work.tiles} * share / work.shares);
-    const int end = static_cast<int>(int64_t{work.tiles} * (share + 1) / work.shares);
+    const int least = work.tiles / work.shares, more = work.tiles % work.shares;  // tiles of a share; shares with one more
+    const int first = share * least + min(share, more), end = first + least + (share < more ? 1 : 0);
     if (thread < kSamplingThreads) {
         sample_tiles<T, Offset>(d, in, epilogue, work, first, end, term_groups, weight + int64_t{o0} * terms, outputs, terms, stages,
-                                filled, emptied);
+                                *shared);
         return;
     }
     constexpr int kPixelWarps = kFusedPixels / kProductPixels;
@@ -230,13 +239,13 @@ deform_conv2d_fused_kernel(const DeformConv2dDims d, const Inputs<T> in, const D
         FusedSums sums{};
         for (int slab = 0; slab < work.slabs; slab++, step++) {
             const int stage = step % kFusedStages;
-            FASTDS_WAIT_FOR_PHASE(filled[stage], step / kFusedStages % 2);
+            FASTDS_WAIT_FOR_PHASE(shared->filled[stage], step / kFusedStages % 2);
             add_products<T>(sums, stages + stage * get_stage_bytes(work), first_pixel, first_output);
             __syncwarp();
-            if (thread % 32 == 0) arrive(emptied[stage]);
+            if (thread % 32 == 0) arrive(shared->emptied[stage]);
         }
         const FusedTile at = find_fused_tile(work, tile);
-        store_sums(d, sums, at, first_pixel, biases + own_output, outputs - own_output, epilogue.slope, work.packs,
+        store_sums(d, sums, at, first_pixel, shared->bias + own_output, outputs - own_output, epilogue.slope, work.packs,
                    y + at.image * (d.Ho * d.Wo * d.O) + o0 + own_output);
     }
 }

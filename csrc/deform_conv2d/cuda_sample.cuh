@@ -58,13 +58,6 @@ struct TapGrid {
     int row;
 };
 
-// Loads the displacement and the mask of a sample. Offset is the type of the offsets, T or float. A mask of null is 1.
-template <class T, class Offset>
-__device__ __forceinline__ Displacement load_displacement(const Offset* offset, const T* mask) {
-    const auto pair = *reinterpret_cast<const Pack<Offset, 2>*>(offset);
-    return {load(pair.value[0]), load(pair.value[1]), mask != nullptr ? load(*mask) : 1.f};
-}
-
 // Returns the sample at a position in the image.
 template <class T>
 __device__ __forceinline__ SampleCorners find_corners(const DeformConv2dDims& d, const Inputs<T>& in, float y, float x, float mask,
@@ -94,7 +87,8 @@ __device__ __forceinline__ void load_corners(const SampleCorners& sample, const 
                 corner[pack][n] = reinterpret_cast<const SampleWords*>(corner_00 + n / 2 * x_h + n % 2 * x_w)[pack];
 }
 
-// A pixel, its tensors at the channels of a lane, and its row of the columns. Column is T, or const T for columns that are read.
+// A pixel, its tensors at the channels of a lane, and its row of the columns. Offset is the type of the offsets, T or float, and
+// Column is T, or const T for columns that are read.
 template <class T, class Offset, class Column>
 struct SampledPixel {
     const T* x;
@@ -106,7 +100,10 @@ struct SampledPixel {
     int kernel_row, kernel_column;  // of the next tap
     Displacement next;
 
-    __device__ __forceinline__ void load_next() { next = load_displacement<T>(offset, mask); }
+    __device__ __forceinline__ void load_displacement() {
+        const auto pair = *reinterpret_cast<const Pack<Offset, 2>*>(offset);
+        next = {load(pair.value[0]), load(pair.value[1]), mask != nullptr ? load(*mask) : 1.f};
+    }
 
     // Returns the sample of the next tap, and loads the displacement of the tap after it unless this is the last one. The caller
     // advances `at`.
@@ -115,7 +112,7 @@ struct SampledPixel {
         const Displacement now = next;
         const int ahead = is_last ? 0 : 1;
         offset += 2 * ahead, mask += mask != nullptr ? ahead : 0;
-        load_next();
+        load_displacement();
         const float y = row + static_cast<float>(kernel_row) * taps.height + now.y;
         const float x = column + static_cast<float>(kernel_column) * taps.width + now.x;
         if (++kernel_column == taps.row) kernel_column = 0, kernel_row++;
@@ -207,7 +204,7 @@ deform_conv2d_sample_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
         const int place = item / lines.packs, channel = (item - place * lines.packs) * kPacks * kVector<T>;
         SampledPixel<T, Offset, T> pixel;
         if (!find_pixel(d, in, size, epilogue, lines, place, channel, share.first, columns, pixel)) continue;
-        pixel.load_next();
+        pixel.load_displacement();
         for (int k = share.first; k < share.end; k++) {
             const SampleCorners sample = pixel.take_tap(d, in, taps, epilogue.sigmoid, k + 1 == share.end);
             SampleWords corner[kPacks][4] = {};

@@ -64,7 +64,7 @@ deform_conv2d_scatter_kernel(const DeformConv2dDims d, const Inputs<T> in, const
         const bool there = find_pixel(d, in, size, epilogue, lines, place, channel, share.first, columns, pixel);
         const unsigned active = __ballot_sync(0xffffffffu, there);
         if (!there) continue;
-        pixel.load_next();
+        pixel.load_displacement();
         char* const grad_x = reinterpret_cast<char*>(grads.x + channel) + pixel.image * image_bytes;
         const int64_t pair = int64_t{offset_group} * size.K;
         const PixelGradients<T> grad_mask(grads.mask, grads.mask_in_float32, pixel.number * grads.mask_step + pair);
