@@ -54,7 +54,8 @@ inline DeformConv2dDims make_dims(const py::kwargs& given) {
 
 inline void register_deform_conv2d(py::module_& m) {
     using namespace deform_conv2d_bind;
-    py::class_<DeformConv2dDims>(m, "DeformConv2dDims", "Sizes and element strides of one deform_conv2d call")
+    // Local, so that tests can load several modules with changed kernels.
+    py::class_<DeformConv2dDims>(m, "DeformConv2dDims", "Sizes and element strides of one deform_conv2d call", py::module_local())
         .def(py::init(&make_dims));
     bind(
         m, "deform_conv2d_forward",

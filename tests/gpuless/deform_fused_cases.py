@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls drawn by seed for the kernel of deform_conv2d whose warps sample or multiply, csrc/deform_conv2d/cuda_fused.cuh."""
+"""Calls drawn by seed for the fused kernel of deform_conv2d, csrc/deform_conv2d/cuda_fused.cuh."""
 
 import random
 from dataclasses import dataclass

@@ -3,8 +3,8 @@
 
 import pytest
 import torch
-from gpuless.deform_fused_cases import KERNEL, Case, draw_case
 from gpuless.conv3x3_window_cases import is_untouched
+from gpuless.deform_fused_cases import KERNEL, Case, draw_case
 
 import fastds
 from fastds.ops import deform_conv2d
