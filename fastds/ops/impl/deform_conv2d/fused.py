@@ -28,7 +28,8 @@ def get_unsupported_reason(input, offset, weight, mask, stride, padding) -> str 
         return f"the fused kernel has no {input.dtype}"
     if (reason := sample_layout.get_unsupported_reason(input, offset, weight, mask, stride, padding)) is not None:
         return reason
-    terms, outputs = weight[0].numel(), weight.shape[0] * weight.shape[1] // input.shape[1]
+    outputs, group_channels, k_h, k_w = weight.shape
+    terms, outputs = group_channels * k_h * k_w, outputs * group_channels // input.shape[1]  # of a group
     if not native.get_module().deform_conv2d_fused_fits(terms, outputs, input.device.index or 0):
         return "the terms of a group do not fit in shared memory, or the GPU is older than compute capability 8.0"
     return None
