@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
 from fastds.ops.core.settings import ProcessSetting
-from fastds.ops.impl.deform_conv2d import fused, two_passes
+from fastds.ops.impl.deform_conv2d import fused, kernel_times, two_passes
 from fastds.ops.impl.deform_conv2d.kernel_times import KernelTime, rank_kernels
 from fastds.ops.impl.deform_conv2d.launch_args import count_groups, make_dims
 
@@ -75,7 +75,7 @@ def prefers_triton(input, weight) -> bool:
 
 
 def rank_forward_kernels(
-    input, offset, weight, bias, stride, padding, dilation, mask, *, native_only: bool = False
+    input, offset, weight, bias, stride, padding, dilation, mask, *, native_only: bool = False, list_all: bool = False
 ) -> tuple[KernelTime, ...]:
     """Return the times of the kernels that can compute a forward pass, the kernel to run first.
 
@@ -89,21 +89,23 @@ def rank_forward_kernels(
         dilation: pair (rows, columns) in pixels.
         mask: (B, G * K, H', W') or None.
         native_only: whether to leave out the Triton kernel.
+        list_all: whether to list the kernel "fused" although it runs only on request, which takes time.
 
     Raises:
         RuntimeError: use_two_passes(True) or use_fused() is active and that kernel cannot compute the call.
     """
-    fused_reason = fused.get_unsupported_reason(input, offset, weight, mask, stride, padding)
+    fused_arguments = (input, offset, weight, mask, stride, padding)
     if _fused.value:
-        if fused_reason is not None:
-            raise RuntimeError(f"the fused kernel of deform_conv2d was requested, but cannot run: {fused_reason}")
+        if (reason := fused.get_unsupported_reason(*fused_arguments)) is not None:
+            raise RuntimeError(f"the fused kernel of deform_conv2d was requested, but cannot run: {reason}")
         return _rank_kernels(["fused"], input, offset, weight, backward=False)
     if input.dtype == torch.float64:
         return (KernelTime("plain", 0.0, False),)
     kernels = [_get_native_kernel(input, offset, weight, mask, stride, padding, dilation)]
     if not native_only and prefers_triton(input, weight) and triton_loader.unsupported_reason(input) is None:
         kernels.append("triton")
-    if fused_reason is None:
+    may_run = list_all or "fused" not in kernel_times.UNTRIED
+    if may_run and fused.get_unsupported_reason(*fused_arguments) is None:
         kernels.append("fused")
     return _rank_with_two_passes(kernels, input, offset, weight, mask, stride, padding, backward=False)
 
@@ -196,7 +198,7 @@ def describe_forward(input, offset, weight, bias, stride, padding, dilation, mas
     """Return the entries of fastds.explain with the times of the kernels, for tensors on a GPU."""
     if not input.is_cuda:
         return {}
-    times = rank_forward_kernels(input, offset, weight, bias, stride, padding, dilation, mask)
+    times = rank_forward_kernels(input, offset, weight, bias, stride, padding, dilation, mask, list_all=True)
     backward = describe_backward(input, input, offset, weight, stride, padding, dilation, mask, [True] * 5)
     return {"kernels": "; ".join(map(str, times)), "kernels of gradients": backward["kernels"]}
 
