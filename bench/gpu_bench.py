@@ -49,7 +49,7 @@ FIRST = (
     "db_rnn",
 )
 PROFILED = {  # (op, mode): peers of the rows to profile, in this order
-    ("deform_conv2d", "forward"): ("fastds two passes", "fastds cuda", "fastds triton"),
+    ("deform_conv2d", "forward"): ("fastds two passes", "fastds fused", "fastds cuda", "fastds triton"),
     ("conv3x3", "forward"): ("fastds window", "fastds implicit_gemm"),
     ("conv_lstm_cell", "forward"): ("fastds window", "fastds triton"),
 }

@@ -19,16 +19,17 @@ from bench.deform_conv2d_peers import compute_by_grid_sample, make_forward_or_ba
 from bench.gpu_rows import Row, get_dtype_name, load_torchvision_op
 from fastds.ops import deform_conv2d
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
-from fastds.ops.impl.deform_conv2d.selection import use_two_passes
+from fastds.ops.impl.deform_conv2d.selection import use_fused, use_two_passes
 
 FLOAT16, BFLOAT16, FLOAT32 = torch.float16, torch.bfloat16, torch.float32
 WITHOUT_INPUT = "backward without x"  # the gradients of all tensors but the input
 JOINED = "torchvision, joined streams"
-FORWARD_PEER = "fastds tensor cores"  # whose gradients are those of "fastds cuda"
+FORWARD_PEERS = ("fastds tensor cores", "fastds fused")  # whose gradients are those of "fastds cuda"
 # Peer, dtype, tolerance. "fastds cuda" is the kernel of CUDA C++ in one pass that the call selects. The sampling
 # positions of torchvision in float16 are float16, and its errors are large.
 PEERS = [
     ("fastds two passes", BFLOAT16, 2e-2),
+    ("fastds fused", BFLOAT16, 2e-2),
     ("fastds cuda", BFLOAT16, 2e-2),
     ("fastds tensor cores", BFLOAT16, 2e-2),
     ("fastds triton", BFLOAT16, 2e-2),
@@ -97,7 +98,8 @@ def build_fastds(case, mode, dtype, peer, device):
             yield
             return
         backend = "triton" if peer == "fastds triton" else "native"
-        with fastds.use_backend(backend), use_two_passes(peer == "fastds two passes"):
+        fused = use_fused() if peer == "fastds fused" else contextlib.nullcontext()
+        with fastds.use_backend(backend), use_two_passes(peer == "fastds two passes"), fused:
             yield
 
     def function(x, offset, mask, weight, bias):
@@ -243,7 +245,7 @@ def make_first_rows():
         replace(make_row(name, mode, *peer, False, False), first=True)
         for mode, name in selected
         for peer in peers
-        if mode == "forward" or peer[0] != FORWARD_PEER
+        if mode == "forward" or peer[0] not in FORWARD_PEERS
     ]
 
 
@@ -254,7 +256,7 @@ def make_case_rows(name, small):
         make_row(name, mode, *peer, small, peer[0] == "conv2d")
         for mode in ("forward", "backward")
         for peer in peers
-        if mode == "forward" or peer[0] != FORWARD_PEER
+        if mode == "forward" or peer[0] not in FORWARD_PEERS
     ]
 
 

@@ -2,6 +2,7 @@
 // Parts of kernels that load tiles into shared memory ahead of their use: copies that do not block, barriers of some of the threads
 // of a block, and loads of matrices for core/mma.h. They run on sm_80 and newer.
 #pragma once
+#include "core/isa.h"
 #include "core/launch.h"
 
 namespace fastds {

@@ -54,7 +54,8 @@ inline DeformConv2dDims make_dims(const py::kwargs& given) {
 
 inline void register_deform_conv2d(py::module_& m) {
     using namespace deform_conv2d_bind;
-    py::class_<DeformConv2dDims>(m, "DeformConv2dDims", "Sizes and element strides of one deform_conv2d call")
+    // Local, so that tests can load several modules with changed kernels.
+    py::class_<DeformConv2dDims>(m, "DeformConv2dDims", "Sizes and element strides of one deform_conv2d call", py::module_local())
         .def(py::init(&make_dims));
     bind(
         m, "deform_conv2d_forward",
@@ -112,6 +113,22 @@ inline void register_deform_conv2d(py::module_& m) {
             deform_conv2d_guided_cuda(dims, tensors, epilogue, device, to_pointer(stream));
         },
         "Like deform_conv2d_forward_cuda with the offsets + base, sigmoid(mask) and a leaky ReLU on y. The address base may be 0.");
+    bind(
+        m, "deform_conv2d_fused_fits",
+        [](int64_t terms, int64_t outputs, int device) { return deform_conv2d_fused_fits(terms, outputs, device); },
+        "Return whether deform_conv2d_fused_cuda can compute sums of `terms` terms for `outputs` outputs of a group.");
+    bind(
+        m, "deform_conv2d_fused_cuda",
+        [](intptr_t x, intptr_t offset, intptr_t mask, intptr_t weight, intptr_t bias, intptr_t y, intptr_t base, bool sigmoid,
+           double slope, const DeformConv2dDims& dims, int device, intptr_t stream) {
+            py::gil_scoped_release release;
+            const DeformConv2dForward tensors{to_pointer(x),      to_pointer(offset), to_pointer(mask),
+                                              to_pointer(weight), to_pointer(bias),   to_pointer(y)};
+            const DeformConv2dOffsetEpilogue epilogue{static_cast<const float*>(to_pointer(base)), sigmoid,
+                                                      static_cast<float>(slope)};
+            deform_conv2d_fused_cuda(dims, tensors, epilogue, device, to_pointer(stream));
+        },
+        "Like deform_conv2d_guided_cuda by a kernel whose warps either sample or multiply.");
     bind(
         m, "deform_conv2d_sample_cuda",
         [](intptr_t x, intptr_t offset, intptr_t mask, intptr_t columns, intptr_t base, bool sigmoid,

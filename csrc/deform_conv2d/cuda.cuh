@@ -159,6 +159,20 @@ struct Tap {
     A row, column;
 };
 
+// Common data of 8 terms of the sum e = k * C/groups + c, which have 16 bytes in 16-bit types: coordinates of their tap relative to
+// tap (0, 0) (NaN after the last term), q = offset group * K + k, and the first channel.
+struct alignas(16) TermGroup {
+    float row, column;
+    int q, channel;
+};
+
+__device__ __forceinline__ TermGroup find_term_group(const DeformConv2dDims& d, const Groups& size, int group, int term) {
+    if (term >= size.K * size.channels) return {NAN, NAN, 0, 0};
+    const int k = term / size.channels, channel = group * size.channels + term % size.channels;
+    const Tap<float> tap(d, k);
+    return {tap.row, tap.column, channel / size.per_offset_group * size.K + k, channel};
+}
+
 // One sample: its cell, and the mask times the weight of each corner.
 template <class A>
 struct Sample {

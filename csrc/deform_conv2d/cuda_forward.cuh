@@ -86,18 +86,11 @@ deform_conv2d_forward_kernel(const DeformConv2dDims d, const Inputs<T> in, const
 // channels of a 3 x 3 kernel are 576) all fit. A block then loads them once and processes all its pixels.
 
 constexpr int kMmaWarps = 8, kMmaPixels = 16, kMmaOutputs = 64;
-constexpr int kMmaChannels = 8;              // channels of a lane, 16 bytes
+constexpr int kMmaChannels = 8;              // channels of a lane, those of a TermGroup
 constexpr int kMmaTerms = 4 * kMmaChannels;  // terms of a warp at a time
 // Number of terms in shared memory. They take 76 KiB, so that two blocks fit on a multiprocessor. The row length is an odd
 // multiple of 64 bytes, so that 8 lanes read different banks.
 constexpr int kMmaPanel = 19 * kMmaTerms;
-
-// Common data of kMmaChannels terms: coordinates of their tap relative to tap (0, 0) (NaN after the last term), q = offset
-// group * K + k, and the first channel.
-struct alignas(16) MmaTermGroup {
-    float row, column;
-    int q, channel;
-};
 
 // A pixel with 32-bit positions. After the last pixel, `row` is NaN, so that no sample is inside the image.
 struct MmaPixel {
@@ -119,7 +112,7 @@ struct MmaPixel {
 // all are in flight before the first result is used. Corners outside the image are not loaded and have the weight 0.
 template <class T>
 __device__ __forceinline__ void compute_samples(const DeformConv2dDims& d, const Inputs<T>& in, const MmaPixel& pixel,
-                                            const MmaTermGroup& term_group, uint32_t (&to)[4]) {
+                                            const TermGroup& term_group, uint32_t (&to)[4]) {
     using Words = Pack<uint32_t, kMmaChannels / 2>;
     const int at = pixel.offset + 2 * term_group.q;
     float y = pixel.row + term_group.row, x = pixel.column + term_group.column;
@@ -155,10 +148,10 @@ __device__ __forceinline__ int count_panel_terms(int first, int terms) {
     return (min(terms - first, kMmaPanel) + kMmaTerms - 1) / kMmaTerms * kMmaTerms;
 }
 
-// Loads the weights of `outputs` channels from o0 on, and the MmaTermGroup data, for as many terms from `first` on as fit.
+// Loads the weights of `outputs` channels from o0 on, and the TermGroups, for as many terms from `first` on as fit.
 // Outputs and terms after the last are zeros.
 template <class T>
-__device__ __forceinline__ void load_panel(T (*panel)[kMmaPanel], MmaTermGroup* term_groups, const DeformConv2dDims& d,
+__device__ __forceinline__ void load_panel(T (*panel)[kMmaPanel], TermGroup* term_groups, const DeformConv2dDims& d,
                                                const Groups& size, const T* __restrict__ weight, int group, int o0,
                                                int outputs, int first, int terms) {
     using Weights = Pack<T, kMmaChannels>;
@@ -170,13 +163,8 @@ __device__ __forceinline__ void load_panel(T (*panel)[kMmaPanel], MmaTermGroup* 
         if (output < outputs && term < terms) weights = *reinterpret_cast<const Weights*>(from);
         reinterpret_cast<Weights*>(panel[output])[term_group] = weights;
     }
-    for (int i = threadIdx.x; i < count; i += blockDim.x) {
-        const int term = first + i * kMmaChannels, k = term / size.channels;
-        const int channel = group * size.channels + term % size.channels;
-        const Tap<float> tap(d, k);
-        term_groups[i] = {tap.row, tap.column, channel / size.per_offset_group * size.K + k, channel};
-        if (term >= terms) term_groups[i] = {NAN, NAN, 0, 0};
-    }
+    for (int i = threadIdx.x; i < count; i += blockDim.x)
+        term_groups[i] = find_term_group(d, size, group, first + i * kMmaChannels);
 }
 
 // weight: (O, K, C/groups), contiguous; y: NHWC, contiguous. The grid has `shares` blocks for every 64 outputs of a group.
@@ -186,7 +174,7 @@ deform_conv2d_tensor_cores_kernel(const DeformConv2dDims d, const Inputs<T> in, 
                                   const T* __restrict__ bias, T* __restrict__ y, int shares) {
     FASTDS_DYNAMIC_SHARED(T, shared);
     const auto panel = reinterpret_cast<T (*)[kMmaPanel]>(shared);  // [kMmaOutputs]
-    FASTDS_SHARED(MmaTermGroup, term_groups, [kMmaPanel / kMmaChannels]);
+    FASTDS_SHARED(TermGroup, term_groups, [kMmaPanel / kMmaChannels]);
     FASTDS_SHARED(float, biases, [kMmaOutputs]);
     const Groups size(d);
     const int group_outputs = size.outputs, terms = size.K * size.channels, points = static_cast<int>(d.B * d.Ho * d.Wo);
@@ -215,7 +203,7 @@ deform_conv2d_tensor_cores_kernel(const DeformConv2dDims d, const Inputs<T> in, 
             if (!busy) continue;
             const int end = count_panel_terms(first, terms);
             for (int e = t * kMmaChannels; e < end; e += kMmaTerms) {
-                const MmaTermGroup term_group = term_groups[e / kMmaChannels];
+                const TermGroup term_group = term_groups[e / kMmaChannels];
                 uint32_t samples[2][4];
 #pragma unroll
                 for (int m = 0; m < 2; m++) compute_samples(d, in, pixels[m], term_group, samples[m]);
@@ -297,7 +285,7 @@ struct TileWindow {
 template <class T>
 __device__ __forceinline__ void compute_window_samples(const DeformConv2dDims& d, const Inputs<T>& in,
                                                const DeformConv2dOffsetEpilogue& epilogue,
-                                               const TileWindow& tile_window, const MmaPixel& pixel, const MmaTermGroup& term_group, int pack,
+                                               const TileWindow& tile_window, const MmaPixel& pixel, const TermGroup& term_group, int pack,
                                                uint32_t (&to)[4]) {
     using Words = Pack<uint32_t, 4>;
     float y, x;
@@ -363,7 +351,7 @@ deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
     const auto panel = reinterpret_cast<T (*)[kMmaPanel]>(shared);  // [kMmaOutputs]
     const auto packs = reinterpret_cast<Words*>(shared + kPanelBytes);
     const auto exchange = reinterpret_cast<float*>(shared + kPanelBytes);
-    FASTDS_SHARED(MmaTermGroup, term_groups, [kMmaPanel / kMmaChannels]);
+    FASTDS_SHARED(TermGroup, term_groups, [kMmaPanel / kMmaChannels]);
     FASTDS_SHARED(float, biases, [kMmaOutputs]);
     const Groups size(d);
     const int terms = size.K * size.channels, end = count_panel_terms(0, terms);
@@ -417,7 +405,7 @@ deform_conv2d_window_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
         }
         float sums[kMmaOutputs / 8][4] = {};
         for (int e = t * kMmaChannels + half * kMmaTerms; e < end; e += 2 * kMmaTerms) {
-            const MmaTermGroup term_group = term_groups[e / kMmaChannels];
+            const TermGroup term_group = term_groups[e / kMmaChannels];
             const int pack = (term_group.channel - group * size.channels) / kMmaChannels;
             uint32_t samples[2][4];
 #pragma unroll

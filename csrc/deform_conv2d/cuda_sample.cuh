@@ -58,6 +58,35 @@ struct TapGrid {
     int row;
 };
 
+// Returns the sample at a position in the image.
+template <class T>
+__device__ __forceinline__ SampleCorners find_corners(const DeformConv2dDims& d, const Inputs<T>& in, float y, float x, float mask,
+                                                      bool sigmoid_of_mask) {
+    SampleCorners sample;
+    sample.inside = sample_inside(y, x, in.height, in.width);
+    y = sample.inside ? y : 0, x = sample.inside ? x : 0;
+    const float floor_y = floorf(y), floor_x = floorf(x);
+    sample.y0 = static_cast<int>(floor_y), sample.x0 = static_cast<int>(floor_x);
+    sample.height = static_cast<int>(d.H), sample.width = static_cast<int>(d.W);
+    sample.ly = y - floor_y, sample.lx = x - floor_x;
+    sample.mask = sigmoid_of_mask ? sigmoid<float>(FastFloat(mask)).value : mask;
+    return sample;
+}
+
+// Loads the corners of kPacks * 16 bytes of channels, of which `x` has the first one. Strides are in bytes. Corners outside the
+// image are not loaded, so that a NaN of a pixel nearby does not become NaN * 0.
+template <int kPacks, class T>
+__device__ __forceinline__ void load_corners(const SampleCorners& sample, const T* x, int x_h, int x_w,
+                                             SampleWords (&corner)[kPacks][4]) {
+    const char* corner_00 = reinterpret_cast<const char*>(x) + (sample.y0 * x_h + sample.x0 * x_w);
+#pragma unroll
+    for (int n = 0; n < 4; n++)
+#pragma unroll
+        for (int pack = 0; pack < kPacks; pack++)
+            if (sample.has(n))
+                corner[pack][n] = reinterpret_cast<const SampleWords*>(corner_00 + n / 2 * x_h + n % 2 * x_w)[pack];
+}
+
 // A pixel, its tensors at the channels of a lane, and its row of the columns. Offset is the type of the offsets, T or float, and
 // Column is T, or const T for columns that are read.
 template <class T, class Offset, class Column>
@@ -84,18 +113,10 @@ struct SampledPixel {
         const int ahead = is_last ? 0 : 1;
         offset += 2 * ahead, mask += mask != nullptr ? ahead : 0;
         load_displacement();
-        float y = row + static_cast<float>(kernel_row) * taps.height + now.y;
-        float x = column + static_cast<float>(kernel_column) * taps.width + now.x;
+        const float y = row + static_cast<float>(kernel_row) * taps.height + now.y;
+        const float x = column + static_cast<float>(kernel_column) * taps.width + now.x;
         if (++kernel_column == taps.row) kernel_column = 0, kernel_row++;
-        SampleCorners sample;
-        sample.inside = sample_inside(y, x, in.height, in.width);
-        y = sample.inside ? y : 0, x = sample.inside ? x : 0;
-        const float floor_y = floorf(y), floor_x = floorf(x);
-        sample.y0 = static_cast<int>(floor_y), sample.x0 = static_cast<int>(floor_x);
-        sample.height = static_cast<int>(d.H), sample.width = static_cast<int>(d.W);
-        sample.ly = y - floor_y, sample.lx = x - floor_x;
-        sample.mask = sigmoid_of_mask ? sigmoid<float>(FastFloat(now.mask)).value : now.mask;
-        return sample;
+        return find_corners(d, in, y, x, now.mask, sigmoid_of_mask);
     }
 };
 
@@ -186,16 +207,8 @@ deform_conv2d_sample_kernel(const DeformConv2dDims d, const Inputs<T> in, const 
         pixel.load_displacement();
         for (int k = share.first; k < share.end; k++) {
             const SampleCorners sample = pixel.take_tap(d, in, taps, epilogue.sigmoid, k + 1 == share.end);
-            const char* corner_00 = reinterpret_cast<const char*>(pixel.x) + (sample.y0 * x_h + sample.x0 * x_w);
-            // Corners outside the image are not loaded, so that a NaN of a pixel nearby does not become NaN * 0.
             SampleWords corner[kPacks][4] = {};
-#pragma unroll
-            for (int n = 0; n < 4; n++)
-#pragma unroll
-                for (int pack = 0; pack < kPacks; pack++)
-                    if (sample.has(n))
-                        corner[pack][n] =
-                            reinterpret_cast<const SampleWords*>(corner_00 + n / 2 * x_h + n % 2 * x_w)[pack];
+            load_corners(sample, pixel.x, x_h, x_w, corner);
             float weight[4];
             sample.get_weights(weight);
 #pragma unroll

@@ -61,6 +61,11 @@ bool deform_conv2d_window_fits(const DeformConv2dDims& dims, const DeformConv2dF
 void deform_conv2d_guided_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors,
                                const DeformConv2dOffsetEpilogue& epilogue,
                                int device, void* stream);
+// The same in one kernel whose warps either sample or multiply, for 16-bit types. deform_conv2d_fused_fits returns whether the
+// sums of `terms` terms for `outputs` outputs of a group fit in shared memory and the code is for compute capability 8.0.
+bool deform_conv2d_fused_fits(int64_t terms, int64_t outputs, int device);
+void deform_conv2d_fused_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors,
+                              const DeformConv2dOffsetEpilogue& epilogue, int device, void* stream);
 // Writes the samples of `lines` rows of output pixels, of all images from the row `first_line` on, to tensors.y as columns
 // (groups, lines * Wo, K, C/groups), with the type of x. `slope` and the weight are not used.
 void deform_conv2d_sample_cuda(const DeformConv2dDims& dims, const DeformConv2dForward& tensors,

@@ -9,7 +9,7 @@ import fastds
 from fastds.nn import GuidedDeformConv2d
 from fastds.ops import deform_conv2d
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
-from fastds.ops.impl.deform_conv2d.selection import use_two_passes
+from fastds.ops.impl.deform_conv2d.selection import use_fused, use_two_passes
 from tests.support.deform_cases import NAMES, PROBLEMS, Problem, assert_within_rule, gradients, small, torch_in_dtype
 
 PLAIN = Problem("plain", 2, 32, 48, 17, 23, G=4)
@@ -58,6 +58,7 @@ TWO_PASSES = [
     Problem("packs1", 2, 16, 20, 9, 13, G=2),
     Problem("packs2", 1, 64, 24, 21, 19, (5, 5), padding=(2, 2), groups=2, G=2),
 ]
+FUSED = Problem("outputs136", 1, 40, 136, 43, 35, G=5)
 
 
 @pytest.mark.sanitize
@@ -66,6 +67,15 @@ TWO_PASSES = [
 def test_two_passes(problem, dtype, offset_dtype, device):
     # On a dry run without a GPU the native kernels of the CPU compute the call.
     with fastds.use_backend("native"), use_two_passes(True):
+        assert_agrees(problem, problem.tensors(dtype, offset_dtype), device)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype, offset_dtype", DTYPES[1:3], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("problem", [*TWO_PASSES, FUSED], ids=["packs1", "packs2", "outputs136"])
+def test_fused(problem, dtype, offset_dtype, device):
+    # On a dry run without a GPU the native kernels of the CPU compute the call.
+    with fastds.use_backend("native"), use_fused():
         assert_agrees(problem, problem.tensors(dtype, offset_dtype), device)
 
 

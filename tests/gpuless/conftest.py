@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from _pytest.runner import runtestprotocol
+from gpuless.deform_fused_cases import fused_outputs  # noqa: F401  a fixture
 from gpuless.emu import BUILD, emulated  # noqa: F401  a fixture
 from gpuless.fake_cuda import fake_cuda  # noqa: F401  a fixture
 from gpuless.triton_rig import interpret

@@ -113,7 +113,7 @@ def _pybind11(flags):
 
 
 def _make_changes(changes):
-    """Return a folder with changed copies of headers of csrc, for the include path, and the text of the copies."""
+    """Return a folder with changed copies of headers of csrc, for the include path; its name depends on their text."""
     changed = {}
     for file, old, new in changes:
         text = changed.get(file) or (CSRC / file).read_text()
@@ -124,7 +124,7 @@ def _make_changes(changes):
     for file, text in changed.items():
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).write_text(text)
-    return root, together
+    return root
 
 
 def _find_folders(folder):
@@ -136,6 +136,16 @@ def _find_folders(folder):
         text = "".join(p.read_text() for p in folder.iterdir())
         left += [CSRC / name for name in set(re.findall(r'#include "(\w+)/', text)) - found.keys()]
     return sorted(found.values())
+
+
+def _find_headers(source, found=None):
+    """Return the names of the headers of csrc that a file includes, also by other headers."""
+    found = set() if found is None else found
+    for name in set(re.findall(r'#include "(\w+/[\w.]+)"', source.read_text())) - found:
+        if (CSRC / name).exists():
+            found.add(name)
+            _find_headers(CSRC / name, found)
+    return found
 
 
 def _units(folder, name, banks, changes=()):
@@ -152,8 +162,8 @@ def _units(folder, name, banks, changes=()):
     common += ["-DFASTDS_EMU_BANKS=1"] if banks else []
     digest = hashlib.sha256(b"".join(p.read_bytes() for p in headers))
 
-    def unit(source, flags, content):
-        command = [*compiler(), *FLAGS, *common, *flags]
+    def unit(source, flags, content, first=()):
+        command = [*compiler(), *FLAGS, *first, *common, *flags]
         source_digest = digest.copy()
         source_digest.update(repr((command, sys.version)).encode() + content)
         target = BUILD / f"{op}_{Path(source).name}_{source_digest.hexdigest()[:16]}.o"
@@ -164,14 +174,13 @@ def _units(folder, name, banks, changes=()):
 
     python = ["-O0", f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
     yield unit("module.cpp", [*python, "-include", _pybind11(python)], text.encode())
-    if changes:
-        root, changed = _make_changes(changes)
-        common.insert(0, f"-I{root}")
-        digest.update(changed.encode())
+    changed_files = {file for file, *_ in changes}
     for path in sorted(folder.glob("*.cu")):
-        level = "-O0" if changes or sanitizing() else "-O1"  # a changed kernel runs a few small calls
+        changed = not changed_files.isdisjoint(_find_headers(path))
+        level = "-O0" if changed or sanitizing() else "-O1"  # a changed kernel runs a few small calls
         flags = ["-g1", level, *(SANITIZERS if sanitizing() else []), *(BANK_FLAGS if banks else [])]
-        yield unit(path, [*flags, "-include", CSRC / "emu" / "cuda.h"], path.read_bytes())
+        first = [f"-I{_make_changes(changes)}"] if changed else []
+        yield unit(path, [*flags, "-include", CSRC / "emu" / "cuda.h"], path.read_bytes(), first)
 
 
 def build(op, banks=False, changes=()):

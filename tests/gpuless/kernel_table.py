@@ -43,8 +43,10 @@ class Row:
         memory_bytes: bytes read from and written to memory.
         measured: microseconds measured on an H200, or "" if no GPU has run the kernel in this form.
         products: products of 16 x 8 x 16 on tensor cores.
-        inner: start of the name of an instruction of an inner loop, or "" for none.
-        repeats: how many times more often than the outer loop the inner loop runs, less one.
+        inner: start of the name of an instruction of an inner loop, or of a loop of other warps, or "" for none.
+        repeats: how many times more often than the outer loop the inner loop runs, less one; how often a loop of other
+            warps runs for each run of the first loop.
+        rare: number of runs of the loop for each run of the longest part of it that a branch skips.
     """
 
     label: str
@@ -58,12 +60,15 @@ class Row:
     measured: str = ""
     products: float = 0
     inner: str = ""
-    repeats: int = 0
+    repeats: float = 0
+    rare: int = 1
 
     def count_instructions(self, kernel: MachineKernel) -> int:
-        """Return the number of counted instructions; of branches all sides count."""
+        """Return the number of counted instructions; of branches all sides count, but for a rare part."""
         inner = len(kernel.find_loop(self.inner)) * self.repeats if self.inner else 0
-        return len(kernel.find_loop(self.anchor) if self.anchor else kernel.code) + inner
+        loop = kernel.find_loop(self.anchor) if self.anchor else kernel.code
+        skipped = kernel.count_longest_skip(loop) * (1 - 1 / self.rare) if self.rare > 1 else 0
+        return round(len(loop) - skipped + inner)
 
     def format(self, kernel: MachineKernel) -> str:
         """Return the line of the table."""
@@ -83,6 +88,10 @@ def _make_rows() -> list[Row]:
     samples = 40_000 * 9 * 8  # packs of 8 channels at all taps of (1, 64, 200, 200)
     gathered = 4 * 24.6  # lines of the corners of a warp, from a simulation with offsets of 2 pixels
     maps, offsets = 2 * 40_000 * 64, 40_000 * 9 * 8 * (4 + 4 + 2)  # bytes of x, and of offset and mask
+    # The kernel that samples and multiplies: weights from the L2 cache; lines that a sampling warp writes, copies and
+    # reads, and its share of the lines of four multiplying warps.
+    fused_tiles = 25 * 25
+    fused_weights, fused_lines = fused_tiles * 9 * 64 * 128, 4 + 4 + 1 + 4 * 16 * 4 / 16
     inputs = "(const DeformConv2dDims, const Inputs<BFloat16>, const DeformConv2dOffsetEpilogue, const SampleLines, "
     runs = "BFloat16*, ShuffleRuns, Activation<float>)"
     tiles, window, weights = 50 * 13, 6 * 18 * 128, 9 * 64 * 128  # a convolution; bytes in shared memory
@@ -125,7 +134,14 @@ def _make_rows() -> list[Row]:
             samples / 32 * (gathered + 4), 13e6 + offsets + samples * 16, maps + offsets,
         ),
         Row(
-            "its gradients of maps", "deform_conv2d/cuda_scatter.cuh",
+            "the same call in one kernel that samples and multiplies", "deform_conv2d/cuda_fused.cuh",
+            "deform_conv2d_fused_kernel<BFloat16, float>(const DeformConv2dDims, const Inputs<BFloat16>, "
+            "const DeformConv2dOffsetEpilogue, const FusedWork, const BFloat16*, const BFloat16*, BFloat16*)",
+            "LDG.E.128", samples / 32, samples / 32 * (gathered + fused_lines), 13e6 + offsets + fused_weights + maps,
+            2 * maps + offsets, products=fused_tiles * 9 * 4 * 8 * 4, inner="HMMA", repeats=4 / 16, rare=9,
+        ),
+        Row(
+            "gradients of maps in two passes", "deform_conv2d/cuda_scatter.cuh",
             f"deform_conv2d_scatter_kernel<BFloat16, float>{inputs}const int, const BFloat16*, "
             "const DeformConv2dMapGradients)", "FRND", samples / 32, samples / 32 * (gathered + 4),
             samples * (4 * 32 + 16) + 13e6 + 2 * offsets, 3 * maps + 2 * offsets,

@@ -78,6 +78,15 @@ class MachineKernel:
                 loops += [body] if any(i.name.startswith(name) for i in body) else []
         return min(loops, key=len)
 
+    def count_longest_skip(self, loop: tuple[Instruction, ...]) -> int:
+        """Return the number of instructions of the longest part of a loop that a branch skips."""
+        lengths = [0]
+        for branch in loop:
+            target = re.search(r"0x([0-9a-f]+)", branch.operands) if branch.name == "BRA" else None
+            if target is not None and branch.address < int(target[1], 16) <= loop[-1].address:
+                lengths.append(sum(branch.address < i.address < int(target[1], 16) for i in loop))
+        return max(lengths)
+
     def find_early_use(self) -> Instruction | None:
         """Return the first instruction before the last load from global memory that uses a loaded value, or None."""
         loaded: set[int] = set()

@@ -12,6 +12,7 @@ from gpuless.emu import CSRC, Emulator, build
 from gpuless.test_emulator import RIG
 
 from fastds.ops import deform_conv2d, pixel_shuffle
+from fastds.ops.impl.deform_conv2d.selection import use_fused
 from fastds.ops.impl.inr_query.points import GridSpec
 from tests.support.deform_cases import Problem, run_with_gradients, views
 from tests.support.inr_cases import query, random_case
@@ -34,6 +35,11 @@ def run_deform_conv2d(problem, dtype, gradients=False, misaligned=False):
         problem.run(deform_conv2d, tensors)
 
 
+def run_fused_deform_conv2d(problem):
+    with use_fused():
+        run_deform_conv2d(problem, BF16)
+
+
 def run_conv3x3(outputs):
     case = Case(1, (24,), outputs, 5, 18, bias=BF16, residual=True)
     case.compute(case.make_tensors())
@@ -52,6 +58,7 @@ def run_inr_query(dtype):
 
 SMALL = Problem("small", 1, 16, 32, 8, 8, G=2)
 WIDE = Problem("wide", 1, 64, 64, 8, 16, G=8)
+FEW_TAPS = Problem("few taps", 1, 64, 64, 8, 7, (1, 2), padding=(0, 1), G=8)
 SAMPLES, WEIGHT = "deform_conv2d_backward_samples_kernel", "deform_conv2d_backward_weight_kernel"
 # Calls, and for each kernel with shared memory the number of times that the banks are accessed, over the least
 # number.
@@ -92,6 +99,11 @@ CASES = {
         "deform_conv2d",
         lambda: run_deform_conv2d(WIDE, BF16),
         {"deform_conv2d_window_kernel": 1.3},
+    ),
+    "deform_conv2d, fused": (
+        "deform_conv2d",
+        lambda: run_fused_deform_conv2d(FEW_TAPS),
+        {"deform_conv2d_fused_kernel": 1.0},
     ),
     "conv3x3, window": ("conv3x3", lambda: run_conv3x3(64), {"conv3x3_window_kernel": 1.0}),
     "conv3x3, window, few outputs": ("conv3x3", lambda: run_conv3x3(16), {"conv3x3_window_kernel": 1.0}),

@@ -104,6 +104,28 @@ def test_kernel_of_deform_conv2d_by_times(monkeypatch):
     assert "two passes" not in explain_channels_last()["kernels"]
 
 
+def test_fused_kernel_of_deform_conv2d_on_request(monkeypatch):
+    """It is listed after the kernels that a GPU has run, and runs only if it is requested."""
+    monkeypatch.setattr(_native, "_module", BuiltWithCuda())
+    monkeypatch.setattr(_native, "_missing", None)
+    monkeypatch.setattr(selection, "can_use_shared_memory", lambda x, offset, weight, *_: weight.shape[2] == 3)
+    assert "fused" not in explain_channels_last()["kernels"]  # deform_conv2d_fused_fits returns None
+    monkeypatch.setattr(BuiltWithCuda, "deform_conv2d_fused_fits", lambda *_: True, raising=False)
+    for taps, time in ((3, 59), (5, 160)):
+        found = explain_channels_last(taps)["kernels"]
+        assert "; two passes: " in found and f"; fused: {time} us, estimated" in found, found
+    found = explain_channels_last(dtype=torch.float32)["kernels"]
+    assert "fused" not in found
+    with selection.use_fused():
+        found = explain_channels_last(taps=5)
+        assert found["native"] == "chosen" and found["kernels"] == "fused: 160 us, estimated"
+        assert found["kernels of gradients"] == explain_channels_last(taps=5, backward=True)["kernels"]
+        wide = explain_channels_last(outputs=256)["kernels"]  # each 128 outputs compute the samples again
+        assert wide == "fused: 116 us, estimated"
+        with pytest.raises(RuntimeError, match="requested, but cannot run: the fused kernel has no torch.float32"):
+            explain_channels_last(dtype=torch.float32)
+
+
 def test_kernel_of_the_gradients_of_deform_conv2d_by_times(monkeypatch):
     """An estimate never replaces a measured time, and kernels that no GPU has run are last."""
     monkeypatch.setattr(_native, "_module", BuiltWithCuda())

@@ -38,6 +38,11 @@ SCATTERS = tuple(
     for dtype, offset in (("BFloat16", "float"), ("Half", "Half"), ("float", "float"))
 )
 SCATTER_LIMITS = {"BFloat16, float": 470, "Half, Half": 470, "float, float": 380}  # instructions of the loop for a tap
+FUSED = tuple(
+    f"deform_conv2d_fused_kernel<{dtype}, {offset}>(const DeformConv2dDims, const Inputs<{dtype}>, "
+    f"const DeformConv2dOffsetEpilogue, const FusedWork, const {dtype}*, const {dtype}*, {dtype}*)"
+    for dtype, offset in (("BFloat16", "float"), ("BFloat16", "BFloat16"), ("Half", "float"), ("Half", "Half"))
+)
 
 WINDOWS = tuple(
     f"conv3x3_window_kernel<{dtype}, {warps}>(const WindowArguments)"
@@ -81,6 +86,29 @@ def test_samples_of_a_tap_are_loaded_and_stored_as_vectors(arch):
         assert not branches, (key, branches)
         assert kernel.stack == 0 and kernel.registers <= registers, (key, kernel.registers)
         assert len(loop) <= instructions, (key, len(loop))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_fused_kernel_loads_ahead_and_multiplies(arch):
+    for instance, kernel in zip(FUSED, compile_kernels("deform_conv2d/cuda_fused.cuh", FUSED, arch), strict=True):
+        loop, step = kernel.find_loop("LDG.E.128"), kernel.find_loop("HMMA")  # of sampling and of multiplying warps
+        corners = [i for i in loop if i.name.startswith("LDG.") and i.width == 16]
+        assert len(corners) == 4 and all(i.predicate for i in corners), (instance, corners)
+        stores = [i for i in loop if i.name.startswith("STS")]
+        assert [i.width for i in stores] == [16], (instance, stores)
+        last_corner, store = loop.index(corners[-1]), loop.index(stores[0])
+        pair = "LDG.E.64" if "float>" in instance else "LDG.E"
+        ahead = [k for k, i in enumerate(loop) if i.name.split(".CONSTANT")[0] == pair and k > last_corner]
+        assert ahead and ahead[-1] < store, (instance, ahead)  # the next displacement
+        assert all(i.width == 16 for i in kernel.find("LDGSTS")) and kernel.find("LDGSTS"), instance
+        assert len(loop) - kernel.count_longest_skip(loop) <= 250, (instance, len(loop))
+        loads = [i.name for i in step if i.name.startswith("LDSM")]
+        assert sum(i.name.startswith("HMMA") for i in step) == 32 and len(loads) == 16, (instance, loads)
+        assert all(".x4" in name or name.endswith(".4") for name in loads) and len(step) <= 130, (instance, len(step))
+        assert {i.width for i in kernel.find("STG")} == {16, 2}, (
+            instance
+        )  # outputs that are a multiple of 8, and others
+        assert kernel.stack == 0 and kernel.registers <= 80, (instance, kernel.registers)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -20,7 +20,8 @@ MAX_CACHED_WORKSPACE_BYTES = 64 << 20
 # Functions of the module that return information and write no memory of tensors.
 QUERIES = frozenset(
     ("build_info", "conv3x3_amx_available", "conv3x3_available", "conv3x3_packed_size", "conv3x3_window_fits")
-    + ("begin_scope", "conv_gates_fits", "conv_gates_window_fits", "deform_conv2d_window_fits", "end_scope", "isa")
+    + ("begin_scope", "conv_gates_fits", "conv_gates_window_fits", "deform_conv2d_fused_fits")
+    + ("deform_conv2d_window_fits", "end_scope", "isa")
     + ("same_bytes", "scope_threads", "set_team_mode", "set_thread_functions", "simulate_teams", "use_huge_pages")
 )
 

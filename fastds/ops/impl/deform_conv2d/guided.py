@@ -25,7 +25,7 @@ from fastds.ops.core.layout import (
     to_memory_format,
 )
 from fastds.ops.core.registry import compute_vjp, define, needs_weight_grad
-from fastds.ops.impl.deform_conv2d import two_passes
+from fastds.ops.impl.deform_conv2d import fused, two_passes
 from fastds.ops.impl.deform_conv2d.launch_args import count_groups, make_dims, make_triton_problem
 from fastds.ops.impl.deform_conv2d.op import cast_for_autocast, check
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference_deform_conv2d
@@ -107,7 +107,7 @@ def _native_unsupported_reason(*args) -> str | None:
     if reason is not None:
         return reason
     if _get_native_kernel(call) is None:
-        return "only maps whose tile fits shared memory (can_use_shared_memory), or for which the two passes run"
+        return "only maps whose tile fits shared memory (can_use_shared_memory), or for which another kernel runs"
     return None
 
 
@@ -120,10 +120,10 @@ def _get_native_reason(call: GuidedCall, functions: dict[str, str]) -> str | Non
 
 
 def _get_native_kernel(call: GuidedCall) -> str | None:
-    """Return the native kernel for a call, "window" or "two passes", or None if Triton is faster or neither can run."""
+    """Return the native kernel for a call, "window", "two passes" or "fused", or None for Triton."""
     offset, mask = call.split_raw(call.raw)
     best = rank_forward_kernels(call.input, offset, call.weight, call.bias, *call.get_geometry(), mask)[0].kernel
-    if best == "two passes":
+    if best in ("two passes", "fused"):
         return best
     fits = can_use_shared_memory(call.input, offset, call.weight, None, *call.get_geometry())
     return "window" if fits else None
@@ -137,8 +137,10 @@ def _forward_native(*args):
         offset, mask = call.split_raw(call.raw)
         bias = None if call.bias is None else call.bias.contiguous()
         dims = make_dims(x, offset, weight, mask, *call.get_geometry(), *count_groups(x, offset, weight))
-        if _get_native_kernel(call) == "two passes":
-            two_passes.compute(x, offset, mask, weight, bias, y, dims, base, call.modulated, call.slope)
+        kernel = _get_native_kernel(call)
+        if kernel in ("two passes", "fused"):
+            compute = two_passes.compute if kernel == "two passes" else fused.compute
+            compute(x, offset, mask, weight, bias, y, dims, base, call.modulated, call.slope)
             return to_memory_format(y, get_output_format(x))
         addresses = (native.get_address(t) for t in (x, offset, mask, weight, bias, y, base))
         launch = native.get_cuda_launch_arguments(x)

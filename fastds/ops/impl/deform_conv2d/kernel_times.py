@@ -12,18 +12,19 @@ from typing import NamedTuple
 from fastds.ops.core.gpu_measurements import describe_source
 
 REFERENCE_PIXELS, REFERENCE_TAPS, REFERENCE_CHANNELS = 40_000, 9, 64  # 64 -> 64 channels, 200 x 200, 3 x 3 taps
-TILE_OUTPUTS = 64  # outputs for which kernels in one pass compute each sample once
+TILE_OUTPUTS, FUSED_TILE_OUTPUTS = 64, 128  # outputs for which kernels in one pass compute each sample once
 LAUNCH_MICROSECONDS = 2.0
-# Kernels that no GPU has run. They are correct in the emulator, and run only if they are requested (use_two_passes).
-UNTRIED = frozenset({"two passes"})
+# Kernels that no GPU has run. They are correct in the emulator, and run only if they are requested (use_two_passes,
+# use_fused).
+UNTRIED = frozenset({"two passes", "fused"})
 
 
 class ReferenceTime(NamedTuple):
     """Microseconds of a forward or backward pass for (1, 64, 200, 200), 3 x 3 taps, 8 offset groups and 64 outputs.
 
     Attributes:
-        samples: of the samples, or of the whole kernel if it is fused.
-        product: of what grows with the outputs, as a separate matrix product, 0 for a fused kernel.
+        samples: of the samples, or of the whole kernel if it has one pass.
+        product: of what grows with the outputs, as a separate matrix product, 0 for a kernel in one pass.
         measured: whether the time was measured, by bench/gpu_suite.sh.
     """
 
@@ -39,6 +40,7 @@ FORWARD = {
     (16, "tensor cores"): ReferenceTime(120, 0, False),
     (16, "triton"): ReferenceTime(116, 0, True),
     (16, "two passes"): ReferenceTime(34, 14, False),
+    (16, "fused"): ReferenceTime(57, 0, False),
     (16, "plain"): ReferenceTime(378, 0, False),
     (32, "triton"): ReferenceTime(199, 0, True),
     (32, "plain"): ReferenceTime(378, 0, True),
@@ -101,15 +103,15 @@ def rank_kernels(
     """
     group_channels, group_outputs = channels // groups, outputs // groups
     samples = pixels * taps * channels / (REFERENCE_PIXELS * REFERENCE_TAPS * REFERENCE_CHANNELS)
-    tiles = -(-group_outputs // TILE_OUTPUTS)
     covered = taps == REFERENCE_TAPS and max(group_channels, group_outputs) <= REFERENCE_CHANNELS
     times = []
     for kernel in kernels:
         time = (BACKWARD if backward else FORWARD)[bits, kernel]
-        fused = time.product == 0
-        microseconds = time.samples * samples * (tiles if fused else 1)
+        in_one_pass = time.product == 0
+        tiles = -(-group_outputs // (FUSED_TILE_OUTPUTS if kernel == "fused" else TILE_OUTPUTS))
+        microseconds = time.samples * samples * (tiles if in_one_pass else 1)
         microseconds += time.product * samples * group_outputs / REFERENCE_CHANNELS
-        launches = 3 if backward else 1 if fused else 1 + groups
+        launches = 3 if backward else 1 if in_one_pass else 1 + groups
         times.append(KernelTime(kernel, microseconds + launches * LAUNCH_MICROSECONDS, time.measured and covered))
     any_measured = any(time.measured for time in times)
     estimate_factor = (math.inf if backward else 2) if any_measured else 1  # by which estimates count as longer

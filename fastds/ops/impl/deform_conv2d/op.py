@@ -25,7 +25,7 @@ from fastds.ops.core.layout import (
 from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import compute_vjp, define, needs_weight_grad
 from fastds.ops.core.tracing import Proxy, record_op
-from fastds.ops.impl.deform_conv2d import two_passes
+from fastds.ops.impl.deform_conv2d import fused, two_passes
 from fastds.ops.impl.deform_conv2d.launch_args import count_groups, make_dims, make_triton_problem
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 from fastds.ops.impl.deform_conv2d.selection import (
@@ -34,7 +34,7 @@ from fastds.ops.impl.deform_conv2d.selection import (
     describe_backward,
     describe_forward,
     forward_prefers_triton,
-    forward_uses_two_passes,
+    select_native_forward,
 )
 
 __all__ = ["deform_conv2d"]
@@ -177,8 +177,11 @@ def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask
         dims = make_dims(x, offset, weight, mask, stride, padding, dilation, groups, offset_groups, planar)
         module = native.get_module()
         addresses = (native.get_address(t) for t in (x, offset, mask, weight, bias, y))
-        if cuda and forward_uses_two_passes(x, offset, weight, bias, stride, padding, dilation, mask):
-            two_passes.compute(x, offset, mask, weight, bias, y, dims)
+        geometry = (stride, padding, dilation)
+        kernel = select_native_forward(x, offset, weight, bias, *geometry, mask) if cuda else None
+        if kernel in ("two passes", "fused"):
+            compute = two_passes.compute if kernel == "two passes" else fused.compute
+            compute(x, offset, mask, weight, bias, y, dims)
         elif cuda:
             module.deform_conv2d_forward_cuda(*addresses, dims, *native.get_cuda_launch_arguments(input))
         else:

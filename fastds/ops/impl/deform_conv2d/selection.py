@@ -9,11 +9,11 @@ from torch import Tensor
 
 from fastds.ops.core import native, triton_loader
 from fastds.ops.core.settings import ProcessSetting
-from fastds.ops.impl.deform_conv2d import two_passes
+from fastds.ops.impl.deform_conv2d import fused, kernel_times, two_passes
 from fastds.ops.impl.deform_conv2d.kernel_times import KernelTime, rank_kernels
 from fastds.ops.impl.deform_conv2d.launch_args import count_groups, make_dims
 
-_two_passes = ProcessSetting(None)
+_two_passes, _fused = ProcessSetting(None), ProcessSetting(False)
 
 
 @contextmanager
@@ -24,6 +24,16 @@ def use_two_passes(enabled: bool) -> Iterator[None]:
         enabled: bool. True raises RuntimeError for calls that the two passes cannot compute.
     """
     with _two_passes.set(enabled):
+        yield
+
+
+@contextmanager
+def use_fused() -> Iterator[None]:
+    """Compute native deform_conv2d by the kernel "fused" inside the block, see fused.py; gradients do not change.
+
+    Calls that the kernel cannot compute raise RuntimeError.
+    """
+    with _fused.set(True):
         yield
 
 
@@ -65,7 +75,7 @@ def prefers_triton(input, weight) -> bool:
 
 
 def rank_forward_kernels(
-    input, offset, weight, bias, stride, padding, dilation, mask, *, native_only: bool = False
+    input, offset, weight, bias, stride, padding, dilation, mask, *, native_only: bool = False, list_all: bool = False
 ) -> tuple[KernelTime, ...]:
     """Return the times of the kernels that can compute a forward pass, the kernel to run first.
 
@@ -79,15 +89,24 @@ def rank_forward_kernels(
         dilation: pair (rows, columns) in pixels.
         mask: (B, G * K, H', W') or None.
         native_only: whether to leave out the Triton kernel.
+        list_all: whether to list the kernel "fused" although it runs only on request, which takes time.
 
     Raises:
-        RuntimeError: use_two_passes(True) is active and the two passes cannot compute the call.
+        RuntimeError: use_two_passes(True) or use_fused() is active and that kernel cannot compute the call.
     """
+    fused_arguments = (input, offset, weight, mask, stride, padding)
+    if _fused.value:
+        if (reason := fused.get_unsupported_reason(*fused_arguments)) is not None:
+            raise RuntimeError(f"the fused kernel of deform_conv2d was requested, but cannot run: {reason}")
+        return _rank_kernels(["fused"], input, offset, weight, backward=False)
     if input.dtype == torch.float64:
         return (KernelTime("plain", 0.0, False),)
     kernels = [_get_native_kernel(input, offset, weight, mask, stride, padding, dilation)]
     if not native_only and prefers_triton(input, weight) and triton_loader.unsupported_reason(input) is None:
         kernels.append("triton")
+    may_run = list_all or "fused" not in kernel_times.UNTRIED
+    if may_run and fused.get_unsupported_reason(*fused_arguments) is None:
+        kernels.append("fused")
     return _rank_with_two_passes(kernels, input, offset, weight, mask, stride, padding, backward=False)
 
 
@@ -128,6 +147,10 @@ def _rank_with_two_passes(kernels, input, offset, weight, mask, stride, padding,
             raise RuntimeError(f"the two passes of deform_conv2d were requested, but cannot run: {reason}")
         if reason is None:
             kernels = ["two passes"] if _two_passes.value else [*kernels, "two passes"]
+    return _rank_kernels(kernels, input, offset, weight, backward=backward)
+
+
+def _rank_kernels(kernels, input, offset, weight, *, backward) -> tuple[KernelTime, ...]:
     groups, _ = count_groups(input, offset, weight)
     pixels, taps = offset.shape[0] * offset.shape[2] * offset.shape[3], weight.shape[2] * weight.shape[3]
     bits = 8 * input.element_size()
@@ -156,9 +179,9 @@ def forward_prefers_triton(input, *args) -> bool:
     return input.is_cuda and rank_forward_kernels(input, *args)[0].kernel == "triton"
 
 
-def forward_uses_two_passes(input, *args) -> bool:
-    """Return True if the native backend computes the forward pass in two passes; see rank_forward_kernels."""
-    return rank_forward_kernels(input, *args, native_only=True)[0].kernel == "two passes"
+def select_native_forward(input, *args) -> str:
+    """Return the name of the kernel of the native backend for the forward pass; see rank_forward_kernels."""
+    return rank_forward_kernels(input, *args, native_only=True)[0].kernel
 
 
 def backward_prefers_triton(grad_y, *args) -> bool:
@@ -175,7 +198,7 @@ def describe_forward(input, offset, weight, bias, stride, padding, dilation, mas
     """Return the entries of fastds.explain with the times of the kernels, for tensors on a GPU."""
     if not input.is_cuda:
         return {}
-    times = rank_forward_kernels(input, offset, weight, bias, stride, padding, dilation, mask)
+    times = rank_forward_kernels(input, offset, weight, bias, stride, padding, dilation, mask, list_all=True)
     backward = describe_backward(input, input, offset, weight, stride, padding, dilation, mask, [True] * 5)
     return {"kernels": "; ".join(map(str, times)), "kernels of gradients": backward["kernels"]}
 

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastds.ops.core import native
+from fastds.ops.impl.deform_conv2d import sample_layout
+from fastds.ops.impl.deform_conv2d.sample_layout import MAX_INT32, TILE_LINES
 
 MAX_GROUPS = 8  # one product for each
 DEFAULT_COLUMN_BYTES = 24 << 20  # where the size of the L2 cache is not known
-TILE_LINES = 8  # lines of a tile of the kernel, kSampleTile
-MAX_INT32 = 2**31 - 1
 
 
 def get_unsupported_reason(input, offset, weight, mask, stride, padding) -> str | None:
@@ -38,7 +38,6 @@ def get_unsupported_reason(input, offset, weight, mask, stride, padding) -> str 
     """
     channels, group_channels = input.shape[1], weight.shape[1]
     taps = weight.shape[2] * weight.shape[3]
-    offset_channels = channels * 2 * taps // offset.shape[1]  # of one offset group
     if input.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"the two passes have no {input.dtype}"
     if input.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
@@ -47,31 +46,11 @@ def get_unsupported_reason(input, offset, weight, mask, stride, padding) -> str 
         return "torch.use_deterministic_algorithms is on, which may forbid the matrix product of torch"
     if channels // group_channels > MAX_GROUPS:
         return f"the two passes take at most {MAX_GROUPS} groups, got {channels // group_channels}"
-    pack = 16 // input.element_size()
-    if group_channels % pack or offset_channels % pack:
-        return f"the channels of a group must be a multiple of {pack}"
-    if input.stride(1) != 1 or any(input.stride(i) % pack for i in (0, 2, 3)):
-        return f"the input must be channels_last with strides that are multiples of {pack}"
-    if offset.stride(1) != 1 or any(offset.stride(i) % 2 for i in (0, 2, 3)):
-        return "the offsets must be channels_last with even strides"
-    if mask is not None and mask.shape[1] > 1 and mask.stride(1) != 1:
-        return "the mask must be channels_last"
-    if _has_address(input) and (input.data_ptr() % 16 or offset.data_ptr() % (2 * offset.element_size())):
-        return "the memory of input and offset must be aligned"
-    height, width = input.shape[2:]
-    image_bytes = ((height + 1) * input.stride(2) + (width + 1) * input.stride(3)) * input.element_size()
-    positions = [offset.shape[i] * stride[i - 2] + padding[i - 2] for i in (2, 3)]
-    positions += [input.shape[0] * offset.shape[2] + TILE_LINES, channels * (height + 1) * (width + 1)]
-    if max(image_bytes, *positions) > MAX_INT32:
-        return "an image is larger than 32-bit positions reach"
+    if (reason := sample_layout.get_unsupported_reason(input, offset, weight, mask, stride, padding)) is not None:
+        return reason
     if offset.shape[3] * taps * channels > MAX_INT32 // (2 * TILE_LINES):
         return "a line of samples is too long"
     return None
-
-
-def _has_address(tensor: Tensor) -> bool:
-    """Return False for fake and meta tensors."""
-    return type(tensor) in (Tensor, torch.nn.Parameter) and not tensor.is_meta
 
 
 @functools.cache
