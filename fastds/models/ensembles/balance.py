@@ -12,7 +12,7 @@ from fastds.models.ensembles.error_model import quadrature, sample_reflectivity
 
 _NODES, _WEIGHTS = quadrature(13)
 _LEAST = 1e-3  # mm/h, added to both means before the logarithm of their ratio
-_MOST = 6.0  # dB, limit of the shift
+_ROUNDS, _MOST = 3, 6.0  # number of iterations; limit of the shift in dB
 
 
 def convert_to_rain_rate(z: Tensor, z_r: tuple[float, float]) -> Tensor:
@@ -51,12 +51,11 @@ def match_mean_rain(
     valid: Tensor,
     rain: Callable[[Tensor], Tensor],
     slope: float,
-    rounds: int = 3,
 ) -> tuple[Tensor, ...]:
     """Shift m of an error model toward the mean rain of a target field.
 
     The shift d is one number for the field, limited to -6 ... 6 dB. It solves mean(expected_rain(m + d)) = mean(target)
-    over the valid pixels approximately, by iterations of
+    over the valid pixels approximately, by three iterations of
 
         d <- d + slope log10((mean(target) + 0.001) / (mean(expected_rain(m + d)) + 0.001))
 
@@ -72,13 +71,12 @@ def match_mean_rain(
         valid: (H, W) bool, the pixels whose rain counts, at least one.
         rain: converts dB above the floor to mm/h.
         slope: dB for a tenfold rain rate: 10 b of Z = a R^b.
-        rounds: number of iterations.
 
     Returns:
         The shifted m, and s, g and e unchanged.
     """
     (m, *shape), expected, shift = parameters, compute_mean(target[valid]) + _LEAST, 0.0
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         actual = compute_mean(compute_expected_rain((m + shift, *shape), rain)[valid]) + _LEAST
         shift = min(max(shift + slope * math.log10(expected / actual), -_MOST), _MOST)
     return m + compute_mean(known[valid]) * shift, *shape

@@ -194,9 +194,8 @@ class Ensemble:
             shift = match_echo_areas(parameters, echo, features.valid & (observed > 0.5), weight, strong, strongest)
             made = _Distribution(parameters, shift)
             if shift is not None:
-                shifted = made.shift_before(rain)
-                parameters = match_mean_rain(parameters, target, observed, features.valid, shifted, slope, rounds=2)
-                made = _Distribution(parameters, shift)
+                balanced = match_mean_rain(raw, target, observed, features.valid, made.shift_before(rain), slope)
+                made = _Distribution(balanced, shift)
             distributions.append(made)
         return distributions
 
