@@ -206,18 +206,18 @@ def count_above(z, level):
 @pytest.mark.parametrize("stretch", [-0.4, 0.4])
 def test_strong_echo_gets_the_areas_of_the_target(stretch):
     drawn = sample_reflectivity(EXAMPLE, torch.randn(300, 96, 110, generator=torch.Generator().manual_seed(0)))
-    wanted = drawn + stretch * (drawn - STRONG).clamp(min=0)
-    shift = match_echo_areas(EXAMPLE, wanted[0], ALL, 1.0, STRONG, STRONGEST)
-    moved = shift(drawn)
+    target = drawn + stretch * (drawn - STRONG).clamp(min=0)
+    shift = match_echo_areas(EXAMPLE, target[0], ALL, 1.0, STRONG, STRONGEST)
+    shifted = shift(drawn)
     for level in (27.0, 29.0, 31.0):
-        before, after, target = (count_above(z, level) for z in (drawn, moved, wanted))
-        assert abs(np.log(after / target)) < 0.12 < 0.25 < abs(np.log(before / target))
+        before, after, expected = (count_above(z, level) for z in (drawn, shifted, target))
+        assert abs(np.log(after / expected)) < 0.12 < 0.25 < abs(np.log(before / expected))
     below = drawn <= STRONG
-    assert torch.equal(moved[below], drawn[below])
+    assert torch.equal(shifted[below], drawn[below])
     levels = torch.linspace(0, 70, 701)
     assert (shift(levels).diff() >= -1e-4).all()
-    half = match_echo_areas(EXAMPLE, wanted[0], ALL, 0.5, STRONG, STRONGEST)
-    assert torch.allclose(half(levels) - levels, (shift(levels) - levels) / 2, atol=1e-4)
+    halved = match_echo_areas(EXAMPLE, target[0], ALL, 0.5, STRONG, STRONGEST)
+    assert torch.allclose(halved(levels) - levels, (shift(levels) - levels) / 2, atol=1e-4)
 
 
 def test_shifts_of_strong_echo_are_limited():

@@ -59,13 +59,13 @@ def match_echo_areas(
         last: highest level in dB above the floor.
 
     Returns:
-        The shift, at most 6 dB up or down; None if the target or the model has less than four pixels of echo
-        above the first level.
+        The shift, at most 6 dB up or down; None if the target has less than four pixels 1 dB above the first
+        level, or the model less than four above the first level.
     """
     levels = np.arange(first, last, _STEP)
-    wanted = _count_pixels_above(target[counted], first, len(levels))
-    known = int((wanted >= _FEWEST_PIXELS).sum())
-    if known < 2:
+    target_areas = _count_pixels_above(target[counted], first, len(levels))
+    target_levels = levels[target_areas >= _FEWEST_PIXELS]
+    if len(target_levels) < 2:
         return None
     pixels = tuple(part[counted] for part in parameters)
     reaching = pixels[0] + _REACH * pixels[1] > first
@@ -75,10 +75,10 @@ def match_echo_areas(
         areas += float(share) * _count_pixels_above(sample_reflectivity(pixels, node), first, len(levels))
     if areas[0] < _FEWEST_PIXELS:
         return None
-    # np.interp takes the first and the last of the known levels beyond them.
-    reached = np.interp(-_log(areas), -_log(wanted[:known]), levels[:known])
+    # Levels of the target with the areas of the model; np.interp takes its first and last level beyond them.
+    matched = np.interp(-_log(areas), -_log(target_areas[: len(target_levels)]), target_levels)
     strongest = int((areas >= _FEWEST_PIXELS).sum()) - 1
-    shifts = (reached - levels)[np.minimum(np.arange(len(levels)), strongest)]
+    shifts = (matched - levels)[np.minimum(np.arange(len(levels)), strongest)]
     shifts = shifts.clip(-_MOST, _MOST) * ((levels - first) / _RAMP).clip(0, 1)
     shifts = np.maximum.accumulate(levels + weight * shifts) - levels
     return EchoShift(first, torch.from_numpy(shifts.astype(np.float32)))

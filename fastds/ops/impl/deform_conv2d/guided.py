@@ -25,11 +25,12 @@ from fastds.ops.core.layout import (
     to_memory_format,
 )
 from fastds.ops.core.registry import compute_vjp, define, needs_weight_grad
-from fastds.ops.impl.deform_conv2d import fused, two_passes
+from fastds.ops.impl.deform_conv2d import two_passes
 from fastds.ops.impl.deform_conv2d.launch_args import count_groups, make_dims, make_triton_problem
 from fastds.ops.impl.deform_conv2d.op import cast_for_autocast, check
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference_deform_conv2d
 from fastds.ops.impl.deform_conv2d.selection import (
+    SAMPLING_KERNELS,
     can_use_shared_memory,
     rank_backward_kernels,
     rank_forward_kernels,
@@ -123,7 +124,7 @@ def _get_native_kernel(call: GuidedCall) -> str | None:
     """Return the native kernel for a call, "window", "two passes" or "fused", or None for Triton."""
     offset, mask = call.split_raw(call.raw)
     best = rank_forward_kernels(call.input, offset, call.weight, call.bias, *call.get_geometry(), mask)[0].kernel
-    if best in ("two passes", "fused"):
+    if best in SAMPLING_KERNELS:
         return best
     fits = can_use_shared_memory(call.input, offset, call.weight, None, *call.get_geometry())
     return "window" if fits else None
@@ -138,9 +139,8 @@ def _forward_native(*args):
         bias = None if call.bias is None else call.bias.contiguous()
         dims = make_dims(x, offset, weight, mask, *call.get_geometry(), *count_groups(x, offset, weight))
         kernel = _get_native_kernel(call)
-        if kernel in ("two passes", "fused"):
-            compute = two_passes.compute if kernel == "two passes" else fused.compute
-            compute(x, offset, mask, weight, bias, y, dims, base, call.modulated, call.slope)
+        if kernel in SAMPLING_KERNELS:
+            SAMPLING_KERNELS[kernel](x, offset, mask, weight, bias, y, dims, base, call.modulated, call.slope)
             return to_memory_format(y, get_output_format(x))
         addresses = (native.get_address(t) for t in (x, offset, mask, weight, bias, y, base))
         launch = native.get_cuda_launch_arguments(x)

@@ -25,10 +25,11 @@ from fastds.ops.core.layout import (
 from fastds.ops.core.plans import planned
 from fastds.ops.core.registry import compute_vjp, define, needs_weight_grad
 from fastds.ops.core.tracing import Proxy, record_op
-from fastds.ops.impl.deform_conv2d import fused, two_passes
+from fastds.ops.impl.deform_conv2d import two_passes
 from fastds.ops.impl.deform_conv2d.launch_args import count_groups, make_dims, make_triton_problem
 from fastds.ops.impl.deform_conv2d.reference import deform_conv2d as reference
 from fastds.ops.impl.deform_conv2d.selection import (
+    SAMPLING_KERNELS,
     backward_prefers_triton,
     backward_uses_two_passes,
     describe_backward,
@@ -179,9 +180,8 @@ def _forward_native(input, offset, weight, bias, stride, padding, dilation, mask
         addresses = (native.get_address(t) for t in (x, offset, mask, weight, bias, y))
         geometry = (stride, padding, dilation)
         kernel = select_native_forward(x, offset, weight, bias, *geometry, mask) if cuda else None
-        if kernel in ("two passes", "fused"):
-            compute = two_passes.compute if kernel == "two passes" else fused.compute
-            compute(x, offset, mask, weight, bias, y, dims)
+        if kernel in SAMPLING_KERNELS:
+            SAMPLING_KERNELS[kernel](x, offset, mask, weight, bias, y, dims)
         elif cuda:
             module.deform_conv2d_forward_cuda(*addresses, dims, *native.get_cuda_launch_arguments(input))
         else:

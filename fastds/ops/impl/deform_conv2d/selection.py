@@ -13,6 +13,9 @@ from fastds.ops.impl.deform_conv2d import fused, kernel_times, two_passes
 from fastds.ops.impl.deform_conv2d.kernel_times import KernelTime, rank_kernels
 from fastds.ops.impl.deform_conv2d.launch_args import count_groups, make_dims
 
+# Kernels of deform_conv2d that also have the options of the guided op: name -> function that computes a forward pass.
+SAMPLING_KERNELS = {"two passes": two_passes.compute, "fused": fused.compute}
+
 _two_passes, _fused = ProcessSetting(None), ProcessSetting(False)
 
 
