@@ -42,6 +42,8 @@ if not shutil.which("nvcc") and not shutil.which("nvcc", path="/usr/local/cuda/b
     EXPECTED_SKIPS += ["no nvcc on this machine"]
 if not CPU.exists() or "avx512_bf16" not in CPU.read_text().split():  # the build may lack it, so the CPU decides
     EXPECTED_SKIPS += ["avx512 is not available", "this machine cannot run avx512"]
+if not CPU.exists() or "avx512bw" not in CPU.read_text().split():  # what oneDNN requires for bfloat16
+    EXPECTED_SKIPS += ["no oneDNN for bfloat16 on this processor"]
 if not CPU.exists() or "amx_bf16" not in CPU.read_text().split():
     EXPECTED_SKIPS += ["no matrix tiles in this processor"]
 if "asan" in os.environ.get("LD_PRELOAD", ""):
