@@ -14,6 +14,7 @@ _STEP = 1.0  # dB between two levels
 _RAMP = 5.0  # dB above the first level over which the shift grows from nothing to that of the areas
 _MOST = 6.0  # dB, limit of the shift
 _FEWEST_PIXELS = 4  # smallest area in the target from which a shift follows
+_HALF_WEIGHT_PIXELS = 8  # area in the target 1 dB above the first level that gives the shift half of its weight
 _REACH = 5.0  # pixels whose m + _REACH s is below the first level do not reach it
 
 
@@ -54,7 +55,8 @@ def match_echo_areas(
         parameters: m, s, g and e of the error model, each (H, W).
         target: (H, W), in dB above the floor.
         counted: (H, W) bool, the pixels whose areas are compared.
-        weight: factor of the shift, from 0 to 1.
+        weight: factor of the shift, from 0 to 1. It is multiplied by n / (n + 8) for n pixels of the target 1 dB above
+            the first level, because single pixels that cross a level would change the shift from one field to the next.
         first: level in dB above the floor below which nothing is shifted. The shift grows over the 5 dB above it.
         last: highest level in dB above the floor.
 
@@ -80,6 +82,7 @@ def match_echo_areas(
     strongest = int((areas >= _FEWEST_PIXELS).sum()) - 1
     shifts = (matched - levels)[np.minimum(np.arange(len(levels)), strongest)]
     shifts = shifts.clip(-_MOST, _MOST) * ((levels - first) / _RAMP).clip(0, 1)
+    weight *= target_areas[1] / (target_areas[1] + _HALF_WEIGHT_PIXELS)
     shifts = np.maximum.accumulate(levels + weight * shifts) - levels
     return EchoShift(first, torch.from_numpy(shifts.astype(np.float32)))
 
