@@ -105,6 +105,19 @@ def read_metadata(path: Path) -> dict[str, str]:
     return metadata
 
 
+def read_digest(name_or_path: str | os.PathLike) -> str:
+    """Return the checksum that a weights file states for its weights.
+
+    Args:
+        name_or_path: shipped weights or a file, see `find_file`.
+
+    Raises:
+        FileNotFoundError: If there are no such weights.
+        ValueError: If the file has no fastds metadata, see `read_metadata`.
+    """
+    return read_metadata(find_file(name_or_path))["sha256"]
+
+
 def count_values(path: Path) -> int:
     """Return the number of values in a weights file: parameters and constants such as those of a normalisation."""
     with safe_open(path, "np") as file:

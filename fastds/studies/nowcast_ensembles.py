@@ -20,11 +20,12 @@ from fastds.data import open_dataset, reflectivity_to_rate, to_reflectivity
 from fastds.data.packages import require
 from fastds.models import load
 from fastds.models.card import Network
+from fastds.models.weight_files import read_digest
 from fastds.studies.common.bootstrap import Estimate
 from fastds.studies.common.runs import StudyFolder
 from fastds.studies.common.tables import ResultTable
 from fastds.tasks.nowcast.ensemble_scores import RATES, EnsembleRows, EnsembleSums
-from fastds.tasks.nowcast.methods import pick_method
+from fastds.tasks.nowcast.methods import BASELINES, pick_method
 from fastds.tasks.nowcast.pipeline import NowcastPipeline, Options
 from fastds.tasks.nowcast.starts import ForecastCells, read_coarse_frames
 from fastds.tasks.nowcast.windows import WET_RATE
@@ -102,7 +103,8 @@ def compare(
     """
     require("pysteps scikit-image", "nowcasts of pysteps, LINDA among them,")
     extra = {} if mlcast is None else {"mlcast": mlcast}
-    folder = StudyFolder(output, {"model": model, "members": members, "window": window} | extra)
+    digest = {} if model in BASELINES else {"weights": read_digest(model)}
+    folder = StudyFolder(output, {"model": model, "members": members, "window": window} | digest | extra)
     methods = _make_methods(model, members, mlcast)
     found: dict[str, list[tuple[str, dict]]] = {name: [] for name in methods}
     for file, radar in RADARS.items():

@@ -151,13 +151,50 @@ def test_study_trains_once_and_renders(path, tmp_path):
         assert text in table, table
     assert "| edsr-x2 | 4 |" not in table
     files = {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.json")}
-    assert {f.stem for f in files} == {"bilinear", "bicubic", "bicubic-0.75", "inr-small-0", "edsr-x2-0"}
+    assert {f.stem for f in files} == {"bilinear", "bicubic", "bicubic-0.75", "inr-small-0", "edsr-x2-0", "options"}
     assert run_study(config(path, tmp_path)).read_text() == table
     assert files == {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.json")}
     run = json.loads((tmp_path / "inr-small-0.json").read_text())
     assert len(run["mse"]["4"]) == len(run["crops"]) == 2 * BANDS * 2
     db = compute_psnr(run, "2")
     assert np.allclose(db, 20 * np.log10(run["value_range"][0]) - 10 * np.log10(run["mse"]["2"]))
+
+
+def test_results_of_weights_are_those_of_their_file(path, tmp_path):
+    """Files of the same name in several folders, and a file that was trained anew, are scored each."""
+    files = [tmp_path / str(n) / "best.safetensors" for n in range(2)]
+    study = config(path, tmp_path / "study", seeds=[], weights=[str(file) for file in files])
+    network = models.create("inr", in_channels=1, **study.methods["inr-small"].model.options)
+
+    def save(file, width):
+        file.parent.mkdir(exist_ok=True)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.normal_(0, width)
+        models.save(network, file)
+
+    def row(table, file):
+        return next(line for line in table.splitlines() if f"| weights {file} | 2 |" in line).split("|")[3:]
+
+    save(files[0], 0.1), save(files[1], 0.2)
+    table = run_study(study).read_text()
+    assert row(table, files[0]) != row(table, files[1])
+    save(files[1], 0.3)
+    again = run_study(study).read_text()
+    assert row(again, files[0]) == row(table, files[0]) and row(again, files[1]) != row(table, files[1])
+    alone = run_study(dataclasses.replace(study, weights=study.weights[:1])).read_text()
+    assert str(files[1]) not in alone
+
+
+@pytest.mark.parametrize(
+    "options, named", [({"max_steps": 5}, "max_steps was 4 and is 5"), ({"crop": 24}, "crop was 36")]
+)
+def test_results_of_other_options_are_refused(path, tmp_path, options, named):
+    run_study(config(path, tmp_path, seeds=[]))
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match=named):
+        run_study(config(path, tmp_path, **options))
+    assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
 
 def test_degraded_inputs_score_the_same_weights(path, tmp_path):

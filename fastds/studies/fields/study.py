@@ -10,6 +10,7 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,10 @@ from fastds._options import OptionError
 from fastds.data.samples.degradation import Degradation, DegradationConfig
 from fastds.models.baselines.regression import LocationRidge, StaticResidual
 from fastds.models.card import Network
+from fastds.models.weight_files import read_digest
 from fastds.studies.command import find_configurations
 from fastds.studies.common.bootstrap import compute_interval
+from fastds.studies.common.runs import StudyFolder
 from fastds.studies.common.tables import format_markdown
 from fastds.studies.fields.crops import compute_crop_errors, draw_crops
 from fastds.tasks.fields import training as field_training
@@ -31,6 +34,8 @@ from fastds.tasks.fields.samples import FieldData, load_fields
 from fastds.training.command import read_command_line
 
 OURS = "inr-small"
+# Options that results do not depend on; "degraded" selects the folder.
+_FREE = ("run", "seeds", "weights", "degraded", "output", "threads")
 # Methods with which inr-small, its variants and trained weights are compared.
 REFERENCES = ("bicubic", "bicubic-0.75", "static residual", "regression per point", "liif", "lte", "edsr-x2", OURS)
 
@@ -205,31 +210,41 @@ class StudyConfig:
 def run_study(config: StudyConfig) -> pathlib.Path:
     """Run the methods and seeds without a JSON file in config.output, write table.md there and return its path.
 
-    With degraded inputs, scores and table are in the subfolder "degraded".
+    With degraded inputs, scores and table are in the subfolder "degraded". Results of weights are stored by their
+    checksum. The table has the weights of this configuration, and all methods and seeds with results in the folder.
+
+    Raises:
+        ValueError: the folder holds results of other options, or the data do not fit.
     """
     load_fields(config.data)  # raises errors before anything is written
     clean = dataclasses.replace(config, degraded=False)
-    folder = pathlib.Path(config.output)
-    output = folder / "degraded" if config.degraded else folder
-    output.mkdir(parents=True, exist_ok=True)
+    options = {key: value for key, value in dataclasses.asdict(config).items() if key not in _FREE}
+    folder = StudyFolder(config.output, _flatten(options))
+    part = "degraded/" if config.degraded else ""
     for name in (*INTERPOLATIONS, *(LOCATION_REGRESSIONS if config.crop is None else ())):
-        _load_or_compute(output / f"{name}.json", score_untrained, config, name)
+        folder.load_or_compute(part + name, functools.partial(score_untrained, config, name))
+    scored = []
     for name in config.weights:
-        _load_or_compute(output / f"weights-{pathlib.Path(name).stem}.json", score_weights, config, name)
+        result = f"weights-{pathlib.Path(name).stem}-{read_digest(name)[:12]}"
+        scores = folder.load_or_compute(part + result, functools.partial(score_weights, config, name))
+        scored.append({**scores, "method": f"weights {name}"})  # the file may have been moved
     for seed, name in itertools.product(config.seeds, config.run or config.methods):
-        run = _load_or_compute(folder / f"{name}-{seed}.json", train_and_score, clean, name, seed)
+        run = folder.load_or_compute(f"{name}-{seed}", functools.partial(train_and_score, clean, name, seed))
         if config.degraded:
-            _load_or_compute(output / f"{name}-{seed}.json", rescore, config, run)
+            folder.load_or_compute(f"{part}{name}-{seed}", functools.partial(rescore, config, run))
+    output = folder.path / part
+    others = [file for file in sorted(output.glob("*.json")) if not file.name.startswith(("options.", "weights-"))]
     table = output / "table.md"
-    table.write_text(render([json.loads(path.read_text()) for path in sorted(output.glob("*.json"))]))
+    table.write_text(render([json.loads(file.read_text()) for file in others] + scored))
     return table
 
 
-def _load_or_compute(path: pathlib.Path, make: Callable[..., dict], *args) -> dict:
-    if not path.exists():
-        result = make(*args)
-        path.write_text(json.dumps(result))
-    return json.loads(path.read_text())
+def _flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Replace nested dictionaries by keys such as "data.crop"."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def _get_run_folder(config: StudyConfig, name: str, seed: int) -> pathlib.Path:
