@@ -214,9 +214,11 @@ def run_study(config: StudyConfig) -> pathlib.Path:
     checksum. The table has the weights of this configuration, and all methods and seeds with results in the folder.
 
     Raises:
-        ValueError: the folder holds results of other options, or the data do not fit.
+        ValueError: the folder holds results of other options, or data or weights do not fit.
+        FileNotFoundError: there are no such data or weights.
     """
-    load_fields(config.data)  # raises errors before anything is written
+    load_fields(config.data)  # this and the next line raise errors before anything is written
+    digests = {name: read_digest(name) for name in config.weights}
     clean = dataclasses.replace(config, degraded=False)
     options = {key: value for key, value in dataclasses.asdict(config).items() if key not in _FREE}
     folder = StudyFolder(config.output, _flatten(options))
@@ -224,8 +226,8 @@ def run_study(config: StudyConfig) -> pathlib.Path:
     for name in (*INTERPOLATIONS, *(LOCATION_REGRESSIONS if config.crop is None else ())):
         folder.load_or_compute(part + name, functools.partial(score_untrained, config, name))
     scored = []
-    for name in config.weights:
-        result = f"weights-{pathlib.Path(name).stem}-{read_digest(name)[:12]}"
+    for name, digest in digests.items():
+        result = f"weights-{pathlib.Path(name).stem}-{digest[:12]}"
         scores = folder.load_or_compute(part + result, functools.partial(score_weights, config, name))
         scored.append({**scores, "method": f"weights {name}"})  # the file may have been moved
     for seed, name in itertools.product(config.seeds, config.run or config.methods):
