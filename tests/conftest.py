@@ -40,11 +40,12 @@ EXPECTED_SKIPS = [
 ]
 if not shutil.which("nvcc") and not shutil.which("nvcc", path="/usr/local/cuda/bin"):
     EXPECTED_SKIPS += ["no nvcc on this machine"]
-if not CPU.exists() or "avx512_bf16" not in CPU.read_text().split():  # the build may lack it, so the CPU decides
+PROCESSOR_FLAGS = CPU.read_text().split() if CPU.exists() else []
+if "avx512_bf16" not in PROCESSOR_FLAGS:  # the build may lack it, so the CPU decides
     EXPECTED_SKIPS += ["avx512 is not available", "this machine cannot run avx512"]
-if not CPU.exists() or "avx512bw" not in CPU.read_text().split():  # what oneDNN requires for bfloat16
+if "avx512bw" not in PROCESSOR_FLAGS:  # what oneDNN requires for bfloat16
     EXPECTED_SKIPS += ["no oneDNN for bfloat16 on this processor"]
-if not CPU.exists() or "amx_bf16" not in CPU.read_text().split():
+if "amx_bf16" not in PROCESSOR_FLAGS:
     EXPECTED_SKIPS += ["no matrix tiles in this processor"]
 if "asan" in os.environ.get("LD_PRELOAD", ""):
     EXPECTED_SKIPS += ["AddressSanitizer holds freed memory"]

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -107,10 +108,16 @@ def format_utc(time) -> str:
     return text[:19].replace("T", " ").removesuffix(":00") + " UTC"
 
 
-def flatten_options(values: Mapping, prefix: str = "") -> Iterator[tuple[str, str]]:
+def iter_options(values: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield name and value of each option of a configuration; those of nested sections as "data.path"."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            yield from flatten_options(value, f"{prefix}{key}.")
+            yield from iter_options(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", str(value)
+            yield f"{prefix}{key}", value
+
+
+def flatten_options(values: Mapping) -> Iterator[tuple[str, str]]:
+    """Yield name and text of each option of a configuration, see iter_options."""
+    for name, value in iter_options(values):
+        yield name, str(value)

@@ -102,10 +102,8 @@ def compare(
         ImportError: if pysteps or scikit-image is missing; raised before the first forecast.
     """
     require("pysteps scikit-image", "nowcasts of pysteps, LINDA among them,")
-    extra = {} if mlcast is None else {"mlcast": mlcast}
-    digest = {} if model in BASELINES else {"weights": read_digest(model)}
-    folder = StudyFolder(output, {"model": model, "members": members, "window": window} | digest | extra)
-    methods = _make_methods(model, members, mlcast)
+    methods = _make_methods(model, members, mlcast)  # raises errors of unknown models, with the known ones
+    folder = StudyFolder(output, _list_options(model, members, window, mlcast))
     found: dict[str, list[tuple[str, dict]]] = {name: [] for name in methods}
     for file, radar in RADARS.items():
         with open_dataset(pathlib.Path(path) / file) as dataset:
@@ -121,6 +119,13 @@ def compare(
     for number, table in enumerate(tables):
         table.write(folder.path, f"table-{number + 1}")
     return tables
+
+
+def _list_options(model: str, members: int, window: int, mlcast: str | None) -> dict[str, Any]:
+    """Return the options on which scores depend, with the checksums of all weights. See compare."""
+    options = {"model": model, "members": members, "window": window} | ({} if mlcast is None else {"mlcast": mlcast})
+    networks = [name for name in (model, mlcast) if name is not None and name not in BASELINES]
+    return options | {"weights": {name: read_digest(name) for name in networks}}
 
 
 def _crop_to_echo(dataset: xr.Dataset, side: int) -> xr.Dataset:

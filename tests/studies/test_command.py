@@ -186,6 +186,12 @@ def test_results_of_weights_are_those_of_their_file(path, tmp_path):
     assert str(files[1]) not in alone
 
 
+def test_missing_weights_leave_no_files(path, tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent.safetensors"):
+        run_study(config(path, tmp_path / "study", seeds=[], weights=[str(tmp_path / "absent.safetensors")]))
+    assert not (tmp_path / "study").exists()
+
+
 @pytest.mark.parametrize(
     "options, named", [({"max_steps": 5}, "max_steps was 4 and is 5"), ({"crop": 24}, "crop was 36")]
 )

@@ -63,6 +63,17 @@ def test_load_or_compute_runs_once(tmp_path):
         StudyFolder(folder, {"steps": 5})
 
 
+def test_nested_options_that_differ_are_named(tmp_path):
+    def options(crop):
+        return {"data": {"path": "FILE", "crop": crop}, "methods": {}}
+
+    StudyFolder(tmp_path, options(8)).load_or_compute("scores/a-0", dict)
+    with pytest.raises(ValueError, match="other options: data.crop was 8 and is 9;"):
+        StudyFolder(tmp_path, options(9))
+    with pytest.raises(ValueError, match="other options: methods was {} and is None;"):
+        StudyFolder(tmp_path, options(8) | {"methods": {"a": 1}})
+
+
 def test_failed_study_leaves_no_file(tmp_path):
     def fails():
         raise ValueError("no time")

@@ -21,6 +21,7 @@ from fastds.studies import fit_nowcast_errors, nowcast_ensembles
 from fastds.studies.common.error_model_fit import Pool, score
 from fastds.studies.fit_nowcast_errors import Block, Sample, fit, make_samples
 from fastds.tasks.nowcast.ensemble_scores import EnsembleSums
+from tests.support.small_models import nowcaster
 
 Z_R = (200.0, 1.6)
 
@@ -30,6 +31,23 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("radars")
     save_dataset(synthetic_event(3, frames=14, shape=(80, 96))[["reflectivity", "crs"]], folder / "a.nc")
     return folder
+
+
+def test_scores_belong_to_the_contents_of_all_weights(tmp_path):
+    """Weights that were trained anew in the same place need another folder."""
+    files = [str(tmp_path / f"{name}.safetensors") for name in ("model", "mlcast")]
+    network = nowcaster()
+    for file in files:
+        models.save(network, file)
+    before = nowcast_ensembles._list_options(files[0], 2, 64, files[1])
+    assert before == nowcast_ensembles._list_options(files[0], 2, 64, files[1])
+    with torch.no_grad():
+        next(network.parameters()).add_(1)
+    for file in files:
+        models.save(network, file)
+        after = nowcast_ensembles._list_options(files[0], 2, 64, files[1])
+        assert after["weights"][file] != before["weights"][file]
+    assert nowcast_ensembles._list_options("extrapolation", 2, 64, None)["weights"] == {}
 
 
 def made(count=3000, seed=0):

@@ -14,6 +14,20 @@ from typing import Any
 
 from fastds._options import spell_name
 from fastds._outputs import atomic_write
+from fastds.inference.run_facts import iter_options
+
+# Options on which no stored result depends: they may differ when a study is resumed.
+_FREE = ("output", "progress", "report", "threads", "device", "run", "seeds", "plan")
+
+
+def list_options(config: Any, *free: str) -> dict[str, Any]:
+    """Return the options of a study on which its stored results depend.
+
+    Args:
+        config: dataclass of the options.
+        free: names of further options on which no result depends.
+    """
+    return {key: value for key, value in dataclasses.asdict(config).items() if key not in (*_FREE, *free)}
 
 
 def suppress_warnings(call):
@@ -28,16 +42,18 @@ class StudyFolder:
 
     Args:
         path: the folder; created with the first result.
-        options: options that the results depend on.
+        options: options that the results depend on, JSON data.
 
     Raises:
-        ValueError: if the folder holds results of other options.
+        ValueError: if the folder holds results of other options. The message names the first that differs, such as
+            data.crop.
     """
 
     def __init__(self, path: str, options: dict[str, Any]):
         self.path, self.options = pathlib.Path(path), json.loads(json.dumps(options))
-        file, options = self.path / "options.json", self.options
-        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else options
+        file = self.path / "options.json"
+        stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else self.options
+        before, options = dict(iter_options(stored)), dict(iter_options(self.options))
         differing = sorted(key for key in {*before, *options} if before.get(key) != options.get(key))
         if differing:
             key = differing[0]

@@ -21,13 +21,10 @@ from fastds.studies.common.plan import (
     make_plan,
     plan_training,
 )
-from fastds.studies.common.runs import Runs, StudyFolder
+from fastds.studies.common.runs import Runs, StudyFolder, list_options
 from fastds.studies.common.tables import ResultTable
 from fastds.training.command import quieten_lightning
 from fastds.training.config import RunConfig
-
-# Options on which no stored result depends: they may differ when a study is resumed.
-_FREE = ("output", "progress", "report", "threads", "device", "run", "seeds", "plan")
 
 _OPTIMISERS = {"adam": "Adam", "adamw": "AdamW"}
 _SCHEDULES = {
@@ -64,8 +61,7 @@ class PaperStudy:
 
     def __init__(self, config: PaperConfig, names: Sequence[str], networks: Collection[str], basis: dict[str, Any]):
         self.config, self.names = config, list(names)
-        options = {key: value for key, value in dataclasses.asdict(config).items() if key not in _FREE}
-        self.folder = StudyFolder(config.output, options | basis)
+        self.folder = StudyFolder(config.output, list_options(config) | basis)
         trained = [name for name in names if name in networks]
 
         def make() -> dict[str, Any]:

@@ -10,7 +10,6 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from fastds.models.card import Network
 from fastds.models.weight_files import read_digest
 from fastds.studies.command import find_configurations
 from fastds.studies.common.bootstrap import compute_interval
-from fastds.studies.common.runs import StudyFolder
+from fastds.studies.common.runs import StudyFolder, list_options
 from fastds.studies.common.tables import format_markdown
 from fastds.studies.fields.crops import compute_crop_errors, draw_crops
 from fastds.tasks.fields import training as field_training
@@ -34,8 +33,6 @@ from fastds.tasks.fields.samples import FieldData, load_fields
 from fastds.training.command import read_command_line
 
 OURS = "inr-small"
-# Options that results do not depend on; "degraded" selects the folder.
-_FREE = ("run", "seeds", "weights", "degraded", "output", "threads")
 # Methods with which inr-small, its variants and trained weights are compared.
 REFERENCES = ("bicubic", "bicubic-0.75", "static residual", "regression per point", "liif", "lte", "edsr-x2", OURS)
 
@@ -220,8 +217,7 @@ def run_study(config: StudyConfig) -> pathlib.Path:
     load_fields(config.data)  # this and the next line raise errors before anything is written
     digests = {name: read_digest(name) for name in config.weights}
     clean = dataclasses.replace(config, degraded=False)
-    options = {key: value for key, value in dataclasses.asdict(config).items() if key not in _FREE}
-    folder = StudyFolder(config.output, _flatten(options))
+    folder = StudyFolder(config.output, list_options(config, "weights", "degraded"))
     part = "degraded/" if config.degraded else ""
     for name in (*INTERPOLATIONS, *(LOCATION_REGRESSIONS if config.crop is None else ())):
         folder.load_or_compute(part + name, functools.partial(score_untrained, config, name))
@@ -229,7 +225,7 @@ def run_study(config: StudyConfig) -> pathlib.Path:
     for name, digest in digests.items():
         result = f"weights-{pathlib.Path(name).stem}-{digest[:12]}"
         scores = folder.load_or_compute(part + result, functools.partial(score_weights, config, name))
-        scored.append({**scores, "method": f"weights {name}"})  # the file may have been moved
+        scored.append({"method": f"weights {name}", **scores})
     for seed, name in itertools.product(config.seeds, config.run or config.methods):
         run = folder.load_or_compute(f"{name}-{seed}", functools.partial(train_and_score, clean, name, seed))
         if config.degraded:
@@ -239,14 +235,6 @@ def run_study(config: StudyConfig) -> pathlib.Path:
     table = output / "table.md"
     table.write_text(render([json.loads(file.read_text()) for file in others] + scored))
     return table
-
-
-def _flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Replace nested dictionaries by keys such as "data.crop"."""
-    flat: dict[str, Any] = {}
-    for key, value in options.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
 
 
 def _get_run_folder(config: StudyConfig, name: str, seed: int) -> pathlib.Path:
@@ -328,10 +316,10 @@ def score_untrained(config: StudyConfig, name: str) -> dict:
 
 
 def score_weights(config: StudyConfig, name: str) -> dict:
-    """Score trained weights."""
+    """Score trained weights. The result has no name, because files with other names may have the same weights."""
     model = models.load(name).eval()
     with torch.no_grad():
-        return {"method": f"weights {name}", **score(lambda x, size: model(x, size=size), config)}
+        return score(lambda x, size: model(x, size=size), config)
 
 
 def make_regression(kind: type, config: StudyConfig) -> Callable:
